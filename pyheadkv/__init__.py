@@ -1,0 +1,71 @@
+"""pyheadkv: a key/value cache for llama.cpp in which every KV head keeps its own number of rows.
+
+The planning side (budgets, policies, plans) needs no native library. `HeadKV` and `load` do; they
+are imported on first use, and only then a missing library is an error.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pyheadkv import _library
+from pyheadkv.errors import LibraryError
+
+if TYPE_CHECKING:
+    from pyheadkv.allocators import Allocator, AllocRequest, register_allocator
+    from pyheadkv.budget import Budget
+    from pyheadkv.errors import HeadKVError
+    from pyheadkv.plan import Plan, make_plan
+    from pyheadkv.policy import Policy, parse_policy, register_policy
+    from pyheadkv.profile import Profile, read_profile, write_profile
+    from pyheadkv.scorers import Scorer
+    from pyheadkv.session import HeadKV, load
+    from pyheadkv.shape import ModelShape, shape_from_metadata
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AllocRequest",
+    "Allocator",
+    "Budget",
+    "HeadKV",
+    "HeadKVError",
+    "ModelShape",
+    "Plan",
+    "Policy",
+    "Profile",
+    "Scorer",
+    "load",
+    "make_plan",
+    "parse_policy",
+    "read_profile",
+    "register_allocator",
+    "register_policy",
+    "shape_from_metadata",
+    "write_profile",
+]
+
+_HOMES = {
+    "pyheadkv.allocators": ("Allocator", "AllocRequest", "register_allocator"),
+    "pyheadkv.budget": ("Budget",),
+    "pyheadkv.errors": ("HeadKVError",),
+    "pyheadkv.plan": ("Plan", "make_plan"),
+    "pyheadkv.policy": ("Policy", "parse_policy", "register_policy"),
+    "pyheadkv.profile": ("Profile", "read_profile", "write_profile"),
+    "pyheadkv.scorers": ("Scorer",),
+    "pyheadkv.session": ("HeadKV", "load"),
+    "pyheadkv.shape": ("ModelShape", "shape_from_metadata"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+# llama_cpp looks for its library when it is imported, so it must be told before anybody does that
+with suppress(LibraryError):
+    _library.prepare()
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

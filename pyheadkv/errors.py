@@ -1,0 +1,51 @@
+"""Everything that pyheadkv raises on purpose.
+
+Each message is one line that names the value and the limit, fit to be shown to a user as it is.
+Anything else that escapes from the package is a bug.
+"""
+
+from __future__ import annotations
+
+
+class HeadKVError(Exception):
+    """Base of all errors that pyheadkv raises on purpose."""
+
+
+class LibraryError(HeadKVError):
+    """The native library is missing, of another version, or llama_cpp was imported before it."""
+
+
+class ModelError(HeadKVError):
+    """A model that cannot be read, or whose cache cannot be compressed."""
+
+
+class BudgetError(HeadKVError):
+    """A budget that cannot be read, or is below what must always be kept."""
+
+
+class PolicyError(HeadKVError):
+    """An unknown policy, allocator or scorer, or a parameter out of range."""
+
+
+class ProfileError(HeadKVError):
+    """A profile (measured head scores) that is missing, damaged, or made for another model."""
+
+
+class UsageError(HeadKVError):
+    """An option or argument that cannot be understood."""
+
+
+class NativeError(HeadKVError):
+    """A native call failed.
+
+    Parameters
+    ----------
+    message
+        the library's own one-line explanation
+    status
+        ``enum headkv_status`` of native/headkv.h, negative
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

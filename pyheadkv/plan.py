@@ -1,0 +1,175 @@
+"""A plan: the exact rows that every KV head keeps of one prompt.
+
+Frozen integers, made without a model or a library. `make_plan` puts budget, policy and profile
+together; the session hands the result to the native side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pyheadkv.allocators import AllocRequest, get_allocator
+from pyheadkv.budget import Budget, rows_to_bytes
+from pyheadkv.errors import BudgetError, PolicyError, ProfileError
+from pyheadkv.policy import Policy
+from pyheadkv.profile import Profile
+from pyheadkv.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows to keep of a prompt.
+
+    Parameters
+    ----------
+    policy
+        with all parameters of its allocator filled in
+    budget
+        what was asked for
+    n_prompt
+        tokens of the prompt
+    rows
+        ``rows[i][ih]`` of KV head ih in the i-th layer with a cache, sinks and observation window
+        included
+    rows_full, rows_kept
+        rows over all KV heads, without and with compression
+    keep_ratio
+        rows_kept / rows_full
+    bytes_full, bytes_kept
+        the same rows in bytes, in the cache types in use
+    """
+
+    policy: Policy
+    budget: Budget
+    n_prompt: int
+    rows: tuple[tuple[int, ...], ...]
+    rows_full: int
+    rows_kept: int
+    keep_ratio: float
+    bytes_full: int
+    bytes_kept: int
+
+    def flat_rows(self) -> np.ndarray:
+        """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
+        return np.array([n for layer in self.rows for n in layer], dtype=np.uint32)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as plain values for ``json.dumps``."""
+        return {
+            "policy": str(self.policy),
+            "budget": {
+                "request": self.budget.request,
+                "rows": self.rows_kept,
+                "keep_ratio": self.keep_ratio,
+                "bytes": self.bytes_kept,
+            },
+            "n_prompt": self.n_prompt,
+            "n_sink": self.policy.n_sink,
+            "n_obs": self.policy.n_obs,
+            "rows_full": self.rows_full,
+            "rows_kept": self.rows_kept,
+            "rows_per_head": [list(layer) for layer in self.rows],
+            "bytes_full": self.bytes_full,
+            "bytes_kept": self.bytes_kept,
+        }
+
+
+def make_plan(
+    shape: ModelShape,
+    policy: Policy,
+    budget: Budget,
+    n_prompt: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    profile: Profile | None = None,
+) -> Plan | None:
+    """Decide the rows of every KV head for a prompt of `n_prompt` tokens.
+
+    Returns
+    -------
+    Plan or None
+        None when there is nothing to do: the budget is "full", the prompt is no longer than the
+        sinks and the observation window, or an absolute budget (rows, bytes) holds the whole
+        prompt, so that the cache had better stay whole until it is longer. "100%" gives a plan that
+        keeps every row.
+
+    Raises
+    ------
+    BudgetError
+        an absolute budget is below the floor of this policy
+    ProfileError
+        the policy needs a profile and there is none, or it is another model's
+    PolicyError
+        the allocator broke its promise, or the profile's beta is out of range
+    """
+    params = _allocator_params(policy, profile)
+    scores = _fitting_scores(shape, policy, profile)
+    if budget.kind == "full" or n_prompt <= policy.floor_rows:
+        return None
+    rows_full = n_prompt * shape.n_kv_heads
+    total = budget.total_rows(shape, n_prompt, type_k, type_v, floor_rows=policy.floor_rows)
+    if budget.kind != "ratio" and total == rows_full:
+        return None
+    if total < policy.floor_rows * shape.n_kv_heads:
+        budget.check(shape, n_prompt, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
+
+    request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
+    rows = tuple(tuple(layer) for layer in get_allocator(policy.allocator).allocate(request))
+    _check_rows(rows, policy, request)
+    bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
+    bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
+    if budget.kind == "bytes" and bytes_kept > budget.value:
+        raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
+    return Plan(
+        replace(policy, params=params),
+        budget,
+        n_prompt,
+        rows,
+        rows_full,
+        total,
+        total / rows_full,
+        bytes_full,
+        bytes_kept,
+    )
+
+
+def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
+    """What the user set, else what the profile came with, else the default."""
+    allocator = get_allocator(policy.allocator)
+    measured = {"beta": profile.beta} if profile and profile.beta is not None and "beta" in allocator.params else {}
+    params = allocator.complete({**measured, **policy.params})
+    allocator.check_params(params)
+    return params
+
+
+def _fitting_scores(shape: ModelShape, policy: Policy, profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
+    if not policy.needs_profile:
+        return None
+    if profile is None:
+        raise ProfileError(f"policy {policy.name} needs a profile file with measured head scores")
+    n_head_kv = tuple(len(layer) for layer in profile.scores)
+    if n_head_kv != shape.n_head_kv:
+        raise ProfileError(
+            f"profile {profile.source} has {sum(n_head_kv)} KV heads in {len(n_head_kv)} layers, "
+            f"this model has {shape.n_kv_heads} in {shape.n_layer}"
+        )
+    return profile.scores
+
+
+def _check_rows(rows: tuple[tuple[int, ...], ...], policy: Policy, request: AllocRequest) -> None:
+    # allocators may be anyone's: what they return goes to native code
+    name = policy.allocator
+    n_head_kv = tuple(len(layer) for layer in rows)
+    if n_head_kv != request.n_head_kv:
+        raise PolicyError(f"allocator {name} gave rows for {sum(n_head_kv)} KV heads, expected {request.n_heads}")
+    total = sum(sum(layer) for layer in rows)
+    if total != request.total_rows:
+        raise PolicyError(f"allocator {name} gave {total} rows, expected {request.total_rows}")
+    for i, layer in enumerate(rows):
+        for ih, n in enumerate(layer):
+            if not policy.floor_rows <= n <= request.n_prompt:
+                limits = f"{policy.floor_rows} to {request.n_prompt}"
+                raise PolicyError(f"allocator {name} gave KV head {ih} of layer {i} {n} rows, expected {limits}")
