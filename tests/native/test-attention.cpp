@@ -1,0 +1,352 @@
+// test-attention.cpp: the fused CPU kernel against float64 attention over the dequantised rows.
+//
+// Case number c decides everything: types, shapes and lengths by its digits, data by its seed. `test-attention` runs all
+// cases, `test-attention C` only case C. Exit code 0: all cases passed.
+//
+// Rows that must not be read are poisoned with NaN: prefix rows outside [off, off + len), tail cells that every token
+// masks. Stock flash attention runs on the same rows (without poison, one mask per query head) as a yardstick.
+
+#include "ggml-cpu.h"
+#include "ggml.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+// normalised mean square error of f32 arithmetic: (1e-7)^2 for a rounding, some hundred of them add up. Errors of K and V
+// types do not count, the reference reads the same dequantised rows
+static constexpr double NMSE_MAX = 1e-11;
+// exp and tanh are polynomials of some 1e-7 in a logit of up to SOFTCAP
+static constexpr double NMSE_MAX_SOFTCAP = 1e-10;
+static constexpr float  SOFTCAP = 30.0f;
+
+static const ggml_type TYPES[] = {
+    GGML_TYPE_F16,  GGML_TYPE_F32,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+    GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL,
+};
+static const int SIZES[]   = { 64, 72, 80, 96, 128, 256 };
+static const int GROUPS[]  = { 1, 3, 4, 7, 8 };
+static const int TOKENS[]  = { 1, 2, 5, 9, 17, 70 };
+static const int THREADS[] = { 1, 2, 3, 5 };
+static const int LENGTHS[][3] = { // prefix rows of the KV heads
+    { 97, 1, 17 }, { 0, 0, 0 }, { 0, 300, 0 }, { 17, 0, 97 }, { 64, 63, 65 }, { 1, 1, 1 }, { 128, 0, 0 },
+};
+enum mask_kind { MASK_CAUSAL, MASK_HOLES, MASK_BIAS, MASK_ALL, MASK_NONE, MASK_KINDS };
+
+static constexpr int N_HEAD_KV  = 3;
+static constexpr int N_VARIANTS = 3; // of what is not in the full product of types, sizes, groups and tokens
+
+template <class T, size_t N> static constexpr int size(const T (&)[N]) { return (int) N; }
+
+struct test_case {
+    ggml_type type_k, type_v;
+    int n_k, n_v, group, n_tok, nth, n_kv;
+    const int * len;
+    int  mask;
+    bool has_softcap, has_sinks;
+};
+
+static test_case make_case(int c) {
+    test_case t;
+    int x = c;
+    const auto digit = [&](int n) { const int d = x % n; x /= n; return d; };
+    const int type = digit(size(TYPES));
+    t.n_tok  = TOKENS[digit(size(TOKENS))];
+    t.group  = GROUPS[digit(size(GROUPS))];
+    t.n_k    = SIZES[digit(size(SIZES))];
+    t.type_k = TYPES[type];
+
+    std::mt19937 rng(c); // the rest is drawn
+    t.type_v = rng() % 2 ? TYPES[type] : TYPES[rng() % size(TYPES)];
+    t.n_v    = rng() % 4 ? t.n_k : 64;
+    t.nth    = THREADS[rng() % size(THREADS)];
+    t.len    = LENGTHS[rng() % size(LENGTHS)];
+    t.mask   = (int) (rng() % MASK_KINDS);
+    t.n_kv   = t.mask == MASK_CAUSAL ? t.n_tok + (int) (rng() % 200) : 1 + (int) (rng() % 200);
+    t.has_softcap = rng() % 3 == 0;
+    t.has_sinks   = rng() % 3 == 0;
+    return t;
+}
+
+static constexpr int n_cases() {
+    return size(TYPES)*size(SIZES)*size(GROUPS)*size(TOKENS)*N_VARIANTS;
+}
+
+static bool is_possible(const test_case & t) {
+    return t.n_k % ggml_blck_size(t.type_k) == 0 && t.n_v % ggml_blck_size(t.type_v) == 0;
+}
+
+// random rows of one head, in their type and as the numbers they stand for
+struct rows {
+    ggml_type type;
+    int n_elements;
+    std::vector<uint8_t> data;   // [n][row bytes]
+    std::vector<float>   values; // [n][n_elements]
+
+    size_t bytes() const { return ggml_row_size(type, n_elements); }
+};
+
+static rows random_rows(ggml_type type, int n_elements, int n, std::mt19937 & rng) {
+    rows r = { type, n_elements, {}, std::vector<float>((size_t) n*n_elements) };
+    std::normal_distribution<float> normal;
+    for (float & v : r.values) {
+        v = normal(rng);
+    }
+    r.data.resize(n*r.bytes());
+    ggml_quantize_chunk(type, r.values.data(), r.data.data(), 0, n, n_elements, nullptr);
+    if (type != GGML_TYPE_F32) {
+        ggml_get_type_traits(type)->to_float(r.data.data(), r.values.data(), (int64_t) n*n_elements);
+    }
+    return r;
+}
+
+struct problem {
+    test_case t;
+    std::vector<rows>     k, v; // [N_HEAD_KV], len + n_kv rows each: prefix first, then the tail
+    std::vector<float>    q;    // [n_tok][n_head][n_k]
+    std::vector<float>    mask; // [n_tok][n_kv]
+    std::vector<float>    sinks;
+    float scale;
+
+    int  n_head() const { return N_HEAD_KV*t.group; }
+    bool is_visible(int cell) const {
+        for (int tok = 0; tok < t.n_tok; tok++) {
+            if (mask[tok*t.n_kv + cell] != -INFINITY) { return true; }
+        }
+        return false;
+    }
+};
+
+static float mask_value(const test_case & t, int tok, int cell, std::mt19937 & rng) {
+    switch (t.mask) {
+        case MASK_CAUSAL: return cell <= t.n_kv - t.n_tok + tok ? 0.0f : -INFINITY;
+        case MASK_HOLES:  return rng() % 4 ? -INFINITY : 0.0f;
+        case MASK_BIAS:   return rng() % 3 ? -(float) (rng() % 8) : -INFINITY;
+        case MASK_ALL:    return -INFINITY;
+        default:          return 0.0f;
+    }
+}
+
+static problem make_problem(const test_case & t, int seed) {
+    std::mt19937 rng(seed + 1000003);
+    std::normal_distribution<float> normal;
+    problem p;
+    p.t     = t;
+    p.scale = 2.0f/sqrtf((float) t.n_k); // sharper than usual, so that maxima move
+    for (int ih = 0; ih < N_HEAD_KV; ih++) {
+        p.k.push_back(random_rows(t.type_k, t.n_k, t.len[ih] + t.n_kv, rng));
+        p.v.push_back(random_rows(t.type_v, t.n_v, t.len[ih] + t.n_kv, rng));
+    }
+    p.q.resize((size_t) t.n_tok*p.n_head()*t.n_k);
+    for (float & x : p.q) { x = normal(rng); }
+    for (int i = 0; i < p.n_head() && t.has_sinks; i++) { p.sinks.push_back(2*normal(rng)); }
+    for (int tok = 0; tok < t.n_tok; tok++) {
+        for (int cell = 0; cell < t.n_kv; cell++) { p.mask.push_back(mask_value(t, tok, cell, rng)); }
+    }
+    return p;
+}
+
+// float64, [n_tok][n_head][n_v]
+static std::vector<double> reference(const problem & p) {
+    const test_case & t = p.t;
+    std::vector<double> out;
+    for (int tok = 0; tok < t.n_tok; tok++) {
+        for (int h = 0; h < p.n_head(); h++) {
+            const int     ih = h/t.group;
+            const int     n  = t.len[ih] + t.n_kv;
+            const float * q  = &p.q[((size_t) tok*p.n_head() + h)*t.n_k];
+            std::vector<double> s(n);
+            double top = t.has_sinks ? p.sinks[h] : -INFINITY;
+            for (int r = 0; r < n; r++) {
+                double x = 0;
+                for (int d = 0; d < t.n_k; d++) { x += (double) q[d]*p.k[ih].values[(size_t) r*t.n_k + d]; }
+                x *= p.scale;
+                x  = t.has_softcap ? SOFTCAP*tanh(x/SOFTCAP) : x;
+                x += r < t.len[ih] ? 0.0 : p.mask[tok*t.n_kv + r - t.len[ih]];
+                s[r] = x;
+                top  = std::max(top, x);
+            }
+            double sum = t.has_sinks ? exp(p.sinks[h] - top) : 0.0;
+            std::vector<double> acc(t.n_v, 0.0);
+            for (int r = 0; r < n; r++) {
+                if (s[r] == -INFINITY) { continue; }
+                const double w = exp(s[r] - top);
+                sum += w;
+                for (int d = 0; d < t.n_v; d++) { acc[d] += w*p.v[ih].values[(size_t) r*t.n_v + d]; }
+            }
+            for (double a : acc) { out.push_back(sum == 0 ? 0 : a/sum); }
+        }
+    }
+    return out;
+}
+
+// a ggml graph of one node, its tensors in ordinary memory
+struct graph {
+    ggml_context * ctx;
+
+    explicit graph(size_t bytes) : ctx(ggml_init({ bytes + (1 << 20), nullptr, false })) {}
+    graph(const graph &) = delete;
+    ~graph() { ggml_free(ctx); }
+
+    std::vector<float> compute(ggml_tensor * node, int nth) {
+        ggml_cgraph * g = ggml_new_graph(ctx);
+        ggml_build_forward_expand(g, node);
+        ggml_cplan plan = ggml_graph_plan(g, nth, nullptr);
+        std::vector<uint8_t> work(plan.work_size); // exactly, so that sanitizers see a step beyond it
+        plan.work_data = work.data();
+        if (ggml_graph_compute(g, &plan) != GGML_STATUS_SUCCESS) {
+            abort();
+        }
+        return std::vector<float>((float *) node->data, (float *) node->data + ggml_nelements(node));
+    }
+
+    ggml_tensor * queries(const problem & p) { // F32 [n_k, n_tok, n_head], permuted as in llama.cpp
+        ggml_tensor * q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, p.t.n_k, p.n_head(), p.t.n_tok);
+        memcpy(q->data, p.q.data(), ggml_nbytes(q));
+        return ggml_permute(ctx, q, 0, 2, 1, 3);
+    }
+
+    // a cache of n cells, [n_elements, n, N_HEAD_KV], filled by fill(cell, ih, row)
+    template <class F> ggml_tensor * cells(ggml_type type, int n_elements, int n, F fill) {
+        ggml_tensor * cache = ggml_new_tensor_3d(ctx, type, n_elements, N_HEAD_KV, n);
+        for (int cell = 0; cell < n; cell++) {
+            for (int ih = 0; ih < N_HEAD_KV; ih++) { fill(cell, ih, (uint8_t *) cache->data + cell*cache->nb[2] + ih*cache->nb[1]); }
+        }
+        return ggml_permute(ctx, cache, 0, 2, 1, 3);
+    }
+
+    ggml_tensor * attention(const problem & p, ggml_tensor * k, ggml_tensor * v, ggml_tensor * mask) {
+        ggml_tensor * node = ggml_flash_attn_ext(ctx, queries(p), k, v, mask, p.scale, 0.0f, p.t.has_softcap ? SOFTCAP : 0.0f);
+        if (p.t.has_sinks) {
+            ggml_tensor * sinks = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, p.n_head());
+            memcpy(sinks->data, p.sinks.data(), ggml_nbytes(sinks));
+            ggml_flash_attn_ext_add_sinks(node, sinks);
+        }
+        return node;
+    }
+};
+
+static const int GAPS[] = { 3, 1, 2, 5 }; // poisoned prefix rows before each head and after the last
+
+static ggml_tensor * prefix(graph & g, const problem & p, const std::vector<rows> & r) {
+    int n = 0;
+    for (int gap : GAPS) { n += gap; }
+    for (int ih = 0; ih < N_HEAD_KV; ih++) { n += p.t.len[ih]; }
+    ggml_tensor * t = ggml_new_tensor_2d(g.ctx, r[0].type, r[0].n_elements, n);
+    memset(t->data, 0xff, ggml_nbytes(t)); // NaN in every type: quantised types have an f16 scale
+    int row = 0;
+    for (int ih = 0; ih < N_HEAD_KV; ih++) {
+        row += GAPS[ih];
+        memcpy((uint8_t *) t->data + row*t->nb[1], r[ih].data.data(), p.t.len[ih]*t->nb[1]);
+        row += p.t.len[ih];
+    }
+    return t;
+}
+
+static ggml_tensor * meta(graph & g, const problem & p) {
+    ggml_tensor * t = ggml_new_tensor_1d(g.ctx, GGML_TYPE_I32, 2*N_HEAD_KV);
+    int row = 0;
+    for (int ih = 0; ih < N_HEAD_KV; ih++) {
+        row += GAPS[ih];
+        ((int32_t *) t->data)[ih]             = row;
+        ((int32_t *) t->data)[N_HEAD_KV + ih] = p.t.len[ih];
+        row += p.t.len[ih];
+    }
+    return t;
+}
+
+static std::vector<float> ours(const problem & p) {
+    const test_case & t = p.t;
+    graph g(64u << 20);
+    const auto tail = [&](const std::vector<rows> & r) {
+        return g.cells(r[0].type, r[0].n_elements, t.n_kv, [&](int cell, int ih, uint8_t * row) {
+            if (p.is_visible(cell)) {
+                memcpy(row, &r[ih].data[(t.len[ih] + cell)*r[ih].bytes()], r[ih].bytes());
+            } else {
+                memset(row, 0xff, r[ih].bytes());
+            }
+        });
+    };
+    ggml_tensor * mask = nullptr;
+    if (t.mask != MASK_NONE) {
+        mask = ggml_new_tensor_2d(g.ctx, GGML_TYPE_F16, t.n_kv, t.n_tok);
+        ggml_fp32_to_fp16_row(p.mask.data(), (ggml_fp16_t *) mask->data, ggml_nelements(mask));
+    }
+    ggml_tensor * node = g.attention(p, tail(p.k), tail(p.v), mask);
+    node->src[5] = prefix(g, p, p.k);
+    node->src[6] = prefix(g, p, p.v);
+    node->src[7] = meta(g, p);
+    return g.compute(node, t.nth);
+}
+
+// upstream's kernel: all heads have as many cells as the longest needs, one mask for each query head
+static std::vector<float> stock(const problem & p) {
+    const test_case & t = p.t;
+    const int n = *std::max_element(t.len, t.len + N_HEAD_KV) + t.n_kv;
+    graph g(128u << 20);
+    const auto all = [&](const std::vector<rows> & r) {
+        return g.cells(r[0].type, r[0].n_elements, n, [&](int cell, int ih, uint8_t * row) {
+            memset(row, 0, r[ih].bytes());
+            if (cell < t.len[ih] + t.n_kv) { memcpy(row, &r[ih].data[cell*r[ih].bytes()], r[ih].bytes()); }
+        });
+    };
+    ggml_tensor * mask = ggml_new_tensor_3d(g.ctx, GGML_TYPE_F16, n, t.n_tok, p.n_head());
+    for (int h = 0; h < p.n_head(); h++) {
+        const int len = t.len[h/t.group];
+        for (int tok = 0; tok < t.n_tok; tok++) {
+            for (int cell = 0; cell < n; cell++) {
+                const float m = cell < len ? 0.0f : cell < len + t.n_kv ? p.mask[tok*t.n_kv + cell - len] : -INFINITY;
+                ((ggml_fp16_t *) mask->data)[((size_t) h*t.n_tok + tok)*n + cell] = ggml_fp32_to_fp16(m);
+            }
+        }
+    }
+    return g.compute(g.attention(p, all(p.k), all(p.v), mask), t.nth);
+}
+
+// mean square of the error over mean square of the reference; of the error alone where the reference is all zeros
+static double nmse(const std::vector<float> & x, const std::vector<double> & ref) {
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < ref.size(); i++) {
+        error += (x[i] - ref[i])*(x[i] - ref[i]);
+        norm  += ref[i]*ref[i];
+    }
+    return norm > 0 ? error/norm : error;
+}
+
+int main(int argc, char ** argv) {
+    const int only = argc > 1 ? atoi(argv[1]) : -1;
+    int n_run = 0, n_skipped = 0, n_failed = 0;
+    double worst = 0, worst_stock = 0;
+
+    for (int c = only >= 0 ? only : 0; c < (only >= 0 ? only + 1 : n_cases()); c++) {
+        const test_case t = make_case(c);
+        if (!is_possible(t)) {
+            n_skipped++;
+            continue;
+        }
+        const problem p = make_problem(t, c);
+        const std::vector<double> ref = reference(p);
+        const double e       = nmse(ours(p), ref);
+        const double e_stock = nmse(stock(p), ref);
+        const bool   ok      = e <= (t.has_softcap ? NMSE_MAX_SOFTCAP : NMSE_MAX);
+
+        n_run++;
+        worst       = std::max(worst, e);
+        worst_stock = std::max(worst_stock, e_stock);
+        if (!ok) { n_failed++; }
+        if (!ok || only >= 0) {
+            printf("%s case %d: K %s x %d, V %s x %d, group %d, tokens %d, threads %d, prefix %d/%d/%d, tail %d, mask %d, "
+                    "softcap %d, sinks %d: nmse %g, stock %g\n", ok ? "ok" : "FAILED", c, ggml_type_name(t.type_k), t.n_k,
+                    ggml_type_name(t.type_v), t.n_v, t.group, t.n_tok, t.nth, t.len[0], t.len[1], t.len[2], t.n_kv, t.mask,
+                    t.has_softcap, t.has_sinks, e, e_stock);
+        }
+    }
+    printf("attention: %d cases, %d failed, %d skipped (block of the type does not divide the head size), "
+            "worst nmse %.1e, stock %.1e\n", n_run, n_failed, n_skipped, worst, worst_stock);
+    return n_failed == 0 && n_run > 0 ? 0 : 1;
+}
