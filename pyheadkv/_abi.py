@@ -1,0 +1,102 @@
+"""native/headkv.h as Python needs it, and the few functions of llama.h and gguf.h used beside it.
+
+Written by hand; a test compares names, order and values with the header.
+"""
+
+ABI_VERSION = 1
+
+STATUS_OK = 0
+STATUS_UNSUPPORTED = -2
+STATUS_WRONG_STATE = -3
+STATUS_NO_MEMORY = -4
+STATUS_COMPUTE = -5
+
+FOLDS = {"mean": 0, "max": 1}
+POOLS = {"max": 0, "avg": 1}
+ATTENTIONS = {"fused": 0, "composed": 1}
+
+HEADKV_CDEF = """
+struct llama_context;
+
+struct headkv_layer {
+    uint32_t il;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_embd_head_v;
+    uint32_t row_bytes_k;
+    uint32_t row_bytes_v;
+};
+
+struct headkv_score_params {
+    uint32_t n_obs;
+    uint32_t pool_kernel;
+    int32_t  pool;
+    int32_t  fold;
+};
+
+struct headkv_compress_params {
+    struct headkv_score_params score;
+    const uint32_t * n_rows;
+    uint32_t         n_rows_size;
+    uint32_t         n_sink;
+    uint32_t         n_threads;
+};
+
+struct headkv_stats {
+    uint32_t n_pos;
+    uint32_t n_pos_prefix;
+    uint32_t n_cells;
+    uint32_t n_cells_used;
+    uint64_t n_rows_full;
+    uint64_t n_rows_prefix;
+    uint64_t n_rows_tail;
+    uint64_t bytes_prefix;
+    uint64_t bytes_tail;
+    uint64_t bytes_scores;
+    uint64_t bytes_peak;
+    uint64_t n_grow;
+    double   ms_select;
+    double   ms_gather;
+    double   ms_shrink;
+};
+
+int32_t headkv_abi_version(void);
+const char * headkv_last_error(void);
+int32_t headkv_context_next(uint32_t n_cells);
+int32_t headkv_attach(struct llama_context * ctx);
+uint32_t headkv_n_layer(const struct llama_context * ctx);
+int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
+int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
+int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs);
+int32_t headkv_score_read(
+    struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
+int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
+int32_t headkv_keep(
+    struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
+    const int32_t * pos, size_t n_pos, uint32_t n_threads);
+int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
+int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
+int32_t headkv_stats_reset_peak(struct llama_context * ctx);
+int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
+"""
+
+# upstream's own; libllama depends on libggml-base, so its handle finds the functions of gguf.h too
+UPSTREAM_CDEF = """
+void llama_synchronize(struct llama_context * ctx);
+
+struct gguf_context;
+struct ggml_context;
+struct gguf_init_params { bool no_alloc; struct ggml_context ** ctx; };
+
+struct gguf_context * gguf_init_from_file(const char * fname, struct gguf_init_params params);
+void         gguf_free(struct gguf_context * ctx);
+int64_t      gguf_get_n_kv(const struct gguf_context * ctx);
+const char * gguf_get_key(const struct gguf_context * ctx, int64_t key_id);
+int          gguf_get_kv_type(const struct gguf_context * ctx, int64_t key_id);
+int          gguf_get_arr_type(const struct gguf_context * ctx, int64_t key_id);
+const char * gguf_get_val_str(const struct gguf_context * ctx, int64_t key_id);
+const void * gguf_get_val_data(const struct gguf_context * ctx, int64_t key_id);
+size_t       gguf_get_arr_n(const struct gguf_context * ctx, int64_t key_id);
+const void * gguf_get_arr_data(const struct gguf_context * ctx, int64_t key_id);
+"""

@@ -1,0 +1,342 @@
+"""The only file that calls native code: headkv_* and gguf_* functions of the library that llama_cpp has loaded.
+
+Opening a shared library twice gives the same image, so a `llama_context` made by llama_cpp can be handed to these
+functions. Numbers go in and out as NumPy arrays; every failure becomes an exception with the library's own sentence.
+Nothing is loaded before the first call: importing this module needs no library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cffi
+import numpy as np
+import numpy.typing as npt
+
+from pyheadkv import _library
+from pyheadkv._abi import (
+    ABI_VERSION,
+    ATTENTIONS,
+    FOLDS,
+    HEADKV_CDEF,
+    POOLS,
+    STATUS_OK,
+    STATUS_UNSUPPORTED,
+    UPSTREAM_CDEF,
+)
+from pyheadkv.errors import LibraryError, ModelError, NativeError
+from pyheadkv.scorers import Scorer
+from pyheadkv.shape import LayerShape
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+_GGUF_DTYPES = {
+    0: np.uint8,
+    1: np.int8,
+    2: np.uint16,
+    3: np.int16,
+    4: np.uint32,
+    5: np.int32,
+    6: np.float32,
+    7: np.bool_,
+    10: np.uint64,
+    11: np.int64,
+    12: np.float64,
+}
+
+_ffi = cffi.FFI()
+_ffi.cdef(HEADKV_CDEF)
+_ffi.cdef(UPSTREAM_CDEF)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """``struct headkv_stats`` of native/headkv.h: rows, bytes of the buffers that exist, times in ms."""
+
+    n_pos: int
+    n_pos_prefix: int
+    n_cells: int
+    n_cells_used: int
+    n_rows_full: int
+    n_rows_prefix: int
+    n_rows_tail: int
+    bytes_prefix: int
+    bytes_tail: int
+    bytes_scores: int
+    bytes_peak: int
+    n_grow: int
+    ms_select: float
+    ms_gather: float
+    ms_shrink: float
+
+
+@functools.cache
+def _llama_lib() -> Any:
+    """The image of libllama that llama_cpp uses, whoever built it."""
+    _library.prepare()
+    try:
+        from llama_cpp import llama_cpp as bindings
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"llama_cpp cannot be loaded: {_one_line(str(error))}") from error
+    return _ffi.dlopen(bindings._lib._name)
+
+
+@functools.cache
+def _headkv_lib() -> Any:
+    """The same image, once it is known to be pyheadkv's and to speak our ABI."""
+    lib = _llama_lib()
+    try:
+        version = lib.headkv_abi_version()
+    except AttributeError as error:
+        raise LibraryError(
+            "llama_cpp has loaded a libllama without pyheadkv: import pyheadkv before llama_cpp"
+        ) from error
+    if version != ABI_VERSION:
+        raise LibraryError(f"the native library has ABI version {version}, this pyheadkv needs {ABI_VERSION}")
+    return lib
+
+
+def abi_version() -> int:
+    """ABI version of the loaded native library."""
+    return int(_headkv_lib().headkv_abi_version())
+
+
+def _check(status: int) -> None:
+    if status >= STATUS_OK:
+        return
+    message = _text(_headkv_lib().headkv_last_error()) or f"native status {status}"
+    if status == STATUS_UNSUPPORTED:
+        raise ModelError(message)
+    raise NativeError(message, status)
+
+
+def _text(pointer: Any) -> str:
+    return bytes(_ffi.string(pointer)).decode("utf-8", errors="replace")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@contextmanager
+def context_cells(n_cells: int) -> Iterator[None]:
+    """Contexts made inside the block start with n_cells cells instead of n_ctx, and grow on demand.
+
+    Call it on the thread that makes the context.
+    """
+    lib = _headkv_lib()
+    _check(lib.headkv_context_next(n_cells))
+    try:
+        yield
+    finally:
+        lib.headkv_context_next(0)
+
+
+@contextmanager
+def log_lines(lines: list[str]) -> Iterator[None]:
+    """Append llama.cpp's warnings and errors to lines instead of printing them; the usual log comes back afterwards."""
+    from llama_cpp import _logger
+    from llama_cpp import llama_cpp as bindings
+
+    warn, error = 2, 3  # enum ggml_log_level
+
+    @bindings.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        if level in (warn, error) and text.strip():
+            lines.append(_one_line(text.decode("utf-8", errors="replace")))
+
+    bindings.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        bindings.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+class Native:
+    """One llama_context, prepared for compression.
+
+    Layer indices ``i`` count the layers that have a cache, as in `layers`; positions are int32, rows uint32.
+    Every method raises NativeError, or ModelError for what cannot be compressed, and then has changed nothing.
+
+    Parameters
+    ----------
+    llama
+        owner of the context; must outlive this object
+    """
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        self._lib = _headkv_lib()
+        address = ctypes.cast(llama._ctx.ctx, ctypes.c_void_p).value
+        self._ctx = _ffi.cast("struct llama_context *", address or 0)
+        _check(self._lib.headkv_attach(self._ctx))
+
+    def layers(self) -> tuple[LayerShape, ...]:
+        """Layers with a KV cache of their own."""
+        return tuple(
+            LayerShape(raw.il, raw.n_head, raw.n_head_kv, raw.n_embd_head_k, raw.n_embd_head_v)
+            for raw in self._raw_layers()
+        )
+
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of one row, K and V, in each layer of `layers`."""
+        return tuple(raw.row_bytes_k + raw.row_bytes_v for raw in self._raw_layers())
+
+    def _raw_layers(self) -> Iterator[Any]:
+        raw = _ffi.new("struct headkv_layer *")
+        for i in range(self._lib.headkv_n_layer(self._ctx)):
+            _check(self._lib.headkv_layer_get(self._ctx, i, raw))
+            yield raw
+
+    def reserve(self, n_cells: int) -> None:
+        """Make room for n_cells tail cells at once; never shrinks."""
+        _check(self._lib.headkv_reserve(self._ctx, n_cells))
+
+    def score_arm(self, n_obs: int) -> None:
+        """The next n_obs decoded tokens are the observation window; 0 disarms."""
+        _check(self._lib.headkv_score_arm(self._ctx, n_obs))
+
+    def score_read(self, i: int, scorer: Scorer) -> npt.NDArray[np.float32]:
+        """Scores of layer i after the window was decoded, f32 [n_head_kv, n_pos - n_obs]."""
+        n_head_kv = self.layers()[i].n_head_kv
+        scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
+        params = _ffi.new("struct headkv_score_params *", _score_params(scorer))
+        _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
+        return scores
+
+    def compress(self, rows: npt.NDArray[np.uint32], scorer: Scorer, n_sink: int, n_threads: int = 1) -> None:
+        """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
+
+        Parameters
+        ----------
+        rows
+            uint32 [sum of n_head_kv]
+        scorer
+            how the armed scores are pooled and folded; its n_obs is the one that was armed
+        n_sink
+            first positions that are always kept
+        n_threads
+            for selection and gather
+        """
+        rows = np.ascontiguousarray(rows, dtype=np.uint32)
+        params = _ffi.new("struct headkv_compress_params *")
+        params.score = _score_params(scorer)
+        params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
+        params.n_rows_size = rows.size
+        params.n_sink = n_sink
+        params.n_threads = n_threads
+        _check(self._lib.headkv_compress(self._ctx, params))
+
+    def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:
+        """Keep exactly these prefix positions of each KV head; the last n_obs positions stay in the tail.
+
+        Parameters
+        ----------
+        positions
+            for each KV head, layer-major, int32 [n_kept], strictly ascending, all below n_pos - n_obs
+        """
+        heads = [np.asarray(head, dtype=np.int32) for head in positions]
+        n_kept = np.array([head.size for head in heads], dtype=np.uint32)
+        flat = np.concatenate([np.empty(0, dtype=np.int32), *heads])
+        counts, pos = _ffi.from_buffer("uint32_t[]", n_kept), _ffi.from_buffer("int32_t[]", flat)
+        _check(self._lib.headkv_keep(self._ctx, n_obs, counts, n_kept.size, pos, flat.size, n_threads))
+
+    def positions(self, i: int, ih: int) -> npt.NDArray[np.int32]:
+        """Positions kept in the prefix by KV head ih of layer i, int32, ascending; empty without a prefix."""
+        n = self._lib.headkv_positions(self._ctx, i, ih, _ffi.NULL, 0)
+        _check(n)
+        kept = np.empty(n, dtype=np.int32)
+        _check(self._lib.headkv_positions(self._ctx, i, ih, _ffi.from_buffer("int32_t[]", kept), n))
+        return kept
+
+    def stats(self) -> Stats:
+        """Rows and bytes as they are now."""
+        raw = _ffi.new("struct headkv_stats *")
+        _check(self._lib.headkv_stats_get(self._ctx, raw))
+        return Stats(**{field.name: getattr(raw, field.name) for field in fields(Stats)})
+
+    def reset_peak(self) -> None:
+        """Count bytes_peak anew from here."""
+        _check(self._lib.headkv_stats_reset_peak(self._ctx))
+
+    def synchronize(self) -> None:
+        """Wait until everything decoded so far is computed."""
+        self._lib.llama_synchronize(self._ctx)
+
+    def attention_set(self, attention: str) -> None:
+        """Choose how the prefix is attended: "fused" or "composed"."""
+        _check(self._lib.headkv_attention_set(self._ctx, ATTENTIONS[attention]))
+
+
+def _score_params(scorer: Scorer) -> dict[str, int]:
+    return {
+        "n_obs": scorer.n_obs,
+        "pool_kernel": scorer.pool_kernel,
+        "pool": POOLS[scorer.pool],
+        "fold": FOLDS[scorer.fold],
+    }
+
+
+def read_gguf_metadata(path: str | Path) -> dict[str, object]:
+    """Read the keys of a GGUF file: numbers, booleans, strings, and arrays of numbers as lists.
+
+    Arrays of strings (vocabularies) are left out. Tensors are not read.
+
+    Raises
+    ------
+    ModelError
+        missing, no GGUF, or damaged; names the file and what is wrong
+    """
+    path = Path(path)
+    _check_magic(path)
+    lib = _llama_lib()
+    lines: list[str] = []
+    with log_lines(lines):
+        ctx = lib.gguf_init_from_file(str(path).encode(), {"no_alloc": True, "ctx": _ffi.NULL})
+    if ctx == _ffi.NULL:
+        reason = f" ({lines[0]})" if lines else ""
+        raise ModelError(f"{path} is a damaged or truncated GGUF file{reason}")
+    try:
+        return dict(_gguf_items(lib, ctx))
+    finally:
+        lib.gguf_free(ctx)
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file: it starts with {magic!r} instead of b'GGUF'")
+
+
+def _gguf_items(lib: Any, ctx: Any) -> Iterator[tuple[str, object]]:
+    # the typed getters of gguf.h abort the process on a wrong type, so the type is looked at first
+    for key_id in range(lib.gguf_get_n_kv(ctx)):
+        key = _text(lib.gguf_get_key(ctx, key_id))
+        kv_type = lib.gguf_get_kv_type(ctx, key_id)
+        if kv_type == _GGUF_STRING:
+            yield key, _text(lib.gguf_get_val_str(ctx, key_id))
+        elif kv_type == _GGUF_ARRAY:
+            dtype = _GGUF_DTYPES.get(lib.gguf_get_arr_type(ctx, key_id))
+            if dtype is not None:
+                n = lib.gguf_get_arr_n(ctx, key_id)
+                yield key, _numbers(lib.gguf_get_arr_data(ctx, key_id), n, dtype)
+        elif kv_type in _GGUF_DTYPES:
+            yield key, _numbers(lib.gguf_get_val_data(ctx, key_id), 1, _GGUF_DTYPES[kv_type])[0]
+
+
+def _numbers(pointer: Any, n: int, dtype: type[np.generic]) -> list[Any]:
+    if n == 0:
+        return []
+    values: list[Any] = np.frombuffer(_ffi.buffer(pointer, n * np.dtype(dtype).itemsize), dtype=dtype).tolist()
+    return values

@@ -1,0 +1,350 @@
+"""HeadKV: a llama_cpp.Llama whose cache is compressed after each long prompt.
+
+`HeadKV` wraps `generate` and `eval` of one Llama instance (and refuses to save states), so create_chat_completion,
+streaming, stop words, grammars and samplers of llama-cpp-python go on working.
+
+    eval(prompt):   prompt[:-n_obs] in batches | arm scoring | prompt[-n_obs:] | plan -> compress
+    eval(token):    as it was, on the compressed cache
+
+Positions never change, so `Llama.generate` may go on reusing a matching prefix: what it keeps reaches into the tail, or
+the native side refuses to cut, and generate then evaluates everything anew from position 0. Three rules follow:
+
+- a prompt that only adds to a compressed conversation is evaluated on top of it, in the tail;
+- a prompt that differs before the tail, or that is longer than all before it, is read whole again and compressed again;
+- a prompt shorter than `min_prompt` tokens is left alone: the first cells exist anyway, so nothing would be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
+from pyheadkv.budget import Budget
+from pyheadkv.errors import ModelError, NativeError, ProfileError, UsageError
+from pyheadkv.loading import FIRST_CELLS, load
+from pyheadkv.native import Native
+from pyheadkv.plan import Plan, make_plan
+from pyheadkv.policy import Policy, parse_policy
+from pyheadkv.profile import Profile, read_profile
+from pyheadkv.shape import CACHE_TYPES, ModelShape
+from pyheadkv.stats import SessionStats, TurnTimer, kv_report
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+__all__ = ["HeadKV", "load"]
+
+_WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state")
+_NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have"
+_DECODE_FAILURES = {
+    1: "no cell is free for the new tokens",
+    2: "the computation was aborted",
+    -1: "the batch is invalid",
+    -2: "memory for the computation could not be allocated",
+    -3: "the computation failed",
+}
+
+
+class HeadKV:
+    """Compress the cache of a Llama after each long prompt, a number of rows for every KV head.
+
+    A context manager; `close` takes the wrappers off again.
+
+    Parameters
+    ----------
+    llama
+        made by the caller with flash_attn=True, best by `load`
+    policy
+        name with settings, as `parse_policy` reads it, or a Policy
+    budget
+        "25%", "512" (rows per KV head on average), "64MiB", "full", or a Budget
+    profile
+        measured head scores, a Profile or its file, for policies that need them
+    min_prompt
+        prompts of fewer tokens are not compressed
+    on_notice
+        called with one line when something the user should know happened
+    on_progress
+        called with (tokens read, tokens to read) while a prompt is read
+
+    Raises
+    ------
+    ModelError
+        this model, cache or Llama cannot be compressed; says why
+    BudgetError, PolicyError, ProfileError
+        the settings do not fit the model
+    """
+
+    def __init__(
+        self,
+        llama: llama_cpp.Llama,
+        *,
+        policy: Policy | str = "snapkv",
+        budget: Budget | str = "25%",
+        profile: Profile | str | Path | None = None,
+        min_prompt: int = FIRST_CELLS,
+        on_notice: Callable[[str], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.budget = Budget.parse(budget) if isinstance(budget, str) else budget
+        self.min_prompt = min_prompt
+        self.on_notice = on_notice
+        self.on_progress = on_progress
+        self.llama = llama
+        _refuse_unfit(llama, self.policy, profile)
+        self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
+        self.native = Native(llama)
+        self.shape = _native_shape(llama, self.native)
+        self.profile = read_profile(profile, self.shape) if isinstance(profile, (str, Path)) else profile
+        self._check_settings()
+        self._plan: Plan | None = None
+        self._turn = TurnTimer()
+        self._is_generating = False
+        self._wrap()
+
+    def _check_settings(self) -> None:
+        """Refuse now what would be refused when the first long prompt is read."""
+        n_ctx, policy = self.llama.n_ctx(), self.policy
+        self.budget.check(
+            self.shape,
+            n_ctx,
+            policy.floor_rows,
+            self.type_k,
+            self.type_v,
+            floor_words=policy.floor_words,
+        )
+        self._make_plan(n_ctx)
+
+    # ---- what the caller asks ----
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a compressed prefix exists now."""
+        return self.native.stats().n_pos_prefix > 0
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the cache follows now; None while it is whole."""
+        return self._plan if self.is_compressed else None
+
+    def stats(self) -> SessionStats:
+        """Rows and bytes as they are now, times of the last turn."""
+        return self._turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
+
+    def kv_json(self) -> dict[str, Any]:
+        """Objects "budget", "kv", "ms" and "tok_s" of the last turn, ready for JSON."""
+        return kv_report(self.stats(), self.plan, self.budget, self.shape, self.type_k, self.type_v)
+
+    def clear(self) -> None:
+        """Forget the conversation and give its memory back."""
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
+
+    def close(self) -> None:
+        """Take the wrappers off the Llama. A compressed prefix stays until the Llama drops it."""
+        for name in _WRAPPED:
+            vars(self.llama).pop(name, None)
+
+    def __enter__(self) -> HeadKV:
+        """Nothing to do: the wrappers are on since the constructor."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Take the wrappers off."""
+        self.close()
+
+    # ---- wrappers ----
+
+    def _wrap(self) -> None:
+        llama: Any = self.llama
+        self._stock = {name: getattr(llama, name) for name in _WRAPPED}
+        for name in _WRAPPED:
+            setattr(llama, name, getattr(self, f"_{name}"))
+
+    def _generate(self, tokens: Sequence[int], *args: Any, **options: Any) -> Generator[int, Any, None]:
+        """Llama.generate, counted: its first eval reads the prompt, later ones are drafts and single tokens."""
+        self._turn = TurnTimer(n_prompt=len(tokens))
+        self._is_generating = False
+        with closing(self._stock["generate"](tokens, *args, **options)) as stock:
+            sent = None
+            while True:
+                try:
+                    token = stock.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    self._is_generating = False
+                self._turn.n_generated += 1
+                sent = yield token
+                self._is_generating = True
+
+    def _eval(self, tokens: Sequence[int]) -> None:
+        tokens = list(tokens)
+        is_prompt = len(tokens) > 1 and not self._is_generating
+        if is_prompt or (tokens and self._starts_in_prefix()):
+            self._read_prompt(tokens)
+        else:
+            with self._turn.decode(len(tokens)):
+                self._stock_eval(tokens)
+
+    def _set_cache(self, cache: Any) -> None:
+        if cache is not None:
+            raise UsageError(_NO_STATES)
+        self._stock["set_cache"](cache)
+
+    def _save_state(self) -> Any:
+        if self.is_compressed:
+            raise UsageError("the state of a compressed cache cannot be saved")
+        return self._stock["save_state"]()
+
+    def _load_state(self, state: Any) -> None:
+        if self.is_compressed:
+            self.clear()
+        self.native.reserve(max(1, state.n_tokens))
+        self._stock["load_state"](state)
+
+    # ---- reading a prompt ----
+
+    def _read_prompt(self, tokens: list[int]) -> None:
+        n_prompt, n_ctx = self.llama.n_tokens + len(tokens), self.llama.n_ctx()
+        if n_prompt > n_ctx:
+            raise UsageError(f"prompt of {n_prompt} tokens is longer than the context of {n_ctx}")
+        if self._turn.is_used:  # a caller's own loop of eval and sample, without generate
+            self._turn = TurnTimer()
+        self._turn.n_prompt = n_prompt
+        with self._turn.prefill():
+            if not self.is_compressed:
+                self._read_whole(tokens)
+            elif self._must_read_again(tokens):
+                tokens = self.llama.input_ids[: self.llama.n_tokens].tolist() + tokens
+                self.clear()
+                self._read_whole(tokens)
+            else:
+                self._read(tokens)
+
+    def _read_whole(self, tokens: list[int]) -> None:
+        """Read a prompt onto a cache that is not compressed, and compress it if there is something to gain."""
+        n_prompt = self.llama.n_tokens + len(tokens)
+        plan = self._make_plan(n_prompt) if n_prompt >= self.min_prompt else None
+        self.native.reserve(n_prompt)
+        if plan is None:
+            self._read(tokens)
+        else:
+            self._read_and_compress(self._with_window(tokens), plan)
+
+    def _starts_in_prefix(self) -> bool:
+        """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
+        return self.llama.n_tokens < self.native.stats().n_pos_prefix
+
+    def _must_read_again(self, tokens: list[int]) -> bool:
+        n_past = self.llama.n_tokens
+        if self._starts_in_prefix():
+            n_pos_prefix = self.native.stats().n_pos_prefix
+            self._notify(f"the conversation changed before position {n_pos_prefix}: reading it again")
+            return True
+        if len(tokens) > max(n_past, self.min_prompt):
+            self._notify(f"{len(tokens)} new tokens after {n_past}: reading all again to compress them together")
+            return True
+        return False
+
+    def _make_plan(self, n_prompt: int) -> Plan | None:
+        return make_plan(
+            self.shape,
+            self.policy,
+            self.budget,
+            n_prompt,
+            type_k=self.type_k,
+            type_v=self.type_v,
+            profile=self.profile,
+        )
+
+    def _with_window(self, tokens: list[int]) -> list[int]:
+        """Take back the last tokens of a whole cache where the new ones do not fill the observation window."""
+        n_past = self.llama.n_tokens
+        n_back = max(0, self.policy.scorer.n_obs - len(tokens))
+        self.llama.n_tokens = n_past - n_back  # the next eval cuts the cache there
+        return [*self.llama.input_ids[n_past - n_back : n_past].tolist(), *tokens]
+
+    def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
+        n_obs = self.policy.scorer.n_obs
+        n_head = len(tokens) - n_obs
+        self._read(tokens[:n_head], n_total=len(tokens))
+        try:
+            self.native.score_arm(n_obs)
+            self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
+            self._compress(plan)
+        except BaseException as error:
+            with suppress(NativeError):
+                self.native.score_arm(0)
+            if not (isinstance(error, NativeError) and error.status == STATUS_NO_MEMORY):
+                raise
+            self._notify(f"the chat goes on uncompressed: {error}")
+            self._read(tokens[len(tokens) - (plan.n_prompt - self.llama.n_tokens) :])
+
+    def _compress(self, plan: Plan) -> None:
+        n_threads = int(self.llama.n_threads_batch)
+        with self._turn.select():
+            self.native.compress(plan.flat_rows(), self.policy.scorer, self.policy.n_sink, n_threads)
+        self._plan = plan
+
+    def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
+        n_total = len(tokens) if n_total is None else n_total
+        for start in range(0, len(tokens), self.llama.n_batch):
+            batch = tokens[start : start + self.llama.n_batch]
+            self._stock_eval(batch)
+            self._turn.n_read += len(batch)
+            n_done += len(batch)
+            if self.on_progress:
+                self.on_progress(n_done, n_total)
+
+    def _stock_eval(self, tokens: list[int]) -> None:
+        try:
+            self._stock["eval"](tokens)
+            self.native.synchronize()
+        except RuntimeError as error:
+            raise _decode_error(error, self.llama.n_tokens) from error
+
+    def _notify(self, line: str) -> None:
+        if self.on_notice:
+            self.on_notice(line)
+
+
+def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy, profile: Profile | str | Path | None) -> None:
+    if any(name in vars(llama) for name in _WRAPPED):
+        raise UsageError("this Llama has a HeadKV already: close that one first")
+    if llama.cache is not None:
+        raise UsageError(_NO_STATES)
+    if policy.needs_profile and profile is None:
+        raise ProfileError(f"policy {policy.name} needs a profile file with measured head scores (profile=...)")
+
+
+def _type_name(params: Any, which: str) -> str:
+    ggml_type = int(getattr(params, which))
+    for cache_type in CACHE_TYPES.values():
+        if cache_type.ggml_type == ggml_type:
+            return cache_type.name
+    raise ModelError(f"{which} is ggml type {ggml_type}, known cache types are {', '.join(CACHE_TYPES)}")
+
+
+def _native_shape(llama: llama_cpp.Llama, native: Native) -> ModelShape:
+    return ModelShape(
+        architecture=llama.metadata.get("general.architecture", ""),
+        name=llama.metadata.get("general.name", ""),
+        n_ctx_train=llama._model.n_ctx_train(),
+        layers=native.layers(),
+    )
+
+
+def _decode_error(error: RuntimeError, n_tokens: int) -> Exception:
+    words = str(error).split()
+    if words[:2] != ["llama_decode", "returned"]:
+        return error
+    reason = _DECODE_FAILURES.get(int(words[2]), "unknown failure")
+    return NativeError(
+        f"llama_decode failed after position {n_tokens}: {reason} (status {words[2]})",
+        STATUS_COMPUTE,
+    )
