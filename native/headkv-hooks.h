@@ -1,0 +1,49 @@
+// headkv-hooks.h: everything that the patches may call. Each function does nothing, or what upstream does, where the cache
+// has no store (headkv_attach() and headkv_context_next() make one).
+//
+// | hook              | called by                                | upstream's answer, and ours                               |
+// | ----------------- | ---------------------------------------- | --------------------------------------------------------- |
+// | _cache_size       | llama_model::create_memory               | n_ctx_seq, or what headkv_context_next() asked for        |
+// | _cache_created    | the same, after the cache was made       | gives an elastic cache its store                          |
+// | _clear            | llama_kv_cache::clear                    | the prefix is dropped too                                 |
+// | _seq_rm           | llama_kv_cache::seq_rm                   | false: refused, nothing changed; may drop the prefix      |
+// | _seq_keep         | llama_kv_cache::seq_keep                 | another sequence is kept: the prefix is dropped           |
+// | _refuse           | seq_cp, seq_add, seq_div, get_can_shift  | true: there is a prefix, and the operation would be wrong |
+// | _wants_cells      | llama_kv_cache::init_batch               | true: no slot yet, an update must grow the tail first     |
+// | _pending          | llama_kv_cache_context (update)          | true: the update has to run                               |
+// | _update           | llama_kv_cache::update                   | grows the tail                                            |
+// | _state_write      | llama_kv_cache::state_write              | throws: a compressed cache cannot be saved yet            |
+// | _state_read       | llama_kv_cache::state_read_meta          | false: the cells cannot be had                            |
+// | _memory           | llama_kv_cache::memory_breakdown         | adds the prefix                                           |
+// | _attn             | llm_graph_context::build_attn_mha        | scores while armed, attention over prefix and tail        |
+
+#pragma once
+
+#include "llama.h"
+
+#include "ggml-backend.h"
+
+#include <cstdint>
+#include <map>
+
+class llama_kv_cache;
+struct llama_memory_i;
+struct llm_graph_context;
+
+uint32_t headkv_hook_cache_size   (uint32_t n_ctx_seq);
+void     headkv_hook_cache_created(llama_memory_i * memory, uint32_t n_ctx_seq);
+
+void headkv_hook_clear   (llama_kv_cache & kv);
+bool headkv_hook_seq_rm  (llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+void headkv_hook_seq_keep(llama_kv_cache & kv, llama_seq_id seq_id);
+bool headkv_hook_refuse  (const llama_kv_cache & kv, const char * operation);
+
+bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens);
+bool headkv_hook_pending    (const llama_kv_cache & kv);
+bool headkv_hook_update     (llama_kv_cache & kv);
+
+void headkv_hook_state_write(const llama_kv_cache & kv);
+bool headkv_hook_state_read (llama_kv_cache & kv, uint32_t n_cells);
+void headkv_hook_memory     (const llama_kv_cache & kv, std::map<ggml_backend_buffer_type_t, size_t> & sizes);
+
+ggml_tensor * headkv_hook_attn(const llm_graph_context & g, ggml_tensor * fa, int il);

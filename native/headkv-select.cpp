@@ -1,0 +1,105 @@
+#include "headkv-select.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
+
+void headkv_fold(
+        const headkv_score_shape & shape, uint32_t n_obs, headkv_fold_type fold, const float * attn, float * score) {
+    const uint32_t n_gqa = shape.n_head / shape.n_head_kv;
+    const size_t   n     = shape.n_pos;
+
+    const float scale = 1.0f / (n_obs * (fold == headkv_fold_type::mean ? n_gqa : 1));
+
+    for (uint32_t ih = 0; ih < shape.n_head_kv; ++ih) {
+        const float * src = attn + (size_t) ih*n_gqa*n;
+        float       * dst = score + (size_t) ih*n;
+
+        std::copy(src, src + n, dst);
+        for (uint32_t j = 1; j < n_gqa; ++j) {
+            src += n;
+            for (size_t p = 0; p < n; ++p) {
+                dst[p] = fold == headkv_fold_type::mean ? dst[p] + src[p] : std::max(dst[p], src[p]);
+            }
+        }
+        for (size_t p = 0; p < n; ++p) {
+            dst[p] *= scale;
+        }
+    }
+}
+
+void headkv_pool_row(headkv_pool_type pool, uint32_t kernel, float * score, size_t n) {
+    const size_t half = kernel / 2;
+    if (half == 0 || n == 0) {
+        return;
+    }
+
+    const std::vector<float> src(score, score + n);
+
+    for (size_t p = 0; p < n; ++p) {
+        const auto first = src.begin() + (p > half ? p - half : 0);
+        const auto last  = src.begin() + std::min(n, p + half + 1);
+        score[p] = pool == headkv_pool_type::max
+            ? *std::max_element(first, last)
+            : std::accumulate(first, last, 0.0f) / (float) (last - first);
+    }
+}
+
+std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, uint32_t n_sink, uint32_t n_keep) {
+    std::vector<int32_t> pos(n_pos);
+    std::iota(pos.begin(), pos.end(), 0);
+
+    // a strict order on (score, position), so that equal scores give the same rows on every machine
+    const auto better = [score](int32_t a, int32_t b) {
+        return score[a] != score[b] ? score[a] > score[b] : a < b;
+    };
+
+    std::nth_element(pos.begin() + n_sink, pos.begin() + n_keep, pos.end(), better);
+    pos.resize(n_keep);
+    std::sort(pos.begin(), pos.end());
+
+    return pos;
+}
+
+bool headkv_all_finite(const float * x, size_t n) {
+    return std::all_of(x, x + n, [](float v) { return std::isfinite(v); });
+}
+
+void headkv_parallel_for(size_t n, uint32_t n_threads, const std::function<void(size_t)> & fn) {
+    std::atomic<size_t> next { 0 };
+    std::exception_ptr  error;
+    std::mutex          mutex;
+
+    const auto work = [&]() {
+        try {
+            for (size_t i = next++; i < n; i = next++) {
+                fn(i);
+            }
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex);
+            error = error ? error : std::current_exception();
+        }
+    };
+
+    std::vector<std::thread> threads;
+    try {
+        for (size_t t = 1; t < std::min<size_t>(n_threads, n); ++t) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::exception &) {
+        // no more threads to be had: those that started, and this one, do the work
+    }
+
+    work();
+
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    if (error) {
+        std::rethrow_exception(error);
+    }
+}

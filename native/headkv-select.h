@@ -1,0 +1,39 @@
+// headkv-select.h: from window attention to the positions that each KV head keeps. Plain arrays, no llama.cpp.
+//
+// Scores come in as attention summed over the observation window, one row of positions per query head. They are averaged
+// over the window, folded over the query heads of each KV head, pooled along the positions, and the best are chosen
+// (SnapKV, arXiv 2404.14469; fold before pooling as in kvpress and KVCache-Factory).
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+enum class headkv_fold_type { mean, max };
+enum class headkv_pool_type { max, avg };
+
+struct headkv_score_shape {
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t n_pos; // scored positions, the window excluded
+};
+
+// attn: [n_head][n_pos] summed over n_obs queries -> score: [n_head_kv][n_pos], the mean, folded over each group
+void headkv_fold(
+        const headkv_score_shape & shape, uint32_t n_obs, headkv_fold_type fold, const float * attn, float * score);
+
+// pool n values in place, stride 1, "same" padding: the window is cut off at both ends. kernel is odd
+void headkv_pool_row(headkv_pool_type pool, uint32_t kernel, float * score, size_t n);
+
+// the n_sink first positions, then the highest scores, ties to the lower position, until n_keep are chosen.
+// score: [n_pos] finite; n_sink <= n_keep <= n_pos. Returns n_keep positions, ascending
+std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, uint32_t n_sink, uint32_t n_keep);
+
+// true when all values are finite
+bool headkv_all_finite(const float * x, size_t n);
+
+// run fn(0) .. fn(n - 1) on up to n_threads threads; the first exception of a worker is thrown again here
+void headkv_parallel_for(size_t n, uint32_t n_threads, const std::function<void(size_t)> & fn);

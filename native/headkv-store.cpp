@@ -1,0 +1,564 @@
+#include "headkv-store.h"
+#include "headkv-tail.h"
+
+#include "llama-arch.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+// the tail grows in steps of so many cells, at least, and by an eighth of what is needed: a copy of the tail every
+// 64 tokens at first, less and less often later
+static constexpr uint32_t N_CELLS_STEP = 64;
+
+static uint32_t pad_cells(uint32_t n) {
+    return (n + N_CELLS_STEP - 1) / N_CELLS_STEP * N_CELLS_STEP;
+}
+
+//
+// buffers
+//
+
+static int32_t n_alloc_until_failure = 0;
+
+void headkv_alloc_fail(int32_t n) {
+    n_alloc_until_failure = n;
+}
+
+ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    const bool is_failing = n_alloc_until_failure > 0 && --n_alloc_until_failure == 0;
+
+    ggml_backend_buffer_ptr buf { is_failing ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft) };
+    if (!buf) {
+        const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
+        throw headkv_error { HEADKV_STATUS_NO_MEMORY,
+            format("out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft)) };
+    }
+    ggml_backend_buffer_clear(buf.get(), 0);
+
+    return buf;
+}
+
+size_t headkv_buffer::size() const {
+    return buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
+}
+
+// large caches go back to the system at once; small ones stay in malloc's free lists without this
+static void return_memory_to_system() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+}
+
+//
+// attach
+//
+
+std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const llama_context & lctx) {
+    const auto & cparams = lctx.get_cparams();
+    const auto & hparams = headkv_access::hparams(kv);
+
+    if (!cparams.flash_attn) {
+        return "flash attention is off: create the context with flash attention on";
+    }
+    if (cparams.n_seq_max != 1) {
+        return format("the context holds %u sequences, 1 is supported", cparams.n_seq_max);
+    }
+    if (cparams.ctx_other || cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return "the context belongs to a draft model or shares another context's cache";
+    }
+    if (hparams.is_mla()) {
+        return "the model uses latent attention (MLA), which has no KV heads";
+    }
+    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
+        return "the model uses ALiBi, whose bias needs every position";
+    }
+    if (hparams.n_pos_per_embd() != 1) {
+        return "the model uses multi-dimensional positions (M-RoPE)";
+    }
+    if (hparams.ple_n_heads > 0) {
+        return "the model reads the tokens of earlier positions from the cache";
+    }
+    if (!headkv_access::is_plain(kv)) {
+        return "the cache is not a plain one (several streams, sliding window or shared layers)";
+    }
+    for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
+        ggml_backend_buffer_t buf = headkv_access::k(kv, i)->buffer;
+        if (!ggml_backend_buffer_is_host(buf)) {
+            return format("the cache of layer %u lies on %s: this build compresses caches in main memory only",
+                headkv_access::il(kv, i), ggml_backend_buffer_name(buf));
+        }
+    }
+    return "";
+}
+
+headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), n_cells_max(n_cells_max) {
+    const auto & hparams = headkv_access::hparams(kv);
+
+    for (uint32_t i = 0; i < headkv_access::n_layer(kv); ++i) {
+        const uint32_t il = headkv_access::il(kv, i);
+
+        headkv_layer_store layer;
+        layer.shape.il            = il;
+        layer.shape.n_head        = hparams.n_head(il);
+        layer.shape.n_head_kv     = hparams.n_head_kv(il);
+        layer.shape.n_embd_head_k = hparams.n_embd_head_k(il);
+        layer.shape.n_embd_head_v = hparams.n_embd_head_v(il);
+        layer.shape.row_bytes_k   = ggml_row_size(kv.type_k(), layer.shape.n_embd_head_k);
+        layer.shape.row_bytes_v   = ggml_row_size(kv.type_v(), layer.shape.n_embd_head_v);
+
+        layers.push_back(std::move(layer));
+        layer_of[il] = i;
+    }
+    account();
+}
+
+void headkv_store::attach(llama_context & ctx) {
+    ctx.synchronize();
+    if (n_cells_used() == 0 && kv.get_size() > N_CELLS_STEP) {
+        headkv_access::swap_tail(kv, headkv_access::make_tail(kv, N_CELLS_STEP, {}));
+        return_memory_to_system();
+    }
+
+    // what upstream allows only its own code to write: the graphs find the store through the context's parameters
+    lctx = &ctx;
+    const_cast<llama_cparams &>(ctx.get_cparams()).headkv = this;
+    bump_epoch();
+    reset_peak();
+}
+
+const headkv_layer_store * headkv_store::layer(int il) const {
+    const auto it = layer_of.find(il);
+    return it == layer_of.end() ? nullptr : &layers[it->second];
+}
+
+std::vector<uint32_t> headkv_store::n_head_kv() const {
+    std::vector<uint32_t> res;
+    for (const auto & layer : layers) {
+        res.push_back(layer.shape.n_head_kv);
+    }
+    return res;
+}
+
+uint32_t headkv_store::n_cells_used() const {
+    return headkv_access::cells(kv).get_used();
+}
+
+uint32_t headkv_store::n_pos() const {
+    return (uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1);
+}
+
+// graphs that were built before the epoch are not used again
+void headkv_store::bump_epoch() {
+    if (lctx) {
+        const_cast<llama_cparams &>(lctx->get_cparams()).headkv_epoch++;
+    }
+}
+
+//
+// size of the tail
+//
+
+void headkv_store::reserve(uint32_t n_cells) {
+    if (n_cells > n_cells_max) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("%u cells are more than the context's %u", n_cells, n_cells_max) };
+    }
+    if (n_cells <= kv.get_size()) {
+        return;
+    }
+
+    n_cells_wanted = std::min(pad_cells(n_cells), n_cells_max);
+    lctx->memory_update(/*.optimize =*/ true);
+
+    if (kv.get_size() < n_cells) {
+        throw headkv_error { HEADKV_STATUS_NO_MEMORY, format("out of memory: the cache could not grow to %u cells", n_cells) };
+    }
+}
+
+uint32_t headkv_store::n_cells_to_grow(uint32_t n_need) const {
+    return std::min(pad_cells(n_need + n_need/8), n_cells_max);
+}
+
+bool headkv_store::grow() {
+    const uint32_t n_cells = n_cells_wanted;
+    n_cells_wanted = 0;
+
+    std::vector<uint32_t> keep;
+    for (uint32_t c = 0; c < kv.get_size(); ++c) {
+        if (!headkv_access::cells(kv).is_empty(c)) {
+            keep.push_back(c);
+        }
+    }
+
+    try {
+        auto tail = headkv_access::make_tail(kv, n_cells, keep);
+        size_t bytes_new = 0;
+        for (const auto & buffer : tail.buffers) {
+            bytes_new += buffer.size();
+        }
+        account(bytes_new);
+
+        bump_epoch();
+        headkv_access::swap_tail(kv, std::move(tail));
+    } catch (const headkv_error & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.message.c_str());
+        return false;
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        return false;
+    }
+    n_grow++;
+
+    return true;
+}
+
+//
+// scores
+//
+
+void headkv_store::arm(uint32_t n) {
+    if (has_prefix()) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the cache is compressed already" };
+    }
+    disarm();
+    if (n == 0) {
+        return;
+    }
+
+    const uint32_t n_cells = n_cells_used() + n;
+    reserve(n_cells);
+
+    headkv_buffer buffer { ggml_context_ptr(ggml_init({ layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr };
+    for (auto & layer : layers) {
+        layer.score = ggml_new_tensor_2d(buffer.ctx.get(), GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
+        ggml_format_name(layer.score, "headkv_score_l%u", layer.shape.il);
+    }
+    try {
+        buffer.buf = headkv_alloc(buffer.ctx.get(), ggml_backend_buffer_get_type(headkv_access::k(kv, 0)->buffer));
+    } catch (...) {
+        for (auto & layer : layers) {
+            layer.score = nullptr;
+        }
+        throw;
+    }
+
+    scores = std::move(buffer);
+    n_obs  = n;
+    account();
+    bump_epoch();
+}
+
+void headkv_store::disarm() {
+    if (n_obs == 0) {
+        return;
+    }
+    lctx->synchronize();
+    bump_epoch();
+
+    for (auto & layer : layers) {
+        layer.score = nullptr;
+    }
+    scores     = {};
+    n_obs      = 0;
+    n_scored   = 0;
+    pos_scored = -1;
+}
+
+// cells of positions [p0, p1) in position order
+static std::vector<uint32_t> cells_of(const llama_kv_cells & cells, int32_t p0, int32_t p1) {
+    std::vector<uint32_t> res;
+    for (const auto & [pos, cell] : cells.seq_pos_get(0)) {
+        if (pos >= p0 && pos < p1) {
+            res.push_back(cell);
+        }
+    }
+    return res;
+}
+
+static void check_score_params(const headkv_score_params & params) {
+    if (params.pool_kernel % 2 == 0) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("pool_kernel = %u is not an odd number", params.pool_kernel) };
+    }
+    if (params.pool != HEADKV_POOL_MAX && params.pool != HEADKV_POOL_AVG) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("pool = %d is not an enum headkv_pool", params.pool) };
+    }
+    if (params.fold != HEADKV_FOLD_MEAN && params.fold != HEADKV_FOLD_MAX) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("fold = %d is not an enum headkv_fold", params.fold) };
+    }
+}
+
+std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
+    check_score_params(params);
+
+    const uint32_t n = n_pos();
+    if (n_obs == 0 || n_scored != n_obs || pos_scored + (int32_t) n_obs != (int32_t) n) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE,
+            format("the last %u positions were not all scored: %u of %u armed tokens were decoded, from position %d on", n_obs, n_scored, n_obs, pos_scored) };
+    }
+    if (params.n_obs != n_obs) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n_obs = %u, but %u tokens were scored", params.n_obs, n_obs) };
+    }
+
+    const auto & layer = layers[i];
+    const auto   cells = cells_of(headkv_access::cells(kv), 0, n - n_obs);
+
+    const headkv_score_shape shape { layer.shape.n_head, layer.shape.n_head_kv, (uint32_t) cells.size() };
+
+    std::vector<float> raw(ggml_nelements(layer.score));
+    ggml_backend_tensor_get(layer.score, raw.data(), 0, ggml_nbytes(layer.score));
+
+    std::vector<float> attn((size_t) shape.n_head*shape.n_pos); // [n_head][n_pos]
+    for (uint32_t h = 0; h < shape.n_head; ++h) {
+        for (uint32_t p = 0; p < shape.n_pos; ++p) {
+            attn[(size_t) h*shape.n_pos + p] = raw[(size_t) h*layer.score->ne[0] + cells[p]];
+        }
+    }
+    if (!headkv_all_finite(attn.data(), attn.size())) {
+        throw headkv_error { HEADKV_STATUS_COMPUTE, format("the scores of layer %u are not finite", layer.shape.il) };
+    }
+
+    std::vector<float> res((size_t) shape.n_head_kv*shape.n_pos);
+    headkv_fold(shape, n_obs, params.fold == HEADKV_FOLD_MAX ? headkv_fold_type::max : headkv_fold_type::mean, attn.data(), res.data());
+
+    const auto pool = params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
+    for (uint32_t ih = 0; ih < shape.n_head_kv; ++ih) {
+        headkv_pool_row(pool, params.pool_kernel, res.data() + (size_t) ih*shape.n_pos, shape.n_pos);
+    }
+
+    return res;
+}
+
+//
+// compression
+//
+
+void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
+    if (has_prefix()) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the cache is compressed already" };
+    }
+    const auto & cells = headkv_access::cells(kv);
+
+    if (cells.get_has_shift()) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "a position shift is pending: decode once before compressing" };
+    }
+    if (n_cells_used() != n_pos()) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE,
+            format("the cache holds %u cells for %u positions: only one sequence without gaps can be compressed", n_cells_used(), n_pos()) };
+    }
+    if (n_obs_wanted >= n_pos()) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
+            format("n_obs = %u leaves nothing to compress of %u positions", n_obs_wanted, n_pos()) };
+    }
+}
+
+void headkv_store::compress(const headkv_compress_params & params) {
+    check_can_compress(params.score.n_obs);
+
+    headkv_plan plan;
+    std::string error;
+    if (!headkv_plan_make(n_pos(), params.score.n_obs, params.n_sink, n_head_kv(), params.n_rows, params.n_rows_size, plan, error)) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
+    }
+
+    const int64_t t_start = ggml_time_us();
+    lctx->synchronize();
+
+    std::vector<std::vector<std::vector<int32_t>>> pos(layers.size()); // [n_layer][n_head_kv][rows]
+    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
+        const auto   scores = read_scores(i, params.score);
+        const size_t n      = plan.n_pos_prefix();
+        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
+            pos[i].push_back(headkv_select_head(scores.data() + ih*n, n, plan.n_sink, plan.layers[i].len[ih]));
+        }
+    });
+    const double ms = (ggml_time_us() - t_start)/1000.0;
+
+    build_prefix(plan, std::move(pos), params.n_threads);
+    ms_select = ms;
+}
+
+void headkv_store::keep(const headkv_plan & plan, const int32_t * pos, uint32_t n_threads) {
+    check_can_compress(plan.n_obs);
+    lctx->synchronize();
+
+    std::vector<std::vector<std::vector<int32_t>>> rows(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        for (const uint32_t n : plan.layers[i].len) {
+            rows[i].emplace_back(pos, pos + n);
+            pos += n;
+        }
+    }
+    build_prefix(plan, std::move(rows), n_threads);
+    ms_select = 0;
+}
+
+// tensors of one layer's prefix, not yet allocated
+static void make_prefix_tensors(ggml_context * ctx, headkv_layer_store & layer, ggml_type type_k, ggml_type type_v) {
+    const int64_t n_rows = std::max<int64_t>(1, layer.rows.n_rows()); // an empty tensor has no address
+
+    layer.k    = ggml_new_tensor_2d(ctx, type_k, layer.shape.n_embd_head_k, n_rows);
+    layer.v    = ggml_new_tensor_2d(ctx, type_v, layer.shape.n_embd_head_v, n_rows);
+    layer.meta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 2*layer.shape.n_head_kv);
+
+    ggml_format_name(layer.k,    "headkv_k_l%u",    layer.shape.il);
+    ggml_format_name(layer.v,    "headkv_v_l%u",    layer.shape.il);
+    ggml_format_name(layer.meta, "headkv_meta_l%u", layer.shape.il);
+}
+
+// raw rows, so that a quantised cache is not quantised again
+static void gather_head(const ggml_tensor * src, ggml_tensor * dst, uint32_t ih, uint32_t first_row, size_t row_bytes,
+        const std::vector<int32_t> & pos, const std::vector<uint32_t> & cell_of) {
+    const char * from = (const char *) src->data + ih*row_bytes;
+    char       * to   = (char *) dst->data + first_row*row_bytes;
+
+    for (const int32_t p : pos) {
+        memcpy(to, from + cell_of[p]*src->nb[1], row_bytes);
+        to += row_bytes;
+    }
+}
+
+void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads) {
+    const int64_t t_start = ggml_time_us();
+
+    const auto & cells   = headkv_access::cells(kv);
+    const auto   cell_of = cells_of(cells, 0, plan.n_pos_prefix());
+
+    // 1. make everything new beside what is there
+    std::vector<headkv_layer_store> fresh = layers;
+
+    headkv_buffer buffer { ggml_context_ptr(ggml_init({ 3*layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr };
+    for (size_t i = 0; i < fresh.size(); ++i) {
+        fresh[i].rows  = plan.layers[i];
+        fresh[i].pos   = std::move(pos[i]);
+        fresh[i].score = nullptr;
+        make_prefix_tensors(buffer.ctx.get(), fresh[i], kv.type_k(), kv.type_v());
+    }
+    buffer.buf = headkv_alloc(buffer.ctx.get(), ggml_backend_buffer_get_type(headkv_access::k(kv, 0)->buffer));
+
+    headkv_parallel_for(fresh.size(), n_threads, [&](size_t i) {
+        auto & layer = fresh[i];
+        for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
+            gather_head(headkv_access::k(kv, i), layer.k, ih, layer.rows.indptr[ih], layer.shape.row_bytes_k, layer.pos[ih], cell_of);
+            gather_head(headkv_access::v(kv, i), layer.v, ih, layer.rows.indptr[ih], layer.shape.row_bytes_v, layer.pos[ih], cell_of);
+        }
+
+        std::vector<int32_t> meta(layer.rows.indptr.begin(), layer.rows.indptr.end() - 1);
+        meta.insert(meta.end(), layer.rows.len.begin(), layer.rows.len.end());
+        ggml_backend_tensor_set(layer.meta, meta.data(), 0, ggml_nbytes(layer.meta));
+    });
+    const int64_t t_gathered = ggml_time_us();
+
+    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1), n_cells_max);
+    headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, cells_of(cells, plan.n_pos_prefix(), plan.n_pos));
+
+    std::vector<headkv_buffer> fresh_prefix;
+    fresh_prefix.push_back(std::move(buffer));
+
+    size_t bytes_new = fresh_prefix[0].size();
+    for (const auto & b : tail.buffers) {
+        bytes_new += b.size();
+    }
+    account(bytes_new);
+
+    // 2. nothing fails from here on. Old graphs are retired before the tensors that they point to are freed
+    disarm();
+    bump_epoch();
+    layers       = std::move(fresh);
+    prefix       = std::move(fresh_prefix);
+    n_pos_prefix = plan.n_pos_prefix();
+
+    headkv_access::swap_tail(kv, std::move(tail));
+    return_memory_to_system();
+
+    ms_gather = (t_gathered - t_start)/1000.0;
+    ms_shrink = (ggml_time_us() - t_gathered)/1000.0;
+}
+
+void headkv_store::drop_prefix() {
+    if (lctx) {
+        lctx->synchronize();
+    }
+    disarm();
+    if (!has_prefix()) {
+        return;
+    }
+    bump_epoch();
+
+    for (auto & layer : layers) {
+        layer.k = layer.v = layer.meta = nullptr;
+        layer.rows = headkv_layer_rows({});
+        layer.pos.clear();
+    }
+    prefix.clear();
+    n_pos_prefix = 0;
+    return_memory_to_system();
+}
+
+void headkv_store::set_composed(bool value) {
+    is_composed = value;
+    bump_epoch();
+}
+
+//
+// statistics
+//
+
+uint64_t headkv_store::bytes_prefix() const {
+    uint64_t res = 0;
+    for (const auto & buffer : prefix) {
+        res += buffer.size();
+    }
+    return res;
+}
+
+void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
+    for (const auto & buffer : prefix) {
+        sizes[ggml_backend_buffer_get_type(buffer.buf.get())] += buffer.size();
+    }
+}
+
+// bytes_extra: buffers that exist at this moment besides those of the store and the tail
+void headkv_store::account(size_t bytes_extra) {
+    bytes_peak = std::max<uint64_t>(bytes_peak, bytes_prefix() + headkv_access::bytes(kv) + scores.size() + bytes_extra);
+}
+
+void headkv_store::reset_peak() {
+    bytes_peak = 0;
+    account();
+}
+
+headkv_stats headkv_store::stats() const {
+    uint64_t n_heads = 0;
+    uint64_t n_rows  = 0;
+    for (const auto & layer : layers) {
+        n_heads += layer.shape.n_head_kv;
+        n_rows  += layer.rows.n_rows();
+    }
+
+    headkv_stats res = {};
+    res.n_pos         = n_pos();
+    res.n_pos_prefix  = n_pos_prefix;
+    res.n_cells       = kv.get_size();
+    res.n_cells_used  = n_cells_used();
+    res.n_rows_full   = n_pos()*n_heads;
+    res.n_rows_prefix = n_rows;
+    res.n_rows_tail   = n_cells_used()*n_heads;
+    res.bytes_prefix  = bytes_prefix();
+    res.bytes_tail    = headkv_access::bytes(kv);
+    res.bytes_scores  = scores.size();
+    res.bytes_peak    = bytes_peak;
+    res.n_grow        = n_grow;
+    res.ms_select     = ms_select;
+    res.ms_gather     = ms_gather;
+    res.ms_shrink     = ms_shrink;
+    return res;
+}

@@ -1,0 +1,140 @@
+// headkv-store.h: the state of one compressed cache, owned by its llama_kv_cache.
+//
+//     stock llama_kv_cache                      headkv_store
+//     +----------------------------+            +--------------------------------------------+
+//     | tail: cells, K/V tensors,  |  1 : 1     | prefix: per layer K rows, V rows, meta     |
+//     | masks, slots (upstream)    | ---------> | scores while armed, plan, positions, stats |
+//     +----------------------------+            +--------------------------------------------+
+//
+// headkv-store decides what exists and when; headkv-tail reallocates the stock cache; headkv-score and headkv-attn only
+// build graph nodes from what is here. All buffers are counted in the accounts, so that the statistics are measured.
+
+#pragma once
+
+#include "headkv.h"
+#include "headkv-plan.h"
+#include "headkv-select.h"
+
+#include "ggml-cpp.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+class llama_kv_cache;
+struct llama_context;
+
+// a backend buffer together with the context that holds its tensors
+struct headkv_buffer {
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buf;
+
+    size_t size() const;
+};
+
+// one layer of the cache and its prefix; tensors are null without a prefix
+struct headkv_layer_store {
+    headkv_layer shape;
+
+    ggml_tensor * k     = nullptr; // cache type [n_embd_head_k, max(1, n_rows)], head-contiguous
+    ggml_tensor * v     = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
+    ggml_tensor * meta  = nullptr; // I32 [2*n_head_kv]: first row of each head, then rows of each head
+    ggml_tensor * score = nullptr; // F32 [n_cells, n_head] attention summed over the window; only while armed
+
+    headkv_layer_rows                 rows { {} };
+    std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
+};
+
+struct headkv_error {
+    headkv_status status;
+    std::string   message;
+};
+
+struct headkv_store {
+    headkv_store(llama_kv_cache & kv, uint32_t n_cells_max);
+
+    llama_kv_cache & kv;
+    llama_context  * lctx = nullptr; // set when attached
+
+    std::vector<headkv_layer_store>   layers;
+    std::unordered_map<int, uint32_t> layer_of; // model layer -> index in layers
+
+    bool is_composed = false; // attention by stock ops instead of the fused kernel
+
+    // observation window
+    uint32_t n_obs        = 0;  // armed for so many tokens; 0: not armed
+    uint32_t n_scored     = 0;  // of them decoded
+    int32_t  pos_scored   = -1; // first scored position
+
+    uint32_t n_pos_prefix = 0;  // 0: no prefix
+
+    // cells wanted by the next memory update; 0: none
+    uint32_t n_cells_wanted = 0;
+    uint32_t n_cells_max    = 0; // the context's positions: more cells are never needed
+
+    bool is_attached() const { return lctx != nullptr; }
+    bool has_prefix()  const { return n_pos_prefix > 0; }
+
+    const headkv_layer_store * layer(int il) const;
+    std::vector<uint32_t>      n_head_kv() const; // [n_layer]
+
+    uint32_t n_cells_used() const;
+    uint32_t n_pos() const; // positions seen by the sequence
+
+    // why this cache cannot be compressed; "" if it can
+    static std::string unsupported_reason(const llama_kv_cache & kv, const llama_context & lctx);
+
+    void attach(llama_context & lctx);
+
+    void reserve(uint32_t n_cells);
+
+    void arm(uint32_t n_obs);
+    void disarm();
+
+    // [n_head_kv][n_pos - n_obs] of layer i
+    std::vector<float> read_scores(uint32_t i, const headkv_score_params & params) const;
+
+    void compress(const headkv_compress_params & params);
+    void keep(const headkv_plan & plan, const int32_t * pos, uint32_t n_threads);
+
+    void drop_prefix();
+
+    void set_composed(bool value);
+
+    headkv_stats stats() const;
+    void         add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
+    void         reset_peak();
+
+    // cells to allocate when n_need are needed now: some more, so that not every token grows the tail
+    uint32_t n_cells_to_grow(uint32_t n_need) const;
+
+    // grow the tail to n_cells_wanted; called from the memory update, when no graph is alive. false: out of memory
+    bool grow();
+
+
+private:
+    headkv_buffer scores;
+    std::vector<headkv_buffer> prefix;
+
+    uint64_t n_grow       = 0;
+    uint64_t bytes_peak   = 0;
+    double   ms_select    = 0;
+    double   ms_gather    = 0;
+    double   ms_shrink    = 0;
+
+    void check_can_compress(uint32_t n_obs) const;
+    void build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads);
+    void bump_epoch();
+    void account(size_t bytes_extra = 0);
+
+    uint64_t bytes_prefix() const;
+};
+
+// allocate all tensors of ctx; throws headkv_error NO_MEMORY. Zeroed, so that rows nobody wrote hold no NaN
+ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// for tests: the n-th allocation from now fails (1 is the next); 0 turns it off
+void headkv_alloc_fail(int32_t n);

@@ -1,0 +1,184 @@
+// headkv.h: the C ABI of pyheadkv, a per-head key/value cache inside llama.cpp.
+//
+// Every KV head of every layer keeps its own number of rows. A row is the K and V vector of one (layer, KV head,
+// position). After headkv_compress() the kept rows of the old positions live in exactly sized, head-contiguous buffers,
+// the *prefix*; the observation window and every later token live in llama.cpp's ordinary cells, the *tail*, which
+// starts small and grows on demand. Attention is one softmax over both.
+//
+// The functions work on a llama_context that the caller made, and live in the same library image as llama.h's. From C:
+//
+//     headkv_context_next(256);                             // optional: the cache starts with 256 cells, not with n_ctx
+//     llama_context * ctx = llama_init_from_model(model, params);   // flash attention on, one sequence
+//     if (headkv_attach(ctx) != HEADKV_STATUS_OK) { puts(headkv_last_error()); }
+//     headkv_reserve(ctx, n_prompt);                        // optional: one allocation instead of several
+//     llama_decode(ctx, prompt[0 .. n_prompt - n_obs));     // as often as the batch size asks for
+//     headkv_score_arm(ctx, n_obs);
+//     llama_decode(ctx, prompt[n_prompt - n_obs .. n_prompt));
+//     headkv_compress(ctx, &params);                        // rows per head, decided by the caller
+//     ... llama_decode and sample as usual ...
+//
+// Positions never change: position p stays p after compression. llama_memory_seq_rm() of a range that starts inside the
+// prefix is refused (returns false, nothing changes) unless it removes everything from position 0 on; that, and
+// llama_memory_clear(), drop the prefix. Shifting, dividing and copying the sequence, and saving its state, are refused
+// while a prefix exists.
+//
+// Thread safety: as llama.h's, one thread at a time per context. No function throws. A function that fails leaves the
+// context as it was and sets headkv_last_error().
+
+#ifndef HEADKV_H
+#define HEADKV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && !defined(__MINGW32__)
+#    ifdef LLAMA_BUILD
+#        define HEADKV_API __declspec(dllexport)
+#    else
+#        define HEADKV_API __declspec(dllimport)
+#    endif
+#else
+#    define HEADKV_API __attribute__((visibility("default")))
+#endif
+
+#define HEADKV_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct llama_context;
+
+enum headkv_status {
+    HEADKV_STATUS_OK               =  0,
+    HEADKV_STATUS_INVALID_ARGUMENT = -1, // a value out of range; the message names it and the limit
+    HEADKV_STATUS_UNSUPPORTED      = -2, // this model, cache or backend cannot be compressed; the message says why
+    HEADKV_STATUS_WRONG_STATE      = -3, // not attached, not armed, already compressed, ...
+    HEADKV_STATUS_NO_MEMORY        = -4,
+    HEADKV_STATUS_COMPUTE          = -5, // the scores are not finite
+};
+
+// how the query heads of one KV head share their scores
+enum headkv_fold {
+    HEADKV_FOLD_MEAN = 0,
+    HEADKV_FOLD_MAX  = 1,
+};
+
+// pooling of the scores along the positions, stride 1, "same" padding
+enum headkv_pool {
+    HEADKV_POOL_MAX = 0,
+    HEADKV_POOL_AVG = 1,
+};
+
+// which implementation attends to the prefix
+enum headkv_attention {
+    HEADKV_ATTENTION_FUSED    = 0, // one kernel per layer
+    HEADKV_ATTENTION_COMPOSED = 1, // a graph of stock ops: the fallback and the oracle
+};
+
+struct headkv_layer {
+    uint32_t il;            // layer index in the model
+    uint32_t n_head;        // query heads
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k; // elements
+    uint32_t n_embd_head_v; // elements
+    uint32_t row_bytes_k;   // of one row, in the cache type
+    uint32_t row_bytes_v;
+};
+
+struct headkv_score_params {
+    uint32_t n_obs;       // observation window: the last n_obs positions, which scored and stay in the tail; >= 1
+    uint32_t pool_kernel; // odd, >= 1; 1 is no pooling
+    int32_t  pool;        // enum headkv_pool
+    int32_t  fold;        // enum headkv_fold, done before pooling
+};
+
+struct headkv_compress_params {
+    struct headkv_score_params score;
+
+    // rows that each KV head keeps in all, sinks and observation window included, layer by layer in the order of
+    // headkv_layer_get(): [sum of n_head_kv]. min(n_sink, n_pos - n_obs) + n_obs <= n_rows[i] <= n_pos
+    const uint32_t * n_rows;
+    uint32_t         n_rows_size; // elements in n_rows
+    uint32_t         n_sink;      // first positions, always kept
+    uint32_t         n_threads;   // for selection and gather, >= 1
+};
+
+struct headkv_stats {
+    uint32_t n_pos;        // positions seen (compressed or not)
+    uint32_t n_pos_prefix; // positions that went through selection; 0 without a prefix. The tail starts here
+    uint32_t n_cells;      // cells allocated in the tail
+    uint32_t n_cells_used;
+    uint64_t n_rows_full;   // n_pos x KV heads
+    uint64_t n_rows_prefix; // rows in the prefix
+    uint64_t n_rows_tail;   // n_cells_used x KV heads
+    uint64_t bytes_prefix;  // of the prefix buffers that exist
+    uint64_t bytes_tail;    // of the tail buffers that exist
+    uint64_t bytes_scores;  // of the score buffers that exist (between arming and compressing)
+    uint64_t bytes_peak;    // most of the three together since attach or headkv_stats_reset_peak()
+    uint64_t n_grow;        // times the tail was reallocated to grow
+    double   ms_select;     // last compression: read scores, fold, pool, choose
+    double   ms_gather;     // last compression: allocate, copy the kept rows
+    double   ms_shrink;     // last compression: reallocate the tail and free the full cache
+};
+
+HEADKV_API int32_t headkv_abi_version(void);
+
+// one line about the last failure on this thread, "" if there was none. Valid until the next call on this thread
+HEADKV_API const char * headkv_last_error(void);
+
+// The next llama_context created on this thread starts its cache with at most n_cells cells and grows it on demand, up to
+// n_ctx. Only for contexts that can be compressed; others are created as usual. 0 takes the request back.
+HEADKV_API int32_t headkv_context_next(uint32_t n_cells);
+
+// Prepare a context for compression; calling it again is no error. An empty cache is shrunk and grows on demand from
+// then on. UNSUPPORTED, with the reason, for: no flash attention, several sequences, sliding windows, recurrent or hybrid
+// memory, latent attention (MLA), ALiBi, M-RoPE, a cache shared with another context, and backends without a kernel.
+HEADKV_API int32_t headkv_attach(struct llama_context * ctx);
+
+// number of layers with a KV cache of their own; 0 if ctx is not attached
+HEADKV_API uint32_t headkv_n_layer(const struct llama_context * ctx);
+
+// i in [0, headkv_n_layer)
+HEADKV_API int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
+
+// Make room for n_cells tail cells at once (at most n_ctx), before a long prompt. Never shrinks.
+HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
+
+// The next n_obs decoded tokens are the observation window: their attention is added up per query head and position. They
+// may lie in several batches. Only without a prefix. Arming again starts over; n_obs = 0 disarms and frees the scores.
+HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs);
+
+// Scores of layer i after the window was decoded: mean over the window of the softmax attention, folded over the group,
+// then pooled. dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
+HEADKV_API int32_t headkv_score_read(
+        struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
+
+// Choose each head's rows (sinks, then the highest scores, ties to the lower position), gather them, free the full cache.
+HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
+
+// The same for callers that choose the rows themselves. n_kept: [sum of n_head_kv] prefix rows of each head, the
+// observation window not counted; pos: their positions, head after head, strictly ascending, all < n_pos - n_obs.
+// n_obs >= 1 positions stay in the tail. Needs no scores.
+HEADKV_API int32_t headkv_keep(
+        struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
+        const int32_t * pos, size_t n_pos, uint32_t n_threads);
+
+// positions kept in the prefix by KV head ih of layer i, ascending; returns their number (0 without a prefix, negative
+// status on failure) and fills at most n of them. dst may be NULL when n is 0
+HEADKV_API int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
+
+HEADKV_API int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
+HEADKV_API int32_t headkv_stats_reset_peak(struct llama_context * ctx);
+
+// enum headkv_attention; fused by default where the backend has a kernel
+HEADKV_API int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
+
+// for tests: the n-th buffer allocation from now fails (1 is the next one); 0 turns it off
+HEADKV_API void headkv_debug_alloc_fail(int32_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // HEADKV_H
