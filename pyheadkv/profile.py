@@ -135,7 +135,7 @@ def check_scores(value: object, n_head_kv: Sequence[int]) -> Scores:
             found = len(layer) if isinstance(layer, (list, tuple)) else type(layer).__name__
             raise ProfileError(f"headkv.scores[{i}] has {found} values, expected {n}, one for each KV head")
         scores.append([_score(item, i, ih) for ih, item in enumerate(layer)])
-    total = math.fsum(score for layer in scores for score in layer)
+    total = sum(score for layer in scores for score in layer)
     if total == 0:
         raise ProfileError("headkv.scores are all 0, expected a sum of 1")
     if abs(total - 1) > SUM_TOLERANCE:

@@ -278,12 +278,10 @@ _UNSUPPORTED = {arch: reason for reason, archs in _UNSUPPORTED_GROUPS.items() fo
 
 # Only these obey attention.sliding_window; others carry the key and llama.cpp ignores it (llama,
 # qwen2, phi3, ...).
-_SLIDING = frozenset(
-    """
+_SLIDING_NAMES = """
     afmoe cohere2 cohere2moe exaone-moe exaone4 gemma2 gemma3 gemma3n gemma4 granite_swa laguna
-    llama4 maple mellum mimo2 muse-glimmer olmo2 gpt-oss plamo3 smallthinker spark2_5 step35
-    """.split()
-)
+    llama4 maple mellum mimo2 muse-glimmer olmo2 gpt-oss plamo3 smallthinker spark2_5 step35"""
+_SLIDING = frozenset(_SLIDING_NAMES.split())
 _SLIDING_DEFAULT = {"gemma2": 4096, "llama4": 8192}  # these slide even without the key
 _MROPE_BY_SECTIONS = frozenset({"glm4", "glm4moe", "hunyuan_vl"})
 _ALIBI_BY_LAYERS = {"baichuan": 40}  # only the 13B
