@@ -40,7 +40,7 @@ def prepare() -> Path:
         raise LibraryError(f"no native library at {library}: build it with scripts/pyheadkv, or set HEADKV_LIB_DIR")
     _check_version()
     loaded = _loaded_library()
-    if loaded is not None and not loaded.samefile(library):
+    if loaded is not None and loaded.resolve() != library.resolve():
         raise LibraryError(f"llama_cpp was imported first and loaded {loaded}: import pyheadkv before llama_cpp")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     return folder
