@@ -146,7 +146,7 @@ def log_lines(lines: list[str]) -> Iterator[None]:
     from llama_cpp import _logger
     from llama_cpp import llama_cpp as bindings
 
-    warn, error = 2, 3  # enum ggml_log_level
+    warn, error = 3, 4  # enum ggml_log_level
 
     @bindings.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:

@@ -1,0 +1,185 @@
+"""The commands and their options. What a command does is in its own module, imported only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyheadkv import __version__
+from pyheadkv.errors import HeadKVError, LibraryError
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # plain help and one-line usage errors, also where there is no terminal
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What both commands ask about the cache."""
+
+    model: str
+    budget: str
+    policy: str | None
+    profile: Path | None
+    n_ctx: int
+    type_k: str
+    type_v: str
+
+    @property
+    def policy_text(self) -> str:
+        """The policy asked for; with a profile and no policy, the one that uses profiles."""
+        return self.policy or ("headkv" if self.profile else "snapkv")
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What only `chat` asks. seed None is random, n_predict below 1 is no limit but the context."""
+
+    n_threads: int | None
+    n_gpu_layers: int
+    system: str | None
+    files: tuple[Path, ...]
+    prompt: str | None
+    is_single_turn: bool
+    n_predict: int
+    temp: float
+    seed: int | None
+    as_json: bool
+    verbose: bool
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, demo, or user/repo[:quant].")]
+BudgetText = Annotated[
+    str, typer.Option("--budget", help="Rows to keep: 25%, 512 (per KV head on average), 64MiB, or full.")
+]
+PolicyText = Annotated[
+    str | None,
+    typer.Option("--policy", help="What to keep, with settings: snapkv, headkv:beta=1.1. [default: snapkv]"),
+]
+ProfilePath = Annotated[Path | None, typer.Option("--profile", help="File with measured head scores, for headkv.")]
+NCtx = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0 is the model's own.")]
+TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Cache type of K: f16, q8_0, q4_0, ...")]
+TypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Cache type of V.")]
+
+
+def _known_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """End with one line and exit code 1 on a known error, and quietly with 130 on Ctrl-C."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except HeadKVError as error:
+            if os.environ.get("HEADKV_DEBUG") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def _print_version(is_asked: bool) -> None:
+    if not is_asked:
+        return
+    from pyheadkv._library import LLAMA_CPP_COMMIT
+    from pyheadkv.native import abi_version
+
+    try:
+        native = f"ABI {abi_version()}"
+    except LibraryError as error:
+        native = f"no native library ({error})"
+    print(f"pyheadkv {__version__}, llama.cpp {LLAMA_CPP_COMMIT}, {native}")
+    raise typer.Exit
+
+
+@app.callback()
+def _pyheadkv(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave.")
+    ] = False,
+) -> None:
+    """Chat with a local model whose key/value cache keeps only the rows that each head needs."""
+
+
+@app.command()
+@_known_errors
+def chat(
+    model: Model,
+    budget: BudgetText = "25%",
+    policy: PolicyText = None,
+    profile: ProfilePath = None,
+    ctx_size: NCtx = 0,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
+    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    system: Annotated[str | None, typer.Option("-sys", "--system-prompt", help="System prompt.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="Text for the first message; repeatable.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="First message; - reads stdin.")] = None,
+    single_turn: Annotated[bool, typer.Option("-st", "--single-turn", help="Answer once, then leave.")] = False,
+    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of an answer; -1: no limit.")] = -1,
+    temp: Annotated[float, typer.Option("--temp", min=0.0, help="0 always takes the likeliest token.")] = 0.8,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Default: random.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer once and print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
+) -> None:
+    """Chat on a compressed cache. /help lists the commands inside."""
+    from pyheadkv.cli.chat import run_chat
+
+    run_chat(
+        CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v),
+        ChatOptions(
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            system=system,
+            files=tuple(file or ()),
+            prompt=prompt,
+            is_single_turn=single_turn,
+            n_predict=n_predict,
+            temp=temp,
+            seed=seed,
+            as_json=as_json,
+            verbose=verbose,
+        ),
+    )
+
+
+@app.command()
+@_known_errors
+def inspect(
+    model: Model,
+    budget: BudgetText = "25%",
+    policy: PolicyText = None,
+    profile: ProfilePath = None,
+    ctx_size: NCtx = 0,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a model's cache costs, whether it can be compressed, and the plan for a prompt of -c tokens."""
+    from pyheadkv.cli.inspect import run_inspect
+
+    run_inspect(CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v), as_json)
+
+
+def main() -> None:
+    """Entry point of the `pyheadkv` command."""
+    app(prog_name="pyheadkv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""`pyheadkv chat`: load, then answer once or talk until the user leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.output import create_output
+
+from pyheadkv.budget import Budget
+from pyheadkv.cli.app import CacheOptions, ChatOptions
+from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
+from pyheadkv.errors import HeadKVError, ModelError, ProfileError, UsageError
+from pyheadkv.models import resolve_model
+from pyheadkv.native import read_gguf_metadata
+from pyheadkv.policy import Policy, parse_policy
+from pyheadkv.profile import read_profile
+from pyheadkv.session import HeadKV, load
+from pyheadkv.shape import parse_cache_type, shape_from_metadata, unsupported_reason
+
+_HELP = {
+    "/read FILE": "put a text file into the next message",
+    "/stats": "show rows, memory and times",
+    "/clear": "start a new conversation",
+    "/exit": "leave (as Ctrl-D)",
+    "/help": "show this list",
+}
+
+
+def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
+    """Do what the command line asks.
+
+    Raises
+    ------
+    HeadKVError
+        anything that the user can mend
+    KeyboardInterrupt
+        Ctrl-C while nothing is being answered
+    """
+    policy, budget = parse_policy(cache.policy_text), Budget.parse(cache.budget)
+    if policy.needs_profile and cache.profile is None:
+        raise ProfileError(f"policy {policy.name} needs a file with measured head scores: --profile FILE")
+    prompt = _first_prompt(chat)
+    path = resolve_model(cache.model, note)
+    _check_early(path, cache, policy, budget)
+
+    start = time.perf_counter()
+    llama = load(
+        path,
+        n_ctx=cache.n_ctx,
+        n_threads=chat.n_threads,
+        n_gpu_layers=chat.n_gpu_layers,
+        type_k=cache.type_k,
+        type_v=cache.type_v,
+        verbose=chat.verbose,
+    )
+    ms_load = (time.perf_counter() - start) * 1000
+    if not chat.verbose:
+        # its errors come back as exceptions, and are one line then
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
+    bar = ReadingBar()
+    with HeadKV(
+        llama, policy=policy, budget=budget, profile=cache.profile, on_notice=note, on_progress=bar.update
+    ) as headkv:
+        talk = Talk(headkv, chat, bar)
+        if chat.as_json:
+            print(json.dumps(talk.answer_json(prompt or "", ms_load)))
+        else:
+            talk.run(prompt)
+
+
+def _first_prompt(chat: ChatOptions) -> str | None:
+    """The first message, as far as it does not have to be asked for; files are tried before a model is loaded."""
+    for file in chat.files:
+        read_text_file(file)
+    is_piped = not sys.stdin.isatty()
+    prompt = sys.stdin.read() if chat.prompt == "-" or (chat.prompt is None and is_piped) else chat.prompt
+    if prompt is None and chat.as_json:
+        raise UsageError("--json answers one prompt: give it with -p or on stdin")
+    if prompt is not None and not prompt.strip() and not chat.files:
+        raise UsageError("the prompt is empty")
+    return prompt
+
+
+def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget) -> None:
+    """Refuse what the file's keys tell, before its weights are loaded."""
+    parse_cache_type(cache.type_k), parse_cache_type(cache.type_v)
+    metadata = read_gguf_metadata(path)
+    reason = unsupported_reason(metadata)
+    if reason:
+        raise ModelError(f"{path} cannot be compressed: {reason}")
+    shape = shape_from_metadata(metadata)
+    n_ctx = cache.n_ctx or shape.n_ctx_train
+    words = policy.floor_words
+    budget.check(shape, n_ctx, policy.floor_rows, cache.type_k, cache.type_v, floor_words=words)
+    if cache.profile is not None:
+        read_profile(cache.profile, shape)
+
+
+class Talk:
+    """One run of the command: a conversation, and what the user types and sees.
+
+    Parameters
+    ----------
+    headkv
+        wraps the loaded model
+    chat
+        the command's options; its files go into the first message
+    bar
+        shows that a prompt is being read
+    """
+
+    def __init__(self, headkv: HeadKV, chat: ChatOptions, bar: ReadingBar) -> None:
+        self.headkv = headkv
+        self.bar = bar
+        self.is_single_turn = chat.is_single_turn or not sys.stdin.isatty()
+        sampling = Sampling(chat.temp, chat.seed, chat.n_predict)
+        self.conversation = Conversation(headkv, chat.system, sampling)
+        if not self.conversation.has_template:
+            note("this model has no chat template: text is continued as it is")
+        for file in chat.files:
+            self.conversation.attach(file)
+
+    def answer_json(self, prompt: str, ms_load: float) -> dict[str, Any]:
+        """Answer once; the answer and everything measured."""
+        text = "".join(self.conversation.answer(prompt))
+        self.bar.stop()
+        stats, report = self.headkv.stats(), self.headkv.kv_json()
+        report["ms"] = {"load": round(ms_load, 3), **report["ms"]}
+        return {
+            "text": text,
+            "n_prompt": stats.n_prompt,
+            "n_generated": stats.n_generated,
+            "policy": str(self.headkv.policy),
+            **report,
+        }
+
+    def run(self, prompt: str | None) -> None:
+        """Answer the first prompt, then, unless once is enough, whatever is typed."""
+        if prompt is not None and self.is_single_turn:
+            self._print_answer(prompt)  # errors are the command's
+            return
+        if prompt is not None:
+            print(f"> {prompt}")
+            self._answer(prompt)
+        session: PromptSession[str] = PromptSession("> ", output=create_output(always_prefer_tty=True))
+        if not self.is_single_turn:
+            note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
+        while (line := _ask(session)) is not None:
+            if line.startswith("/"):
+                if not self._command(line):
+                    return
+            elif line:
+                self._answer(line)
+                if self.is_single_turn:
+                    return
+
+    def _answer(self, text: str) -> None:
+        try:
+            self._print_answer(text)
+        except HeadKVError as problem:
+            error(problem)
+        except KeyboardInterrupt:
+            print()
+            note("stopped")
+
+    def _print_answer(self, text: str) -> None:
+        try:
+            with closing(self.conversation.answer(text)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print()
+        finally:
+            self.bar.stop()
+        footer(self.headkv.stats())
+        if self.conversation.is_full:
+            note(f"the context of {self.headkv.llama.n_ctx()} tokens is full: /clear starts anew")
+
+    def _command(self, line: str) -> bool:
+        """Do a slash command; False means leave."""
+        name, _, argument = line.partition(" ")
+        if name == "/exit":
+            return False
+        if name == "/read":
+            self._read(argument.strip())
+        elif name == "/stats":
+            plan = self.headkv.plan
+            words = f"{plan.policy}, budget {plan.budget.request}" if plan else "the cache is whole"
+            print(stats_text(self.headkv.stats(), words))
+        elif name == "/clear":
+            self.conversation.clear()
+            note("a new conversation")
+        elif name == "/help":
+            print("\n".join(f"{command:12} {what}" for command, what in _HELP.items()))
+        else:
+            error(UsageError(f"unknown command {name}, known are {', '.join(_HELP)}"))
+        return True
+
+    def _read(self, file: str) -> None:
+        if not file:
+            error(UsageError("/read needs a file name"))
+            return
+        try:
+            n = self.conversation.attach(Path(file).expanduser())
+            note(f"{file}: {n} characters go into the next message")
+        except UsageError as problem:
+            error(problem)
+
+
+def _ask(session: PromptSession[str]) -> str | None:
+    """Next line that the user types; None at Ctrl-D. Ctrl-C twice raises KeyboardInterrupt."""
+    is_interrupted = False
+    while True:
+        try:
+            return session.prompt().strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if is_interrupted:
+                raise
+            is_interrupted = True
+            note("Ctrl-C again or Ctrl-D leaves")

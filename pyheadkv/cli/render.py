@@ -1,0 +1,91 @@
+"""What the user sees beside the answer, all on stderr: notes, errors, the progress bar and the footer.
+
+Plain text where stderr is no terminal or NO_COLOR is set; rich sees to that.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pyheadkv.stats import SessionStats
+
+_MIB = 1024 * 1024
+
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def mib(n_bytes: int) -> str:
+    """Bytes in MiB, one decimal."""
+    return f"{n_bytes / _MIB:.1f}"
+
+
+def note(text: str) -> None:
+    """One line that the user should know."""
+    console.print(f"note: {text}", style="dim")
+
+
+def error(problem: Exception) -> None:
+    """One line about what went wrong in a chat that goes on."""
+    console.print(f"error: {problem}", style="red")
+
+
+def footer(stats: SessionStats) -> None:
+    """Speed and memory of the turn that ended."""
+    console.print(footer_text(stats), style="dim")
+
+
+def footer_text(stats: SessionStats) -> str:
+    """The line of `footer`: speeds of the turn, and the KV cache beside a whole one of as many positions."""
+    read = f"{_speed(stats.tok_s_prefill)} t/s" if stats.n_read else "cached"
+    kept, full = stats.bytes_measured, stats.bytes_full
+    part = f" ({100 * kept / full:.0f} %)" if full else ""
+    return f"[ prompt {read} | generation {_speed(stats.tok_s_decode)} t/s | KV {mib(kept)} of {mib(full)} MiB{part} ]"
+
+
+def _speed(tok_s: float) -> str:
+    return f"{tok_s:.0f}" if tok_s >= 10 else f"{tok_s:.1f}"
+
+
+def stats_text(stats: SessionStats, plan_words: str) -> str:
+    """The answer to /stats."""
+    native = stats.native
+    return "\n".join(
+        (
+            f"positions    {native.n_pos}, of which {native.n_pos_prefix} compressed",
+            f"plan         {plan_words}",
+            f"rows         {native.n_rows_prefix} compressed + {native.n_rows_tail} whole of {native.n_rows_full}",
+            f"KV memory    {mib(native.bytes_prefix)} compressed + {mib(native.bytes_tail)} whole "
+            f"of {mib(stats.bytes_full)} MiB, peak {mib(native.bytes_peak)} MiB",
+            f"cells        {native.n_cells_used} used of {native.n_cells}, grown {native.n_grow} times",
+            f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms, selected in "
+            f"{stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",
+        )
+    )
+
+
+class ReadingBar:
+    """A progress bar while a prompt is read; invisible where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def update(self, done: int, total: int) -> None:
+        """Show that done of total tokens are read."""
+        if not console.is_terminal:
+            return
+        if self._progress is None:
+            columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+            self._task = self._progress.add_task("reading", total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done)
+        if done >= total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
