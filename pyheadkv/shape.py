@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from pyheadkv.errors import ModelError, UsageError
 
@@ -217,7 +218,7 @@ def _count(metadata: Metadata, key: str, default: int | None = None) -> int:
     value = metadata.get(key, default)
     if value is None:
         raise ModelError(f"{key} is missing, expected a whole number")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not _is_count(value):
         raise ModelError(f"{key} is {_short(value)}, expected a whole number of at least 0")
     return value
 
@@ -240,10 +241,10 @@ def _per_layer(metadata: Metadata, key: str, n_block: int, default: list[int] | 
     for il, item in enumerate(value):
         if not _is_count(item):
             raise ModelError(f"{key} is {_short(item)} in layer {il}, expected a whole number of at least 0")
-    return [int(item) for item in value]
+    return list(value)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     # bool is an int in Python, but not in GGUF
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -252,6 +253,9 @@ def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
+
+_ALIBI = "uses ALiBi, a bias by cache position"
+_MROPE = "uses M-RoPE, several positions for one token"
 
 # Architectures by what llama.cpp's llama_model::create_memory() and rope types make of them, at the
 # pinned commit.
@@ -270,9 +274,8 @@ _UNSUPPORTED_GROUPS = {
         minimax-m3 glm-dsa deepseek32 dots3note hy_v4""",
     "is a draft model that works on another model's context": "eagle3 dflash gemma4-assistant",
     "cannot use flash attention in llama.cpp": "grok",
-    (_ALIBI := "uses ALiBi, a bias by cache position"): "bloom mpt refact",
-    (_MROPE := "uses M-RoPE, several positions for one token"): """
-        qwen2vl paddleocr qwen3vl qwen3vlmoe qwen3tts""",
+    _ALIBI: "bloom mpt refact",
+    _MROPE: "qwen2vl paddleocr qwen3vl qwen3vlmoe qwen3tts",
 }
 _UNSUPPORTED = {arch: reason for reason, archs in _UNSUPPORTED_GROUPS.items() for arch in archs.split()}
 
@@ -282,7 +285,7 @@ _SLIDING_NAMES = """
     afmoe cohere2 cohere2moe exaone-moe exaone4 gemma2 gemma3 gemma3n gemma4 granite_swa laguna
     llama4 maple mellum mimo2 muse-glimmer olmo2 gpt-oss plamo3 smallthinker spark2_5 step35"""
 _SLIDING = frozenset(_SLIDING_NAMES.split())
-_SLIDING_DEFAULT = {"gemma2": 4096, "llama4": 8192}  # these slide even without the key
+_SLIDING_DEFAULT = {"exaone4": 4096, "gemma2": 4096, "llama4": 8192}  # these slide even without the key
 _MROPE_BY_SECTIONS = frozenset({"glm4", "glm4moe", "hunyuan_vl"})
 _ALIBI_BY_LAYERS = {"baichuan": 40}  # only the 13B
 

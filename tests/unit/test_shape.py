@@ -156,6 +156,7 @@ def test_a_row_is_whole_blocks() -> None:
         ("llama4", {"attention.sliding_window": 0}, None),
         ("exaone4", {"attention.sliding_window": 4096, "block_count": 64}, "sliding-window"),
         ("exaone4", {"attention.sliding_window": 4096, "block_count": 30}, None),
+        ("exaone4", {"block_count": 64}, "window of 4096 tokens"),
         ("llama", {"attention.sliding_window": 4096}, None),  # Mistral 7B: llama.cpp ignores the key
         ("phi3", {"attention.sliding_window": 2047}, None),  # llama.cpp has it switched off
         ("deepseek2", {"attention.kv_lora_rank": 512, "attention.key_length_mla": 192}, "(MLA, rank 512)"),
