@@ -28,6 +28,7 @@ namespace headkv {
 // Register tiles: DOT_QUERIES x 4 and GEMM_ROWS x GEMM_VECS accumulators, chosen to fill the registers without spilling
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
+#define HEADKV_CPU_SIMD 1
 
 using vec = __m512;
 
@@ -40,6 +41,9 @@ inline vec   vec_load(const float * x)       { return _mm512_loadu_ps(x); }
 inline vec   vec_load(const ggml_fp16_t * x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) x)); }
 inline vec   vec_load(const ggml_bf16_t * x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *) x)), 16));
+}
+inline vec   vec_load(const int8_t * x) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) x)));
 }
 inline void  vec_store(float * x, vec a)     { _mm512_storeu_ps(x, a); }
 inline vec   vec_set(float x)                { return _mm512_set1_ps(x); }
@@ -63,6 +67,7 @@ inline void vec_sum4(float * dst, vec a0, vec a1, vec a2, vec a3) {
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define HEADKV_CPU_SIMD 1
 
 using vec = __m256;
 
@@ -75,6 +80,9 @@ inline vec   vec_load(const float * x)       { return _mm256_loadu_ps(x); }
 inline vec   vec_load(const ggml_fp16_t * x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) x)); }
 inline vec   vec_load(const ggml_bf16_t * x) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *) x)), 16));
+}
+inline vec   vec_load(const int8_t * x) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) x)));
 }
 inline void  vec_store(float * x, vec a)     { _mm256_storeu_ps(x, a); }
 inline vec   vec_set(float x)                { return _mm256_set1_ps(x); }
@@ -102,6 +110,7 @@ inline void vec_sum4(float * dst, vec a0, vec a1, vec a2, vec a3) {
 }
 
 #elif defined(__ARM_NEON) && defined(__aarch64__)
+#define HEADKV_CPU_SIMD 1
 
 using vec = float32x4_t;
 
@@ -113,6 +122,11 @@ constexpr int GEMM_VECS   = 4;
 inline vec   vec_load(const float * x)       { return vld1q_f32(x); }
 inline vec   vec_load(const ggml_fp16_t * x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *) x))); }
 inline vec   vec_load(const ggml_bf16_t * x) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t *) x), 16)); }
+inline vec   vec_load(const int8_t * x) {
+    int32_t bytes;
+    memcpy(&bytes, x, sizeof(bytes));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8((uint32_t) bytes)))));
+}
 inline void  vec_store(float * x, vec a)     { vst1q_f32(x, a); }
 inline vec   vec_set(float x)                { return vdupq_n_f32(x); }
 inline vec   vec_add(vec a, vec b)           { return vaddq_f32(a, b); }
@@ -130,6 +144,7 @@ inline void vec_sum4(float * dst, vec a0, vec a1, vec a2, vec a3) {
 }
 
 #else
+#define HEADKV_CPU_SIMD 0
 
 using vec = float;
 

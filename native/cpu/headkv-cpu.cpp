@@ -15,6 +15,7 @@
 // softmax needs no sums across a vector.
 
 #include "headkv-cpu.h"
+#include "headkv-cpu-rows.h"
 #include "headkv-cpu-simd.h"
 
 #include "ggml-backend-impl.h"
@@ -314,22 +315,6 @@ private:
 
 static bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
-}
-
-// n rows of n_elements as f32, padded with zeros to ld
-static void rows_to_f32(
-        ggml_type type, const char * const * rows, int n, int64_t n_elements, float * dst, int64_t ld) {
-    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
-    for (int i = 0; i < n; i++) {
-        float * x = dst + i*ld;
-        switch (type) {
-            case GGML_TYPE_F32:  memcpy(x, rows[i], n_elements*sizeof(float)); break;
-            case GGML_TYPE_F16:  ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) rows[i], x, n_elements); break;
-            case GGML_TYPE_BF16: ggml_cpu_bf16_to_fp32((const ggml_bf16_t *) rows[i], x, n_elements); break;
-            default:             to_float(rows[i], x, n_elements); break;
-        }
-        std::fill(x + n_elements, x + ld, 0.0f);
-    }
 }
 
 //
