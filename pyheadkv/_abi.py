@@ -79,6 +79,7 @@ int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t 
 int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
 int32_t headkv_stats_reset_peak(struct llama_context * ctx);
 int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
+void headkv_debug_alloc_fail(int32_t n);
 """
 
 # upstream's own; libllama depends on libggml-base, so its handle finds the functions of gguf.h too

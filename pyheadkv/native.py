@@ -109,6 +109,11 @@ def abi_version() -> int:
     return int(_headkv_lib().headkv_abi_version())
 
 
+def debug_alloc_fail(n: int) -> None:
+    """Make the n-th allocation from now on fail, for tests; 0 is none. Counts on this thread."""
+    _headkv_lib().headkv_debug_alloc_fail(n)
+
+
 def _check(status: int) -> None:
     if status >= STATUS_OK:
         return

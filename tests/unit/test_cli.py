@@ -1,0 +1,173 @@
+"""The command line: options as llama.cpp's users type them, exit codes, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pyheadkv.cli import chat, inspect
+from pyheadkv.cli.app import CacheOptions, ChatOptions, app
+from pyheadkv.errors import NativeError
+
+METADATA: dict[str, object] = {
+    "general.architecture": "llama",
+    "general.name": "tiny",
+    "tokenizer.chat_template": "{{ messages }}",
+    "llama.block_count": 2,
+    "llama.context_length": 2048,
+    "llama.embedding_length": 256,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": [2, 1],
+}
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder with a file model.gguf whose keys are METADATA."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADKV_DEBUG", raising=False)
+    Path("model.gguf").write_bytes(b"GGUF")
+    for module in (chat, inspect):
+        monkeypatch.setattr(module, "read_gguf_metadata", lambda _: METADATA)
+    return lambda *arguments, stdin="": CliRunner().invoke(app, arguments, input=stdin)
+
+
+@pytest.fixture
+def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[CacheOptions, ChatOptions]]:
+    seen: list[tuple[CacheOptions, ChatOptions]] = []
+    monkeypatch.setattr(chat, "run_chat", lambda *options: seen.append(options))
+
+    def parse(*arguments: str) -> tuple[CacheOptions, ChatOptions]:
+        result = run("chat", *arguments)
+        assert result.exit_code == 0, result.output
+        return seen[-1]
+
+    return parse
+
+
+def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
+    line = (
+        "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --json --verbose --budget 1.5%"
+        " --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
+    )
+    cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
+    assert cache == CacheOptions("m.gguf", "1.5%", "headkv:beta=1.1", Path("heads.json"), 4096, "q8_0", "q4_0")
+    assert options == ChatOptions(
+        n_threads=3,
+        n_gpu_layers=99,
+        system="be brief",
+        files=(Path("a.txt"), Path("b.txt")),
+        prompt="-hello",
+        is_single_turn=True,
+        n_predict=64,
+        temp=0,
+        seed=7,
+        as_json=True,
+        verbose=True,
+    )
+
+
+def test_defaults(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
+    cache, options = parsed("m.gguf", "-p", "-", "-n", "-1", "-ngl", "-1")
+    assert (cache.budget, cache.policy_text, cache.n_ctx, cache.type_k) == ("25%", "snapkv", 0, "f16")
+    assert (options.prompt, options.n_predict, options.n_gpu_layers, options.seed) == ("-", -1, -1, None)
+    assert parsed("m.gguf", "--profile", "heads.json")[0].policy_text == "headkv"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat"],
+        ["chat", "m", "--foo"],
+        ["chat", "m", "-t", "0"],
+        ["chat", "m", "-c", "x"],
+        ["nothing"],
+        ["chat", "m", "-n"],
+    ],
+)
+def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.gguf"], "missing.gguf: no such file"),
+        (["model.gguf", "--budget", "0"], "budget 0 must be above 0"),
+        (["model.gguf", "--budget", "101%"], "budget 101% is above 100%"),
+        (["model.gguf", "--budget", "8"], "budget 8 is below the floor of 20 rows per KV head (4 sinks + 16 observed)"),
+        (["model.gguf", "--policy", "nope"], "unknown policy 'nope', known are snapkv, headkv"),
+        (["model.gguf", "--policy", "headkv"], "--profile FILE"),
+        (["model.gguf", "--profile", "no.json"], "profile no.json: cannot be read"),
+        (["model.gguf", "-ctk", "q9"], "unknown cache type 'q9'"),
+        (["model.gguf", "-f", "no.txt"], "no.txt cannot be read: No such file or directory"),
+        (["model.gguf", "-f", "model.bin"], "model.bin is not a text file: it has a NUL byte at offset 1"),
+        (["model.gguf", "-p", " "], "the prompt is empty"),
+    ],
+)
+def test_known_errors_are_1_and_one_line(run: Run, arguments: list[str], message: str) -> None:
+    Path("model.bin").write_bytes(b"a\0b")
+    result = run("chat", "-p", "hello", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_unsupported_architecture_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "read_gguf_metadata", lambda _: {"general.architecture": "mamba"})
+    result = run("chat", "model.gguf", "-p", "hello")
+    assert result.exit_code == 1
+    assert "model.gguf cannot be compressed: architecture mamba is recurrent" in result.stderr
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADKV_DEBUG", "1")
+    assert run("chat", "missing.gguf", "-p", "x").exc_info[1].args[0].startswith("missing.gguf: no such file")
+
+
+@pytest.mark.parametrize(("problem", "code"), [(KeyboardInterrupt(), 130), (NativeError("broken", -5), 1)])
+def test_exit_codes_of_a_run(run: Run, monkeypatch: pytest.MonkeyPatch, problem: BaseException, code: int) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(chat, "run_chat", fail)
+    assert run("chat", "model.gguf").exit_code == code
+
+
+def test_inspect_as_json(run: Run) -> None:
+    report = json.loads(run("inspect", "model.gguf", "--json", "--budget", "10%", "-c", "1000", "-ctk", "q8_0").stdout)
+    assert report["is_supported"] and report["has_chat_template"]
+    assert report["shape"]["n_head_kv"] == [2, 1]
+    assert report["bytes_per_token"] == 3 * (2 * 34 + 64 * 2)
+    assert report["plan"]["rows_kept"] == 300 == sum(map(sum, report["plan"]["rows_per_head"]))
+    assert report["plan"]["rows_spread"] == {"min": 100, "median": 100, "max": 100}
+
+
+def test_inspect_as_text(run: Run) -> None:
+    text = run("inspect", "model.gguf").stdout
+    assert "KV heads         1 to 2 in a layer, 3 in all" in text
+    assert "rows kept        1536 of 6144 (25 %)" in text
+    assert "supported        yes" in text
+
+
+def test_inspect_whole_cache_and_missing_profile(run: Run) -> None:
+    assert "none: the cache stays whole" in run("inspect", "model.gguf", "--budget", "full").stdout
+    assert "none: policy headkv needs --profile FILE" in run("inspect", "model.gguf", "--policy", "headkv").stdout
+
+
+@pytest.mark.parametrize("extra", [{}, {"mamba.block_count": 2}])
+def test_inspect_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch, extra: dict[str, object]) -> None:
+    monkeypatch.setattr(inspect, "read_gguf_metadata", lambda _: {"general.architecture": "mamba", **extra})
+    result = run("inspect", "model.gguf")
+    assert result.exit_code == 0
+    assert "supported        no: architecture mamba is recurrent and has no KV cache" in result.stdout
+    assert json.loads(run("inspect", "model.gguf", "--json").stdout)["is_supported"] is False

@@ -1,0 +1,195 @@
+"""A chat on a Llama without a model: what is sent, what is kept when something goes wrong, what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyheadkv import session
+from pyheadkv.cli.app import ChatOptions
+from pyheadkv.cli.chat import Talk
+from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.render import ReadingBar, footer_text
+from pyheadkv.errors import UsageError
+from pyheadkv.session import HeadKV
+from tests.unit.fake_llama import FakeLlama, FakeNative
+
+OPTIONS = ChatOptions(None, 0, None, (), None, False, 3, 0.0, None, False, False)
+
+
+class ChatLlama(FakeLlama):
+    """Answers every message with max_tokens words; one token a character of the conversation so far."""
+
+    chat_handler = None
+
+    def __init__(self, n_ctx: int = 4096) -> None:
+        super().__init__(n_ctx)
+        self.metadata["tokenizer.chat_template"] = "{{ messages }}"
+        self.requests: list[Any] = []
+        self.stop_after = -1
+
+    def create_chat_completion(self, messages: list[dict[str, str]], **options: Any) -> Iterator[dict[str, Any]]:
+        self.requests.append([dict(message) for message in messages])
+        text = "".join(message["role"][0] + message["content"] for message in messages)
+        yield {"choices": [{"delta": {"role": "assistant"}, "finish_reason": None}]}
+        yield from self._words(text, "delta", options)
+
+    def create_completion(self, prompt: str, **options: Any) -> Iterator[dict[str, Any]]:
+        self.requests.append(prompt)
+        yield from self._words(prompt, "text", options)
+
+    def _words(self, text: str, kind: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        prompt = [ord(char) % 997 for char in text]
+        if len(prompt) >= self.n_ctx():
+            raise ValueError(f"Requested tokens ({len(prompt)}) exceed context window of {self.n_ctx()}")
+        for i, token in enumerate(self.generate(prompt)):
+            if i == self.stop_after:
+                raise KeyboardInterrupt
+            word = f"w{token} "
+            yield {"choices": [{kind: {"content": word} if kind == "delta" else word, "finish_reason": None}]}
+            if i + 1 == options["max_tokens"]:
+                break
+        yield {"choices": [{kind: {} if kind == "delta" else "", "finish_reason": "length"}]}
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
+    monkeypatch.setattr(session, "Native", FakeNative)
+    with HeadKV(ChatLlama(n_ctx=1000)) as headkv:
+        yield Talk(headkv, OPTIONS, ReadingBar())
+
+
+def requests(talk: Talk) -> list[Any]:
+    return talk.headkv.llama.requests
+
+
+def test_turns_are_remembered(talk: Talk) -> None:
+    first = "".join(talk.conversation.answer("one"))
+    list(talk.conversation.answer("two"))
+    assert requests(talk)[1] == [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "two"},
+    ]
+
+
+def test_files_go_into_the_next_message_under_their_names(talk: Talk, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("first\n\n")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfsecond")
+    for name in ("a.txt", "b.txt"):
+        talk._command(f"/read {tmp_path / name}")
+    list(talk.conversation.answer("compare"))
+    list(talk.conversation.answer("again"))
+    sent = requests(talk)[0][0]["content"]
+    assert sent == "--- File: a.txt ---\nfirst\n\n--- File: b.txt ---\nsecond\n\ncompare"
+    assert requests(talk)[1][-1]["content"] == "again"
+
+
+def test_too_long_a_prompt_loses_nothing(talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("attached")
+    talk.conversation.attach(tmp_path / "a.txt")
+    before = list(talk.conversation.messages)
+    talk._answer("x" * 2000)
+    assert (
+        "error: the prompt has 2031 tokens, the context holds 1000: shorten it or raise -c" in capsys.readouterr().err
+    )
+    assert talk.conversation.messages == before
+    assert talk.headkv.llama.memory.tokens == []
+    talk._answer("short")
+    assert "attached" in requests(talk)[-1][-1]["content"]
+
+
+def test_ctrl_c_keeps_what_was_said(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.headkv.llama.stop_after = 2
+    talk._answer("hello")
+    assert "note: stopped" in capsys.readouterr().err
+    roles = [message["role"] for message in talk.conversation.messages]
+    assert roles == ["user", "assistant"]
+    assert len(talk.conversation.messages[1]["content"].split()) == 2
+    talk.headkv.llama.stop_after = 0
+    talk._answer("nothing came")
+    assert len(talk.conversation.messages) == 2
+
+
+def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert talk._command("/help") and talk._command("/stats")
+    out = capsys.readouterr().out
+    assert "/read FILE" in out and "KV memory" in out
+    (tmp_path / "x.bin").write_bytes(b"\0")
+    for line, words in (
+        ("/foo bar", "unknown command /foo, known are /read FILE, /stats, /clear, /exit, /help"),
+        ("/read", "/read needs a file name"),
+        ("/read /none.txt", "/none.txt cannot be read: No such file or directory"),
+        (f"/read {tmp_path}/x.bin", "has a NUL byte at offset 0"),
+    ):
+        assert talk._command(line)
+        assert words in capsys.readouterr().err
+    list(talk.conversation.answer("one"))
+    assert talk._command("/clear")
+    assert talk.conversation.messages == [] and talk.headkv.llama.memory.tokens == []
+    assert not talk._command("/exit")
+
+
+def test_json_holds_what_was_measured(talk: Talk) -> None:
+    report = talk.answer_json("x" * 400, 12.3456)
+    assert list(report) == ["text", "n_prompt", "n_generated", "policy", "budget", "kv", "ms", "tok_s"]
+    keys = "type_k type_v rows_full rows_kept rows_per_head bytes_full bytes_kept bytes_measured peak_bytes"
+    assert " ".join(report["kv"]) == keys
+    assert list(report["budget"]) == ["request", "rows", "keep_ratio", "bytes"]
+    assert list(report["ms"]) == ["load", "prefill", "select", "decode"] and report["ms"]["load"] == 12.346
+    assert list(report["tok_s"]) == ["prefill", "decode"]
+    assert (report["n_prompt"], report["n_generated"], report["policy"]) == (401, 3, "snapkv")
+    assert report["kv"]["rows_kept"] < report["kv"]["rows_full"]
+
+
+def test_footer_counts_memory_against_a_whole_cache(talk: Talk) -> None:
+    list(talk.conversation.answer("x" * 800))
+    text = footer_text(talk.headkv.stats())
+    assert text.startswith("[ prompt ") and " | generation " in text and text.endswith("MiB (27 %) ]")
+
+
+def test_full_context_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk._answer("x" * 995)
+    assert "the context of 1000 tokens is full" not in capsys.readouterr().err
+    talk.conversation.clear()
+    talk._answer("x" * 998)
+    assert "the context of 1000 tokens is full: /clear starts anew" in capsys.readouterr().err
+
+
+def test_without_a_template_text_is_continued(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "Native", FakeNative)
+    llama = ChatLlama()
+    del llama.metadata["tokenizer.chat_template"]
+    talk = Talk(HeadKV(llama), OPTIONS, ReadingBar())
+    assert "no chat template" in capsys.readouterr().err
+    answer = "".join(talk.conversation.answer("Once"))
+    list(talk.conversation.answer("and"))
+    assert llama.requests == ["Once", f"Once\n{answer}\nand"]
+
+
+def test_sampling_is_greedy_at_0_and_random_without_a_seed() -> None:
+    assert Sampling(temp=0.0).options()["temperature"] == 0
+    assert Sampling(seed=7).options()["seed"] == 7
+    assert len({Sampling().options()["seed"] for _ in range(4)}) > 1
+    assert Sampling(max_tokens=-1).options()["max_tokens"] is None
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(UsageError, match=r"latin.txt is not UTF-8 text: byte 0xe9 at offset 3$"):
+        read_text_file(tmp_path / "latin.txt")
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_text_file(tmp_path)
+
+
+def test_system_prompt_survives_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "Native", FakeNative)
+    conversation = Conversation(HeadKV(ChatLlama()), "be brief", Sampling(max_tokens=2))
+    list(conversation.answer("hi"))
+    conversation.clear()
+    assert conversation.messages == [{"role": "system", "content": "be brief"}]
