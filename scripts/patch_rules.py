@@ -8,8 +8,8 @@ A patch header, above the `---` line:
     Hook:      headkv_hook_create_memory(), called first in llama_model::create_memory()
     Drop when: upstream lets an application supply its own memory
 
-An added line is an include, a call to headkv_*, a guard around one, a declaration, a brace, a comment or blank. The rules
-keep honest patches small; they cannot prove that a line decides nothing.
+An added line is an include, a call to headkv_*, a guard around one, a declaration, a brace, a comment or blank. The
+rules keep honest patches small; they cannot prove that a line decides nothing.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@
     check          the rules of patches/README.md
     stats          added lines of each patch and in all
 
-CMake runs `tree DIR --force` on a tree of its own at every configure. A tree that is up to date is not touched, not even
-the times of its files. What a patch may hold is checked here; whether it does the right thing is for the other tests.
+CMake runs `tree DIR --force` on a tree of its own at every configure. A tree that is up to date is not touched, not
+even the times of its files. What a patch may hold is checked here; whether it does the right thing is for the other tests.
 Only the standard library is needed. Known errors are one line on stderr and exit code 1.
 """
 
@@ -208,9 +208,9 @@ def assert_hooks(tree: Path, series: list[str]) -> None:
     if not series:
         return
     for path in tree.rglob("*"):
-        if path.suffix in {".c", ".cpp", ".h", ".cu", ".cuh", ".m", ".metal"} and path.is_file():
-            if HOOK_PREFIX.encode() in path.read_bytes():
-                return
+        is_source = path.suffix in {".c", ".cpp", ".h", ".cu", ".cuh", ".m", ".metal"} and path.is_file()
+        if is_source and HOOK_PREFIX.encode() in path.read_bytes():
+            return
     raise PatchError(f"the series was applied, but no file in {tree} names {HOOK_PREFIX}")
 
 

@@ -105,7 +105,8 @@ def download_sdist(pin: Pin, target: Path) -> None:
 def unpack(sdist: Path, tree: Path) -> None:
     """Write the vendored llama.cpp to `tree`.
 
-    Files get the time of unpacking and not the archive's: a build folder that outlives a change of pin must see them as new.
+    Files get the time of unpacking and not the archive's: a build folder that outlives a change of pin must take
+    them as new.
     """
     with tarfile.open(sdist) as archive:
         for member in archive:

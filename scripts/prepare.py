@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Set up a checkout: .venv with the dependencies, and the native library in pyheadkv/lib.
 
-Run by scripts/pyheadkv before every start and by scripts/check; when nothing changed it takes a few milliseconds. What is
-done is said on stderr, one line a step; the rest goes to build/setup.log and is shown when a step fails.
+Run by scripts/pyheadkv before every start and by scripts/check; when nothing changed it takes a moment. What is done
+is said on stderr, one line a step; the rest goes to build/setup.log and is shown when a step fails.
 
-It calls CMake itself, and not `pip install -e .`: a changed native source then costs one `cmake --build` of what depends
-on it (pip would set up a build environment each time), nothing is printed on import, and the library lies where the
-installed package has it. Only the standard library is needed.
+It calls CMake itself, and not `pip install -e .`: a changed native source then costs one `cmake --build` of what
+depends on it (pip would set up a build environment each time), nothing is printed on import, and the library lies where
+the installed package has it. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run_step(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> None:
+def run_step(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> None:
     """Run one command into the log; raises SetupError with the end of its output."""
     with LOG.open("ab") as log:
         start = log.tell()
@@ -80,10 +80,10 @@ def read_text(path: Path) -> str:
 
 def requirements(dev: bool) -> list[str]:
     """Dependencies as pyproject.toml names them."""
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
-        from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
+    else:
+        from pip._vendor import tomli as tomllib
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return [*project["dependencies"], *(project["optional-dependencies"]["dev"] if dev else [])]
 
@@ -103,7 +103,7 @@ def prepare_python(dev: bool = False) -> None:
     """Make .venv and install the dependencies, unless that was done."""
     if is_python_ready(dev):
         return
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - this runs under whatever python3 is
         raise SetupError(f"Python 3.10 or newer is needed, this is {sys.version.split()[0]}")
     if not PYTHON.exists():
         say("making .venv")
@@ -111,7 +111,7 @@ def prepare_python(dev: bool = False) -> None:
     say("fetching llama.cpp (73 MiB, once)")
     sdist = find_sdist(read_pin(ROOT / "patches"))
     say("installing the dependencies")
-    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
+    pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
     run_step([*pip, sdist], {"CMAKE_ARGS": BINDING_ONLY})
     run_step([*pip, *requirements(dev)])
     stamp, wanted = python_stamp(dev)
@@ -199,6 +199,8 @@ def prepare_native(tests: bool = False) -> None:
     if tests or not (folder / "build.ninja").is_file() or read_text(folder / "headkv-settings") != build_settings([]):
         configure(cmake, folder, [])
     build(cmake, folder, "all" if tests else "pyheadkv-libraries")
+    # not written over: a running program goes on with the files that it has mapped
+    shutil.rmtree(LIBRARY_DIR, ignore_errors=True)
     run_step([cmake, "--install", folder, "--component", "pyheadkv", "--prefix", ROOT])
     (BUILD / "release-stamp").write_text(stamp)
 
