@@ -117,7 +117,7 @@ def check_names(series: list[str], files: set[str]) -> list[str]:
         match = FILE_NAME.fullmatch(name)
         if not match:
             problems.append(f"{name}: not of the form NNNN-what.patch")
-        elif int(match[1]) < last:
+        elif int(match[1]) <= last:
             problems.append(f"{name}: number out of order, it comes after {last:04d}")
         else:
             last = int(match[1])

@@ -13,8 +13,8 @@
     stats          added lines of each patch and in all
 
 CMake runs `tree DIR --force` on a tree of its own at every configure. A tree that is up to date is not touched, not
-even the times of its files. What a patch may hold is checked here; whether it does the right thing is for the other tests.
-Only the standard library is needed. Known errors are one line on stderr and exit code 1.
+even the times of its files. What a patch may hold is in patch_rules.py. Only the standard library is needed. Known
+errors are one line on stderr and exit code 1.
 """
 
 from __future__ import annotations

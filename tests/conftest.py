@@ -1,0 +1,25 @@
+"""Fixtures that several folders of tests use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with long texts and question sets that are not part of this repository: HEADKV_SHARED, or beside it."""
+    folder = Path(os.environ.get("HEADKV_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} (HEADKV_SHARED)")
+    return folder

@@ -1,0 +1,164 @@
+"""Who may import whom, in Python and in C++: arrows go down only (the tables below are the house's map).
+
+A new module has to be given its place here, so that nobody puts one in by accident.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# cli -> session, calibrate, export, evaluate -> plan -> policy -> {allocators, scorers} -> {budget, profile} -> shape
+# -> errors; session -> native. A module imports from lower levels only, or from its own folder.
+LEVELS = {
+    "errors": 0,
+    "_abi": 1,
+    "_library": 1,
+    "models": 1,
+    "shape": 1,
+    "budget": 2,
+    "profile": 2,
+    "allocators": 3,
+    "scorers": 3,
+    "policy": 4,
+    "plan": 5,
+    "native": 6,
+    "loading": 7,
+    "stats": 7,
+    "session": 8,
+    "calibrate": 9,
+    "evaluate": 9,
+    "export": 9,
+    "cli": 10,
+}
+# the machinery that only some may touch
+KEEPERS = {
+    "cffi": {"native"},
+    "ctypes": {"native"},
+    "llama_cpp": {"native", "loading", "session"},
+}
+# file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
+INCLUDES: dict[str, set[str]] = {
+    "": set(),
+    "plan": set(),
+    "select": {"plan"},
+    "store": {"", "plan", "select", "tail"},
+    "tail": {"store"},
+    "attn": {"store"},
+    "score": {"attn", "store"},
+    "hooks": {"attn", "score", "store", "tail"},
+    "api": {"", "store", "tail"},
+}
+STANDARD_ONLY = {"", "plan", "select"}  # no header of llama.cpp or ggml, so that their tests build in seconds
+
+
+def unit_of(module: str) -> str:
+    """The part of the house that `pyheadkv.a.b` belongs to: "a"; "" for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
+
+
+def imported_modules(source: str) -> set[str]:
+    """Dotted names of all modules that a source text imports, inside functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            module = node.module or ""
+            for alias in node.names:
+                is_module = module == "pyheadkv" and alias.name in LEVELS
+                found.add(f"{module}.{alias.name}" if is_module else module)
+    return found
+
+
+def forbidden_imports(unit: str, source: str) -> list[str]:
+    """What a module of `unit` imports against the arrows."""
+    found = []
+    for module in sorted(imported_modules(source)):
+        package = module.partition(".")[0]
+        if package in KEEPERS and unit not in KEEPERS[package]:
+            found.append(module)
+        if package != "pyheadkv":
+            continue
+        target = unit_of(module)
+        is_up = LEVELS[target] >= LEVELS[unit] and target != unit if target else unit != "cli"
+        if is_up:
+            found.append(module)
+    return found
+
+
+def forbidden_includes(unit: str, source: str) -> list[str]:
+    """What a native source of `unit` includes against the arrows."""
+    found = []
+    for header in re.findall(r'^\s*#\s*include\s*"([^"]+)"', source, flags=re.MULTILINE):
+        ours = re.fullmatch(r"headkv(?:-(\w+))?\.h", header)
+        if ours and (ours[1] or "") != unit and (ours[1] or "") not in INCLUDES[unit]:
+            found.append(header)
+        if not ours and unit in STANDARD_ONLY:
+            found.append(header)
+    return found
+
+
+PYTHON_FILES = [path for path in sorted((ROOT / "pyheadkv").rglob("*.py")) if path != ROOT / "pyheadkv" / "__init__.py"]
+NATIVE_FILES = sorted([*(ROOT / "native").glob("*.h"), *(ROOT / "native").glob("*.cpp")])
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_arrows(path: Path) -> None:
+    unit = path.relative_to(ROOT / "pyheadkv").with_suffix("").parts[0]
+    assert unit in LEVELS, f"give {unit} its level in this file"
+    assert forbidden_imports(unit, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", NATIVE_FILES, ids=lambda path: path.name)
+def test_native_arrows(path: Path) -> None:
+    unit = path.stem.partition("-")[2]
+    assert unit in INCLUDES, f"say in this file what headkv-{unit} may include"
+    assert forbidden_includes(unit, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "native" / "cpu").iterdir()), ids=lambda path: path.name)
+def test_cpu_kernel_knows_only_ggml_and_itself(path: Path) -> None:
+    headers = re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())
+    others = [name for name in headers if name.startswith(("headkv", "llama")) and not name.startswith("headkv-cpu")]
+    assert others == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "source"),
+    [
+        ("shape", "from pyheadkv.budget import Budget"),
+        ("budget", "import pyheadkv.native"),
+        ("plan", "def f():\n    from pyheadkv.session import load"),
+        ("policy", "from pyheadkv import plan"),
+        ("session", "from pyheadkv import __version__"),
+        ("session", "from pyheadkv.cli.app import main"),
+        ("budget", "from pyheadkv.profile import Profile"),
+        ("plan", "import ctypes"),
+        ("session", "import cffi"),
+        ("cli", "from llama_cpp import llama_cpp"),
+    ],
+)
+def test_python_arrow_that_turns_back_is_found(unit: str, source: str) -> None:
+    assert forbidden_imports(unit, source) != []
+
+
+@pytest.mark.parametrize(
+    ("unit", "source"),
+    [
+        ("plan", '#include "headkv-select.h"'),
+        ("plan", '#include "ggml.h"'),
+        ("select", '#include "headkv-store.h"'),
+        ("select", '# include "llama-graph.h"'),
+        ("store", '#include "headkv-hooks.h"'),
+        ("", '#include "llama.h"'),
+    ],
+)
+def test_include_that_turns_back_is_found(unit: str, source: str) -> None:
+    assert forbidden_includes(unit, source) != []
