@@ -52,7 +52,7 @@ def _check_version() -> None:
     except metadata.PackageNotFoundError:
         raise LibraryError(f"llama-cpp-python {LLAMA_CPP_PYTHON_VERSION} is not installed") from None
     if found != LLAMA_CPP_PYTHON_VERSION:
-        raise LibraryError(f"llama-cpp-python {found} is installed, but the library fits {LLAMA_CPP_PYTHON_VERSION} only")
+        raise LibraryError(f"llama-cpp-python {found} is installed, the library fits {LLAMA_CPP_PYTHON_VERSION} only")
 
 
 def _loaded_library() -> Path | None:
