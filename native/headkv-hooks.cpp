@@ -101,15 +101,14 @@ void headkv_hook_state_write(const llama_kv_cache & kv) {
 
 bool headkv_hook_state_read(llama_kv_cache & kv, uint32_t n_cells) {
     auto * store = store_of(kv);
-    const uint32_t n_need = store ? store->n_cells_used() + n_cells : 0;
-    if (!store || n_need <= kv.get_size()) {
+    if (!store || n_cells <= kv.get_size()) {
         return true;
     }
-    if (!store->is_attached() || n_need > store->n_cells_max) {
-        LLAMA_LOG_ERROR("%s: %u cells do not fit: attached = %d, at most %u\n", __func__, n_need, store->is_attached(), store->n_cells_max);
+    if (!store->is_attached() || n_cells > store->n_cells_max) {
+        LLAMA_LOG_ERROR("%s: no room for %u cells (attached: %d, at most %u)\n", __func__, n_cells, store->is_attached(), store->n_cells_max);
         return false;
     }
-    store->n_cells_wanted = n_need;
+    store->n_cells_wanted = n_cells;
     return store->grow();
 }
 

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Decode speed of stock llama.cpp's full cache and of ours, in turns in one run, and what selection costs.
+
+    scripts/pyheadkv inspect demo                                # sets everything up once
+    .venv/bin/python scripts/bench_decode.py demo                # the README's table
+    .venv/bin/python scripts/bench_decode.py demo --equal-rows   # ours keeps every row: the layout and the kernel alone
+
+Each line is one context of N tokens. "stock" is a context of the same library that was never attached: upstream's cache
+and flash attention, bit for bit. Both read the same prompt (the second copies the first one's state, up to the
+observation window), then decode the same tokens, some of stock and some of ours in turns. Medians over the rounds.
+
+selection % = (reading scores, choosing, gathering, shrinking + what scoring adds to the window's decode) / prefill
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pyheadkv
+from pyheadkv.models import resolve_model
+
+WORDS = "the quick brown fox jumps over the lazy dog and seven wise men count the stars above a quiet harbour town"
+
+
+@dataclass
+class Row:
+    """Medians of one context length; times in ms."""
+
+    n_ctx: int
+    budget: str
+    keep_ratio: float
+    ms_stock: float
+    ms_ours: float
+    ratio: float  # median over the rounds of stock / ours
+    ms_prefill: float
+    ms_window_stock: float
+    ms_window_ours: float
+    ms_select: float
+    select_percent: float
+    mib_full: float
+    mib_measured: float
+
+
+def make_prompt(llama, n_tokens: int) -> list[int]:
+    """n_tokens tokens of varied plain words (numbered, so that no two sentences are alike)."""
+    words, text = WORDS.split(), []
+    while len(text) < n_tokens:
+        i = len(text)
+        text.append(words[(i * 7 + i // 5) % len(words)] if i % 11 else str(i))
+    return llama.tokenize(" ".join(text).encode())[:n_tokens]
+
+
+def decode_ms(llama, n_past: int, tokens: list[int]) -> float:
+    """Milliseconds a token, decoded one by one after n_past tokens; the tokens are taken back."""
+    llama.n_tokens = n_past
+    start = time.perf_counter()
+    for token in tokens:
+        llama.eval([token])
+    ms = (time.perf_counter() - start) * 1000 / len(tokens)
+    llama.n_tokens = n_past
+    return ms
+
+
+def measure(path: Path, n_ctx: int, budget: str, args: argparse.Namespace) -> Row:
+    import llama_cpp
+
+    n_cells = n_ctx + args.tokens
+    stock = llama_cpp.Llama(
+        str(path), n_ctx=n_cells, n_threads=args.threads, n_threads_batch=args.threads, flash_attn=True, verbose=False
+    )
+    ours = pyheadkv.load(path, n_ctx=n_cells, n_threads=args.threads)
+    with pyheadkv.HeadKV(ours, policy=args.policy, budget=budget, profile=args.profile, min_prompt=0) as headkv:
+        prompt = make_prompt(stock, n_ctx)
+        n_obs = headkv.policy.scorer.n_obs
+
+        start = time.perf_counter()
+        stock.eval(prompt[:-n_obs])
+        ms_prefill = (time.perf_counter() - start) * 1000
+        ours.load_state(stock.save_state())
+
+        start = time.perf_counter()
+        stock.eval(prompt[-n_obs:])
+        ms_window_stock = (time.perf_counter() - start) * 1000
+        ours.eval(prompt[-n_obs:])  # scores, compresses
+        stats = headkv.stats()
+        if headkv.plan is None:
+            raise SystemExit(f"error: budget {budget} compresses nothing of {n_ctx} tokens")
+
+        rounds = []
+        for _ in range(args.rounds + 1):  # the first is the warm-up
+            rounds.append([decode_ms(llama, n_ctx, prompt[: args.tokens]) for llama in (stock, ours)])
+        rounds = rounds[1:]
+        now = headkv.stats()
+
+        ms_scoring = max(0.0, stats.ms_prefill - ms_window_stock)
+        return Row(
+            n_ctx=n_ctx,
+            budget=budget,
+            keep_ratio=headkv.plan.keep_ratio,
+            ms_stock=statistics.median(a for a, _ in rounds),
+            ms_ours=statistics.median(b for _, b in rounds),
+            ratio=statistics.median(a / b for a, b in rounds),
+            ms_prefill=ms_prefill + ms_window_stock,
+            ms_window_stock=ms_window_stock,
+            ms_window_ours=stats.ms_prefill,
+            ms_select=stats.ms_select,
+            select_percent=100 * (stats.ms_select + ms_scoring) / (ms_prefill + ms_window_stock),
+            mib_full=now.bytes_full / 2**20,
+            mib_measured=now.bytes_measured / 2**20,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="path, demo, or user/repo[:quant]")
+    parser.add_argument("-c", "--contexts", default="512,2048,4096,8192", help="prompt lengths in tokens (%(default)s)")
+    parser.add_argument("--budget", default="10%", help="rows to keep (%(default)s)")
+    parser.add_argument("--equal-rows", action="store_true", help="keep every row: the same rows as stock")
+    parser.add_argument("--policy", default="snapkv")
+    parser.add_argument("--profile", default=None)
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=24, help="tokens decoded in one turn (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args()
+
+    path = resolve_model(args.model)
+    budget = "100%" if args.equal_rows else args.budget
+    if not args.json:
+        print("| context | kept | stock ms/token | ours ms/token | stock / ours | selection % of prefill | KV MiB full | KV MiB measured |")
+        print("|---|---|---|---|---|---|---|---|")
+    for n_ctx in map(int, args.contexts.split(",")):
+        row = measure(path, n_ctx, budget, args)
+        if args.json:
+            print(json.dumps(asdict(row)), flush=True)
+        else:
+            print(
+                f"| {row.n_ctx} | {100 * row.keep_ratio:.1f} % | {row.ms_stock:.2f} | {row.ms_ours:.2f} | {row.ratio:.2f} "
+                f"| {row.select_percent:.2f} | {row.mib_full:.1f} | {row.mib_measured:.1f} |",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
