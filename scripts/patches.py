@@ -175,7 +175,6 @@ def reset_tree(tree: Path, patches: Path) -> None:
 
     The other files of the pin are not written at all, so a build folder recompiles what a patch really changed.
     """
-    stamp_path(tree).unlink(missing_ok=True)
     touched = git(tree, "diff", "--name-only", "--no-renames", "-z", "pin").split("\0")
     before = {tree / name: file_state(tree / name) for name in touched if name and (tree / name).is_file()}
     if (tree / ".git" / "rebase-apply").exists():
