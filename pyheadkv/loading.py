@@ -14,7 +14,7 @@ from pyheadkv.shape import parse_cache_type
 if TYPE_CHECKING:
     import llama_cpp
 
-FIRST_CELLS = 256  # cells of a new context; llama.cpp pads its attention to this many
+FIRST_CELLS = 256  # cells of a new context
 
 
 def load(

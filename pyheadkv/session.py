@@ -11,7 +11,7 @@ the native side refuses to cut, and generate then evaluates everything anew from
 
 - a prompt that only adds to a compressed conversation is evaluated on top of it, in the tail;
 - a prompt that differs before the tail, or that is longer than all before it, is read whole again and compressed again;
-- a prompt shorter than `min_prompt` tokens is left alone: the first cells exist anyway, so nothing would be saved.
+- a prompt shorter than `min_prompt` tokens is left alone: it has next to nothing to save, and much to lose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.budget import Budget
 from pyheadkv.errors import ModelError, NativeError, ProfileError, UsageError
-from pyheadkv.loading import FIRST_CELLS, load
+from pyheadkv.loading import load
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan, make_plan
 from pyheadkv.policy import Policy, parse_policy
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeadKV", "load"]
 
+MIN_PROMPT = 256
 _WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state")
 _NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have"
 _DECODE_FAILURES = {
@@ -85,7 +86,7 @@ class HeadKV:
         policy: Policy | str = "snapkv",
         budget: Budget | str = "25%",
         profile: Profile | str | Path | None = None,
-        min_prompt: int = FIRST_CELLS,
+        min_prompt: int = MIN_PROMPT,
         on_notice: Callable[[str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
