@@ -177,6 +177,15 @@ inline void vec_sum4(float * dst, vec a0, vec a1, vec a2, vec a3) {
 
 #endif
 
+// asks for the cache line of x before it is needed
+inline void prefetch(const void * x) {
+#if defined(__GNUC__)
+    __builtin_prefetch(x, 0, 2);
+#else
+    GGML_UNUSED(x);
+#endif
+}
+
 inline int64_t vec_pad(int64_t n) {
     return (n + VEC - 1)/VEC*VEC;
 }
