@@ -1,8 +1,7 @@
 // headkv-cpu.cpp: the fused CPU kernel of a ragged prefix and its tail; headkv-cpu.h has the contract of the node.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / group, query head j % group). An *item* is
-// a (KV head, tile) pair and costs as many rows as the tile sees: the head's prefix rows, then the tail cells that some query of the
-// tile sees. All items, laid end to end, form one line of rows, and every thread takes an equal slice of it:
+// All items (headkv-cpu-node.h: some queries of a KV head and the rows they see), laid end to end, form one line of rows,
+// and every thread takes an equal slice of it, wherever heads begin and end:
 //
 //     item     |   head 0   | head 1 |            head 2             | head 3 |
 //     thread   |     0     |     1     |     2     |     3     |     4     |
@@ -15,10 +14,10 @@
 // softmax needs no sums across a vector.
 
 #include "headkv-cpu.h"
+#include "headkv-cpu-node.h"
 #include "headkv-cpu-rows.h"
 #include "headkv-cpu-simd.h"
 
-#include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
 #include "traits.h"
@@ -28,68 +27,7 @@
 
 namespace headkv {
 
-constexpr int     BLOCK       = 64;  // rows of one block: K and V of a block stay in the first-level cache
-constexpr int64_t TILE        = 64;  // queries of a tile, at most
-constexpr int64_t FEW_QUERIES = 24;  // measured: up to here dot products beat the other layout, by 1.5 at 8 queries
-constexpr size_t  CACHE_LINE  = 64;
-
-constexpr uint16_t MASK_HIDDEN = 0xfc00; // -INF as f16
-
-// what every thread knows of the node
-struct node_view {
-    const ggml_tensor * q;
-    const ggml_tensor * k;
-    const ggml_tensor * v;
-    const ggml_tensor * mask;
-    const ggml_tensor * sinks;
-    const ggml_tensor * k_prefix;
-    const ggml_tensor * v_prefix;
-
-    const int32_t * off; // [n_head_kv]
-    const int32_t * len; // [n_head_kv]
-
-    int64_t n_k;      // elements of a K row
-    int64_t n_v;      // elements of a V row
-    int64_t ld_k;     // n_k and n_v, padded to whole vectors
-    int64_t ld_v;
-    int64_t n_kv;     // tail cells
-    int64_t n_head_kv;
-    int64_t group;    // query heads of a KV head
-    int64_t n_query;  // queries of a KV head: n_tok*group
-    int64_t n_tile;   // tiles of a KV head
-
-    float scale;
-    float softcap;    // 0: none
-
-    explicit node_view(const ggml_tensor * dst) :
-        q(dst->src[0]), k(dst->src[1]), v(dst->src[2]), mask(dst->src[3]), sinks(dst->src[4]),
-        k_prefix(dst->src[5]), v_prefix(dst->src[6]) {
-        off       = (const int32_t *) dst->src[7]->data;
-        n_head_kv = k->ne[2];
-        len       = off + n_head_kv;
-        n_k       = k->ne[0];
-        n_v       = v->ne[0];
-        ld_k      = vec_pad(n_k);
-        ld_v      = vec_pad(n_v);
-        n_kv      = k->ne[1];
-        group     = q->ne[2]/n_head_kv;
-        n_query   = q->ne[1]*group;
-        n_tile    = (n_query + TILE - 1)/TILE;
-
-        memcpy(&scale,   (const float *) dst->op_params + 0, sizeof(float));
-        memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
-        if (softcap != 0.0f) {
-            scale /= softcap;
-        }
-    }
-
-    int64_t tile_begin(int64_t tile) const { return tile*n_query/n_tile; }
-
-    // the mask of a token: [n_kv]
-    const uint16_t * mask_row(int64_t tok) const {
-        return (const uint16_t *) ((const char *) mask->data + tok*mask->nb[1]);
-    }
-};
+constexpr int64_t FEW_QUERIES = 24; // measured: up to here dot products beat the other layout, by 1.5 at 8 queries
 
 static void check(const ggml_tensor * dst) {
     const ggml_tensor * q = dst->src[0];
@@ -119,199 +57,6 @@ static void check(const ggml_tensor * dst) {
     memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
     GGML_ASSERT(max_bias == 0.0f);
 }
-
-//
-// work buffer
-//
-
-// what a softmax over some of the rows has come to, for each query of a tile
-struct partial {
-    float * top; // [TILE] largest score, -INF before the first
-    float * sum; // [TILE] of exp(score - top)
-    float * acc; // [TILE][ld_v] sum of exp(score - top)*V
-};
-
-// the part of the work buffer that belongs to one thread
-struct scratch {
-    partial part[3];     // of the item cut by the start of the slice, of the one cut by its end, of whole items
-    float * q;           // [TILE][ld_k] scaled queries; with many queries [ld_k][TILE]
-    float * score;       // [TILE][BLOCK], with many queries [BLOCK][TILE]
-    float * rescale;     // [TILE] factor of acc when top grew
-    float * k;           // [BLOCK][ld_k] rows of K as f32
-    float * v;           // [BLOCK][ld_v]
-    int64_t * n_visible; // [n_tile] tail cells that some query of the tile sees
-};
-
-// lays the scratch of one thread out from base on (which may be NULL) and returns its size in bytes
-static size_t scratch_layout(scratch & s, const node_view & node, char * base) {
-    size_t size = 0;
-    const auto take = [&](size_t bytes) {
-        char * p = base + size;
-        size += (bytes + CACHE_LINE - 1)/CACHE_LINE*CACHE_LINE;
-        return p;
-    };
-    const int64_t nq   = vec_pad(std::min(TILE, node.n_query));
-    const auto    take_f32 = [&](int64_t n) { return (float *) take(n*sizeof(float)); };
-
-    for (partial & part : s.part) {
-        part.top = take_f32(nq);
-        part.sum = take_f32(nq);
-        part.acc = take_f32(nq*node.ld_v);
-    }
-    s.q         = take_f32(nq*node.ld_k);
-    s.score     = take_f32(nq*BLOCK);
-    s.rescale   = take_f32(nq);
-    s.k         = take_f32(BLOCK*node.ld_k);
-    s.v         = take_f32(BLOCK*node.ld_v);
-    s.n_visible = (int64_t *) take(node.n_tile*sizeof(int64_t));
-    return size;
-}
-
-static scratch scratch_of(const node_view & node, void * wdata, int ith) {
-    scratch s;
-    const size_t size = scratch_layout(s, node, nullptr);
-    char * base = (char *) (((uintptr_t) wdata + CACHE_LINE - 1)/CACHE_LINE*CACHE_LINE);
-    scratch_layout(s, node, base + ith*size);
-    return s;
-}
-
-//
-// rows
-//
-
-// the queries [begin, end) of KV head ih; tokens [tok_begin, tok_end) ask them
-struct item {
-    int64_t ih;
-    int64_t tile;
-    int64_t begin;
-    int64_t end;
-    int64_t tok_begin;
-    int64_t tok_end;
-
-    item(const node_view & node, int64_t i) : ih(i/node.n_tile), tile(i%node.n_tile) {
-        begin     = node.tile_begin(tile);
-        end       = node.tile_begin(tile + 1);
-        tok_begin = begin/node.group;
-        tok_end   = (end - 1)/node.group + 1;
-    }
-
-    int64_t n_query() const { return end - begin; }
-};
-
-struct row_block {
-    int          n;
-    int          n_prefix;  // the first n_prefix rows come from the prefix, the others are tail cells
-    bool         has_mask;  // some query of the tile does not see some tail cell, or sees it with a bias
-    const char * k[BLOCK];
-    const char * v[BLOCK];
-    int64_t      cell[BLOCK];
-};
-
-// Which of the cells [begin, end) does some token see: visible[i] != 0. masked[i]: its mask is not 0 for all of them.
-static void scan_mask(
-        const node_view & node, const item & it, int64_t begin, int64_t end, uint16_t * visible, uint16_t * masked) {
-    const int64_t n = end - begin;
-    std::fill_n(visible, n, (uint16_t) !node.mask);
-    std::fill_n(masked,  n, (uint16_t) 0);
-    if (!node.mask) {
-        return;
-    }
-    for (int64_t tok = it.tok_begin; tok < it.tok_end; tok++) {
-        const uint16_t * m = node.mask_row(tok) + begin;
-        for (int64_t i = 0; i < n; i++) {
-            visible[i] |= m[i] != MASK_HIDDEN;
-            masked [i] |= m[i];
-        }
-    }
-}
-
-static int64_t count_visible(const node_view & node, const item & it) {
-    uint16_t visible[BLOCK];
-    uint16_t masked[BLOCK];
-    int64_t  n = 0;
-    for (int64_t cell = 0; cell < node.n_kv; cell += BLOCK) {
-        const int64_t end = std::min(cell + BLOCK, node.n_kv);
-        scan_mask(node, it, cell, end, visible, masked);
-        for (int64_t i = 0; i < end - cell; i++) {
-            n += visible[i];
-        }
-    }
-    return n;
-}
-
-// reads the rows [begin, end) of an item, block after block
-class row_reader {
-public:
-    row_reader(const node_view & node, const item & it, int64_t begin, int64_t end) :
-        node(node), it(it), n_left(end - begin), prefix(begin) {
-        const int64_t n_prefix = node.len[it.ih];
-        if (begin > n_prefix) {
-            prefix = n_prefix;
-            skip   = begin - n_prefix;
-        }
-    }
-
-    // false: no rows are left
-    bool next(row_block & block) {
-        if (n_left == 0) {
-            return false;
-        }
-        block.n        = 0;
-        block.has_mask = false;
-        add_prefix(block);
-        block.n_prefix = block.n;
-        add_tail(block);
-        n_left -= block.n;
-        return true;
-    }
-
-private:
-    void add_prefix(row_block & block) {
-        const int64_t n = std::min<int64_t>({ BLOCK, n_left, node.len[it.ih] - prefix });
-        const char *  k = (const char *) node.k_prefix->data + (node.off[it.ih] + prefix)*node.k_prefix->nb[1];
-        const char *  v = (const char *) node.v_prefix->data + (node.off[it.ih] + prefix)*node.v_prefix->nb[1];
-        for (int64_t i = 0; i < n; i++) {
-            block.k[i] = k + i*node.k_prefix->nb[1];
-            block.v[i] = v + i*node.v_prefix->nb[1];
-        }
-        block.n = (int) n;
-        prefix += n;
-    }
-
-    void add_tail(row_block & block) {
-        uint16_t visible[BLOCK];
-        uint16_t masked[BLOCK];
-        const int n = (int) std::min<int64_t>(BLOCK, n_left);
-        while (block.n < n) {
-            const int64_t begin = cell;
-            const int64_t end   = std::min(begin + BLOCK, node.n_kv);
-            GGML_ASSERT(begin < end);
-            scan_mask(node, it, begin, end, visible, masked);
-            for (; cell < end && block.n < n; cell++) {
-                if (!visible[cell - begin]) {
-                    continue;
-                }
-                if (skip > 0) {
-                    skip--;
-                    continue;
-                }
-                block.k[block.n]    = (const char *) node.k->data + cell*node.k->nb[1] + it.ih*node.k->nb[2];
-                block.v[block.n]    = (const char *) node.v->data + cell*node.v->nb[1] + it.ih*node.v->nb[2];
-                block.cell[block.n] = cell;
-                block.has_mask     |= masked[cell - begin] != 0;
-                block.n++;
-            }
-        }
-    }
-
-    const node_view & node;
-    const item &      it;
-
-    int64_t n_left;
-    int64_t prefix;   // next prefix row of the head
-    int64_t cell = 0; // next tail cell to look at
-    int64_t skip = 0; // visible tail cells before the first one to read
-};
 
 static bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
