@@ -185,8 +185,8 @@ class HeadKV:
 
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)
-        is_prompt = len(tokens) > 1 and not self._is_generating
-        if is_prompt or (tokens and self._starts_in_prefix()):
+        is_answer = self._is_generating or not tokens
+        if not is_answer and (len(tokens) > 1 or self._starts_in_prefix()):
             self._read_prompt(tokens)
         else:
             with self._turn.decode(len(tokens)):

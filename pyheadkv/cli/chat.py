@@ -23,7 +23,7 @@ from pyheadkv.native import read_gguf_metadata
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.profile import read_profile
 from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import parse_cache_type, shape_from_metadata, unsupported_reason
+from pyheadkv.shape import shape_from_metadata, unsupported_reason
 
 _HELP = {
     "/read FILE": "put a text file into the next message",
@@ -91,12 +91,12 @@ def _first_prompt(chat: ChatOptions) -> str | None:
 
 def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget) -> None:
     """Refuse what the file's keys tell, before its weights are loaded."""
-    parse_cache_type(cache.type_k), parse_cache_type(cache.type_v)
     metadata = read_gguf_metadata(path)
     reason = unsupported_reason(metadata)
     if reason:
         raise ModelError(f"{path} cannot be compressed: {reason}")
     shape = shape_from_metadata(metadata)
+    shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
     n_ctx = cache.n_ctx or shape.n_ctx_train
     words = policy.floor_words
     budget.check(shape, n_ctx, policy.floor_rows, cache.type_k, cache.type_v, floor_words=words)

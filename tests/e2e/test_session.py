@@ -12,6 +12,7 @@ import pytest
 from pyheadkv._abi import STATUS_NO_MEMORY
 from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.native import debug_alloc_fail, read_gguf_metadata
+from pyheadkv.profile import Profile, write_profile
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import shape_from_metadata
 from tests.e2e.tiny_model import N_VOCAB, write_tiny_model
@@ -177,6 +178,40 @@ def test_each_allocation_may_fail_and_the_chat_goes_on(tiny: Path) -> None:
         assert tokens == expected and headkv.is_compressed
         llama.close()
     assert 2 < n_refused < 12
+
+
+@pytest.mark.parametrize("stop_at", [512, N_PROMPT - 16, N_PROMPT])
+def test_interrupt_while_reading(llama: Any, stop_at: int) -> None:
+    with HeadKV(llama) as headkv:
+        expected = answer(llama, prompt_of(N_PROMPT))
+        headkv.clear()
+    headkv = HeadKV(llama)
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= stop_at:
+            headkv.on_progress = None
+            raise KeyboardInterrupt
+
+    headkv.on_progress = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        answer(llama, prompt_of(N_PROMPT))
+    assert not headkv.is_compressed and headkv.native.stats().bytes_scores == 0
+    if stop_at < N_PROMPT:
+        assert answer(llama, prompt_of(N_PROMPT)) == expected
+        assert headkv.is_compressed
+
+
+def test_uneven_heads_by_a_profile(tiny: Path, tmp_path: Path) -> None:
+    llama = load(tiny, n_threads=1)
+    write_profile(tmp_path / "heads.json", Profile(((0.7, 0.1), (0.2, 0.0)), "test"))
+    headkv = HeadKV(llama, policy="headkv", profile=tmp_path / "heads.json", budget="20%")
+    answer(llama, prompt_of(N_PROMPT))
+    assert headkv.plan is not None
+    kept = [[len(headkv.native.positions(i, ih)) + headkv.policy.n_obs for ih in range(2)] for i in range(2)]
+    assert tuple(map(tuple, kept)) == headkv.plan.rows
+    assert kept[0][0] > kept[1][0] > kept[0][1] > kept[1][1]
+    assert sum(map(sum, kept)) == N_PROMPT * 4 // 5
+    llama.close()
 
 
 def test_states(llama: Any) -> None:

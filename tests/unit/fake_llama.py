@@ -127,6 +127,7 @@ class FakeLlama:
         self._ctx = SimpleNamespace(ctx=None, kv_cache_seq_rm=lambda seq, p0, p1: self.memory.seq_rm(p0))
         self.batches: list[int] = []
         self.interrupt_after = -1  # batches until Ctrl-C
+        self.n_drafts = 0  # tokens that a draft model guesses after each token
 
     def n_ctx(self) -> int:
         return len(self.input_ids)
@@ -162,11 +163,16 @@ class FakeLlama:
                 reset, tokens, self.n_tokens = False, tokens[reuse:], reuse
         if reset:
             self.reset()
+        is_generating = False
         while True:
             self.eval(tokens)
+            if is_generating and self.n_drafts:  # the guesses are always wrong, and cut off again
+                self.n_tokens -= self.n_drafts
+                self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
+            is_generating = True
             token = self.n_tokens % VOCABULARY
             yield token
-            tokens = [token]
+            tokens = [token, *range(self.n_drafts)]
 
     def set_cache(self, cache: object) -> None:
         self.cache = cache

@@ -23,6 +23,7 @@ METADATA: dict[str, object] = {
     "llama.embedding_length": 256,
     "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": [2, 1],
+    "llama.attention.value_length": 80,
 }
 
 Run = Callable[..., Any]
@@ -109,6 +110,10 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
         (["model.gguf", "--policy", "headkv"], "--profile FILE"),
         (["model.gguf", "--profile", "no.json"], "profile no.json: cannot be read"),
         (["model.gguf", "-ctk", "q9"], "unknown cache type 'q9'"),
+        (
+            ["model.gguf", "-ctv", "q8_0"],
+            "cache type q8_0 stores blocks of 32 elements, but this model's V vectors have 80",
+        ),
         (["model.gguf", "-f", "no.txt"], "no.txt cannot be read: No such file or directory"),
         (["model.gguf", "-f", "model.bin"], "model.bin is not a text file: it has a NUL byte at offset 1"),
         (["model.gguf", "-p", " "], "the prompt is empty"),
@@ -147,7 +152,7 @@ def test_inspect_as_json(run: Run) -> None:
     report = json.loads(run("inspect", "model.gguf", "--json", "--budget", "10%", "-c", "1000", "-ctk", "q8_0").stdout)
     assert report["is_supported"] and report["has_chat_template"]
     assert report["shape"]["n_head_kv"] == [2, 1]
-    assert report["bytes_per_token"] == 3 * (2 * 34 + 64 * 2)
+    assert report["bytes_per_token"] == 3 * (2 * 34 + 80 * 2)
     assert report["plan"]["rows_kept"] == 300 == sum(map(sum, report["plan"]["rows_per_head"]))
     assert report["plan"]["rows_spread"] == {"min": 100, "median": 100, "max": 100}
 

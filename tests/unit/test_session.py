@@ -127,7 +127,7 @@ def test_clear_forgets_without_a_notice(make: Make) -> None:
     headkv = make(on_notice=notices.append)
     answer(headkv, prompt_of(400))
     headkv.clear()
-    assert not headkv.is_compressed
+    assert not headkv.is_compressed and headkv.plan is None
     answer(headkv, prompt_of(300, first=50))
     assert notices == []
 
@@ -160,13 +160,13 @@ def test_generated_tokens_alone_never_compress(make: Make) -> None:
     assert not headkv.is_compressed
 
 
-def test_drafted_tokens_are_not_taken_for_a_prompt(make: Make) -> None:
+@pytest.mark.parametrize("n_prompt", [250, 400])
+def test_drafted_tokens_are_not_taken_for_a_prompt(make: Make, n_prompt: int) -> None:
     headkv = make()
-    stream = headkv.llama.generate(prompt_of(250))
-    next(stream)
-    headkv._is_generating = True  # as while Llama.generate evaluates a draft
-    headkv.llama.eval(prompt_of(30))
-    assert not headkv.is_compressed
+    headkv.llama.n_drafts = 30
+    answer(headkv, prompt_of(n_prompt), n=20)
+    assert headkv.is_compressed == (n_prompt == 400)
+    assert headkv.stats().n_read == n_prompt
 
 
 def test_callers_own_loop_of_eval(make: Make) -> None:
@@ -174,7 +174,8 @@ def test_callers_own_loop_of_eval(make: Make) -> None:
     headkv.llama.eval(prompt_of(400))
     headkv.llama.eval([5])
     assert headkv.is_compressed
-    assert (headkv.stats().n_read, headkv.stats().n_decoded) == (400, 1)
+    stats = headkv.stats()
+    assert (stats.n_prompt, stats.n_read, stats.n_decoded) == (400, 400, 1)
     headkv.llama.n_tokens = 10  # a cut inside the prefix, whose refusal Llama.eval ignores
     headkv.llama.eval([6])
     assert_holds_conversation(headkv, [*prompt_of(10), 6])
