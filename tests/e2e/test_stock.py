@@ -118,8 +118,8 @@ import sys
 import llama_cpp, numpy as np
 logits = []
 for type_kv in (0, 1, 8):  # f32, f16, q8_0
-    llama = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_batch=96, n_ubatch=48, n_threads=2, n_threads_batch=2, type_k=type_kv,
-                            type_v=type_kv, flash_attn=True, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_batch=96, n_ubatch=48, n_threads=2, n_threads_batch=2,
+                            type_k=type_kv, type_v=type_kv, flash_attn=True, logits_all=True, verbose=False)
     tokens = np.random.default_rng(0).integers(0, 64, 320).tolist()
     llama.eval(tokens[:250])
     for token in tokens[250:]:

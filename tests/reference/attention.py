@@ -29,7 +29,7 @@ def attention_weights(q: Array, k: Array, visible: Mask) -> Array:
     [n_head, n_q, n_k], each row sums to 1
     """
     n_gqa = q.shape[1] // k.shape[1]
-    logits = np.einsum("qhd,khd->hqk", q, np.repeat(k, n_gqa, axis=1)) / np.sqrt(q.shape[2])
+    logits = by_head(q) @ by_head(k).repeat(n_gqa, axis=0).swapaxes(1, 2) / np.sqrt(q.shape[2])
     logits = np.where(np.repeat(visible, n_gqa, axis=0), logits, -np.inf)
     weights = np.exp(logits - logits.max(axis=2, keepdims=True))
     return weights / weights.sum(axis=2, keepdims=True)
@@ -38,7 +38,12 @@ def attention_weights(q: Array, k: Array, visible: Mask) -> Array:
 def attention(q: Array, k: Array, v: Array, visible: Mask) -> Array:
     """Output of attention, [n_q, n_head, d]; v is [n_k, n_head_kv, d], the rest as in `attention_weights`."""
     n_gqa = q.shape[1] // k.shape[1]
-    return np.einsum("hqk,khd->qhd", attention_weights(q, k, visible), np.repeat(v, n_gqa, axis=1))
+    return by_head(attention_weights(q, k, visible) @ by_head(v).repeat(n_gqa, axis=0))
+
+
+def by_head(x: Array) -> Array:
+    """[n, n_head, d] -> [n_head, n, d], and back."""
+    return x.swapaxes(0, 1)
 
 
 def window_attention(q: Array, k: Array, n_obs: int) -> Array:
