@@ -39,8 +39,9 @@ def footer_text(stats: SessionStats) -> str:
     """The line of `footer`: speeds of the turn, and the KV cache beside a whole one of as many positions."""
     read = f"{_speed(stats.tok_s_prefill)} t/s" if stats.n_read else "cached"
     kept, full = stats.bytes_measured, stats.bytes_full
-    part = f" ({100 * kept / full:.0f} %)" if full else ""
-    return f"[ prompt {read} | generation {_speed(stats.tok_s_decode)} t/s | KV {mib(kept)} of {mib(full)} MiB{part} ]"
+    # a short chat does not fill the cells that exist
+    memory = f"{mib(kept)} of {mib(full)} MiB ({100 * kept / full:.0f} %)" if kept < full else f"{mib(kept)} MiB"
+    return f"[ prompt {read} | generation {_speed(stats.tok_s_decode)} t/s | KV {memory} ]"
 
 
 def _speed(tok_s: float) -> str:
@@ -72,8 +73,8 @@ class ReadingBar:
         self._task = TaskID(0)
 
     def update(self, done: int, total: int) -> None:
-        """Show that done of total tokens are read."""
-        if not console.is_terminal:
+        """Show that done of total tokens are read; a prompt that is read at one go needs no bar."""
+        if not console.is_terminal or (self._progress is None and done >= total):
             return
         if self._progress is None:
             columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.completed}/{task.total}"))

@@ -148,7 +148,9 @@ def test_json_holds_what_was_measured(talk: Talk) -> None:
 def test_footer_counts_memory_against_a_whole_cache(talk: Talk) -> None:
     list(talk.conversation.answer("x" * 800))
     text = footer_text(talk.headkv.stats())
-    assert text.startswith("[ prompt ") and " | generation " in text and text.endswith("MiB (27 %) ]")
+    assert text.startswith("[ prompt ") and " | generation " in text and text.endswith("KV 0.2 of 0.8 MiB (27 %) ]")
+    talk.conversation.clear()
+    assert footer_text(talk.headkv.stats()).endswith(" | KV 0.0 MiB ]")
 
 
 def test_full_context_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
