@@ -15,8 +15,9 @@ from pyheadkv.native import debug_alloc_fail, read_gguf_metadata
 from pyheadkv.profile import Profile, write_profile
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import shape_from_metadata
-from tests.e2e.tiny_model import N_VOCAB, write_tiny_model
+from tests.tiny import Tiny, write_tiny
 
+TINY = Tiny(n_vocab=256)
 N_PROMPT = 700
 # bytes that allocators add to a buffer: alignment of each of its tensors
 ALIGNMENT = 1024
@@ -24,7 +25,7 @@ ALIGNMENT = 1024
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", TINY)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def llama(tiny: Path) -> Iterator[Any]:
 
 
 def prompt_of(n: int, seed: int = 1) -> list[int]:
-    return np.random.default_rng(seed).integers(0, N_VOCAB, n).tolist()
+    return np.random.default_rng(seed).integers(0, TINY.n_vocab, n).tolist()
 
 
 def answer(llama: Any, prompt: list[int], n: int = 12) -> list[int]:
@@ -46,7 +47,7 @@ def answer(llama: Any, prompt: list[int], n: int = 12) -> list[int]:
 
 
 def logits(llama: Any) -> np.ndarray:
-    return np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(N_VOCAB,)).copy()
+    return np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(TINY.n_vocab,)).copy()
 
 
 def test_shape_from_keys_is_the_librarys(tiny: Path, llama: Any) -> None:
@@ -127,7 +128,7 @@ def test_changed_conversation_answers_as_if_new(tiny: Path, llama: Any) -> None:
     headkv = HeadKV(llama, on_notice=notices.append)
     answer(llama, prompt_of(N_PROMPT))
     changed = prompt_of(N_PROMPT)
-    changed[100] = (changed[100] + 1) % N_VOCAB
+    changed[100] = (changed[100] + 1) % TINY.n_vocab
     again = answer(llama, changed)
     assert len(notices) == 1 and headkv.stats().n_read == N_PROMPT
     other = load(tiny, n_threads=1)
