@@ -135,9 +135,25 @@ inline vec   vec_mul(vec a, vec b)           { return vmulq_f32(a, b); }
 inline vec   vec_div(vec a, vec b)           { return vdivq_f32(a, b); }
 inline vec   vec_fma(vec a, vec b, vec c)    { return vfmaq_f32(c, a, b); }
 inline vec   vec_max(vec a, vec b)           { return vmaxq_f32(a, b); }
-inline vec   vec_exp(vec a)                  { return ggml_v_expf(a); }
 inline float vec_sum(vec a)                  { return vaddvq_f32(a); }
 inline float vec_top(vec a)                  { return vmaxvq_f32(a); }
+
+#if defined(__ARM_FEATURE_SVE)
+// ggml has only a version for SVE vectors then. The same polynomial, but 0 below the smallest normal number
+inline vec vec_exp(vec x) {
+    const vec n = vrndnq_f32(vmulq_n_f32(x, 0x1.715476p+0f));
+    const vec b = vfmsq_f32(vfmsq_f32(x, n, vdupq_n_f32(0x1.62e4p-1f)), n, vdupq_n_f32(0x1.7f7d1cp-20f));
+    const vec u = vmulq_f32(b, b);
+    const vec j = vfmaq_f32(vmulq_n_f32(b, 0x1.ffffecp-1f),
+        vfmaq_f32(vfmaq_f32(vdupq_n_f32(0x1.fffdb6p-2f), vdupq_n_f32(0x1.555e66p-3f), b),
+                  vfmaq_f32(vdupq_n_f32(0x1.573e2ep-5f), vdupq_n_f32(0x1.0e4020p-7f), b), u), u);
+    const vec k = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
+    const vec r = vbslq_f32(vcltq_f32(x, vdupq_n_f32(-87.0f)), vdupq_n_f32(0.0f), vfmaq_f32(k, j, k));
+    return vbslq_f32(vcgtq_f32(x, vdupq_n_f32(88.0f)), vdupq_n_f32(INFINITY), r);
+}
+#else
+inline vec vec_exp(vec a) { return ggml_v_expf(a); }
+#endif
 
 inline void vec_sum4(float * dst, vec a0, vec a1, vec a2, vec a3) {
     vst1q_f32(dst, vpaddq_f32(vpaddq_f32(a0, a1), vpaddq_f32(a2, a3)));
