@@ -199,6 +199,7 @@ struct graph {
         ggml_cplan plan = ggml_graph_plan(g, nth, nullptr);
         std::vector<uint8_t> work(plan.work_size); // exactly, so that sanitizers see a step beyond it
         plan.work_data = work.data();
+        memset(node->data, 0xff, ggml_nbytes(node)); // NaN, so that what is not written shows
         if (ggml_graph_compute(g, &plan) != GGML_STATUS_SUCCESS) {
             abort();
         }
