@@ -109,20 +109,6 @@ def test_threads_share_the_work_of_uneven_heads(open_context: MakeContext, n_thr
     assert relative_error(logits, truth) < FUSED_ERROR["f32"]
 
 
-def test_attention_can_be_changed_between_tokens(open_context: MakeContext) -> None:
-    tiny = one_layer(4, 64)
-    tokens, kept = chat_tokens(tiny), make_kept(tiny, LENGTHS)
-    truth = forward(tiny, make_weights(tiny), tokens, compressed(kept)).logits[N_POS:]
-    context = open_context(tiny, cache_type="f32")
-    context.decode(tokens[:N_POS])
-    context.native.keep([head for layer in kept for head in layer], N_POS - N_PREFIX)
-    logits = []
-    for i, token in enumerate(tokens[N_POS : N_POS + 12]):
-        context.native.attention_set(("fused", "composed")[i // 2 % 2])
-        logits.append(context.decode([token]))
-    assert relative_error(np.concatenate(logits), truth[:12]) < COMPOSED_ERROR
-
-
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sets(st.integers(0, N_PREFIX - 1)), min_size=4, max_size=4), st.integers(0, 3))
 def test_any_positions_are_kept_and_attended(open_context: MakeContext, sets: list[set[int]], seed: int) -> None:
