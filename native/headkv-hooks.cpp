@@ -42,10 +42,16 @@ void headkv_hook_clear(llama_kv_cache & kv) {
 
 bool headkv_hook_seq_rm(llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     auto * store = store_of(kv);
-    if (!store || seq_id > 0 || p0 >= (llama_pos) store->n_pos_prefix) {
+    if (!store || seq_id > 0) {
         return true;
     }
-    if (p0 > 0 || p1 >= 0) {
+    p0 = std::max(p0, 0); // as upstream reads it; p1 < 0 is the end
+
+    if (p0 >= (llama_pos) store->n_pos_prefix) {
+        store->forget_scored(p0);
+        return true;
+    }
+    if (p0 > 0 || (p1 >= 0 && p1 < (llama_pos) store->n_pos())) {
         LLAMA_LOG_DEBUG("%s: positions [%d, %d) start inside the compressed prefix [0, %u): refused\n", __func__, p0, p1, store->n_pos_prefix);
         return false;
     }

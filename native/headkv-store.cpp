@@ -154,7 +154,8 @@ uint32_t headkv_store::n_cells_used() const {
 }
 
 uint32_t headkv_store::n_pos() const {
-    return (uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1);
+    // the tail may have been cut away whole
+    return std::max((uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1), n_pos_prefix);
 }
 
 // graphs that were built before the epoch are not used again
@@ -271,6 +272,12 @@ void headkv_store::disarm() {
     n_obs      = 0;
     n_scored   = 0;
     pos_scored = -1;
+}
+
+void headkv_store::forget_scored(int32_t p0) {
+    if (n_scored > 0 && p0 < (int32_t) n_pos()) {
+        pos_scored = -1;
+    }
 }
 
 // cells of positions [p0, p1) in position order

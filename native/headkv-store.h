@@ -94,6 +94,9 @@ struct headkv_store {
     void arm(uint32_t n_obs);
     void disarm();
 
+    // positions from p0 on are removed: scores that they added to are of no use any more
+    void forget_scored(int32_t p0);
+
     // [n_head_kv][n_pos - n_obs] of layer i
     std::vector<float> read_scores(uint32_t i, const headkv_score_params & params) const;
 
