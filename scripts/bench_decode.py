@@ -30,6 +30,15 @@ from pyheadkv.models import resolve_model
 WORDS = "the quick brown fox jumps over the lazy dog and seven wise men count the stars above a quiet harbour town"
 
 
+HEADER = """\
+| context | kept | stock ms/token | ours ms/token | stock / ours | selection / prefill | KV full MiB | KV measured MiB |
+|---|---|---|---|---|---|---|---|"""
+LINE = (
+    "| {n_ctx} | {kept:.1f} % | {ms_stock:.2f} | {ms_ours:.2f} | {ratio:.2f} "
+    "| {select_percent:.2f} % | {mib_full:.1f} | {mib_measured:.1f} |"
+)
+
+
 @dataclass
 class Row:
     """Medians of one context length; times in ms."""
@@ -135,18 +144,13 @@ def main() -> int:
     path = resolve_model(args.model)
     budget = "100%" if args.equal_rows else args.budget
     if not args.json:
-        print("| context | kept | stock ms/token | ours ms/token | stock / ours | selection % of prefill | KV MiB full | KV MiB measured |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(HEADER)
     for n_ctx in map(int, args.contexts.split(",")):
         row = measure(path, n_ctx, budget, args)
         if args.json:
             print(json.dumps(asdict(row)), flush=True)
         else:
-            print(
-                f"| {row.n_ctx} | {100 * row.keep_ratio:.1f} % | {row.ms_stock:.2f} | {row.ms_ours:.2f} | {row.ratio:.2f} "
-                f"| {row.select_percent:.2f} | {row.mib_full:.1f} | {row.mib_measured:.1f} |",
-                flush=True,
-            )
+            print(LINE.format(**asdict(row), kept=100 * row.keep_ratio), flush=True)
     return 0
 
 

@@ -76,7 +76,9 @@ def run_ours(path: Path, args: argparse.Namespace) -> dict[str, float]:
         for token in tokens[: args.tokens]:
             llama.eval([token])
         native = stats.native
-        rows_tail_free = (native.n_cells - native.n_cells_used) * headkv.shape.bytes_per_token(headkv.type_k, headkv.type_v)
+        rows_tail_free = (native.n_cells - native.n_cells_used) * headkv.shape.bytes_per_token(
+            headkv.type_k, headkv.type_v
+        )
         return {
             "loaded": loaded,
             "whole": whole,
@@ -111,7 +113,9 @@ def main() -> int:
 
     sides = {}
     for side in ("stock", "ours"):
-        done = subprocess.run([sys.executable, *sys.argv, "--only", side], check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, *sys.argv, "--only", side], check=True, stdout=subprocess.PIPE, text=True
+        )
         sides[side] = json.loads(done.stdout.splitlines()[-1])
     if args.json:
         print(json.dumps(sides))
