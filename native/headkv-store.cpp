@@ -16,12 +16,16 @@
 #include <malloc.h>
 #endif
 
-// the tail grows in steps of so many cells, at least, and by an eighth of what is needed: a copy of the tail every
-// 64 tokens at first, less and less often later
+// the tail starts with so many cells and grows by as many at least, and by an eighth of what is needed: a copy of the tail
+// every 64 tokens at first, less and less often later
 static constexpr uint32_t N_CELLS_STEP = 64;
 
-static uint32_t pad_cells(uint32_t n) {
-    return (n + N_CELLS_STEP - 1) / N_CELLS_STEP * N_CELLS_STEP;
+// upstream's attention looks at multiples of so many cells. A cache without a prefix keeps to them, so that its sums are
+// split among threads as stock's are, bit for bit
+static constexpr uint32_t N_CELLS_STOCK = 256;
+
+static uint32_t pad_cells(uint32_t n, bool is_stock) {
+    return is_stock && n > N_CELLS_STOCK ? GGML_PAD(n, N_CELLS_STOCK) : GGML_PAD(n, N_CELLS_STEP);
 }
 
 //
@@ -177,7 +181,7 @@ void headkv_store::reserve(uint32_t n_cells) {
         return;
     }
 
-    n_cells_wanted = std::min(pad_cells(n_cells), n_cells_max);
+    n_cells_wanted = std::min(pad_cells(n_cells, !has_prefix()), n_cells_max);
     lctx->memory_update(/*.optimize =*/ true);
 
     if (kv.get_size() < n_cells) {
@@ -186,7 +190,7 @@ void headkv_store::reserve(uint32_t n_cells) {
 }
 
 uint32_t headkv_store::n_cells_to_grow(uint32_t n_need) const {
-    return std::min(pad_cells(n_need + n_need/8), n_cells_max);
+    return std::min(pad_cells(n_need + n_need/8, !has_prefix()), n_cells_max);
 }
 
 bool headkv_store::grow() {
@@ -464,7 +468,7 @@ void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vecto
     });
     const int64_t t_gathered = ggml_time_us();
 
-    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1), n_cells_max);
+    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
     headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, cells_of(cells, plan.n_pos_prefix(), plan.n_pos));
 
     std::vector<headkv_buffer> fresh_prefix;
