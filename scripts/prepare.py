@@ -95,8 +95,9 @@ def python_stamp(dev: bool) -> tuple[Path, str]:
 
 
 def is_python_ready(dev: bool) -> bool:
-    stamp, wanted = python_stamp(dev)
-    return PYTHON.exists() and read_text(stamp) == wanted
+    """True if the dependencies are installed; those for developers hold the others."""
+    stamps = [python_stamp(True)] if dev else [python_stamp(True), python_stamp(False)]
+    return PYTHON.exists() and any(read_text(stamp) == wanted for stamp, wanted in stamps)
 
 
 def prepare_python(dev: bool = False) -> None:
@@ -108,9 +109,8 @@ def prepare_python(dev: bool = False) -> None:
     if not PYTHON.exists():
         say("making .venv")
         run_step([sys.executable, "-m", "venv", "--clear", VENV])
-    say("fetching llama.cpp (73 MiB, once)")
+    say("installing the dependencies (73 MiB of llama.cpp among them, once)")
     sdist = find_sdist(read_pin(ROOT / "patches"))
-    say("installing the dependencies")
     pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
     run_step([*pip, sdist], {"CMAKE_ARGS": BINDING_ONLY})
     run_step([*pip, *requirements(dev)])
