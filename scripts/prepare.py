@@ -33,6 +33,7 @@ BUILD = ROOT / "build"
 LOG = BUILD / "setup.log"
 LIBRARY_DIR = ROOT / "pyheadkv" / "lib"
 MIN_CMAKE = (3, 21)
+BUILD_SCRIPTS = ("patches.py", "pin.py", "prepare.py")
 # llama-cpp-python without a library of its own: ours takes its place
 BINDING_ONLY = "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"
 
@@ -150,7 +151,7 @@ def build_settings(options: Sequence[str]) -> str:
 def sources_stamp() -> str:
     """Hash over names, sizes and times of all that the library is built from."""
     digest = hashlib.sha256(build_settings([]).encode())
-    files = [ROOT / "CMakeLists.txt", *(ROOT / "scripts").glob("*.py")]
+    files = [ROOT / "CMakeLists.txt", *(ROOT / "scripts" / name for name in BUILD_SCRIPTS)]
     for folder in ("native", "patches"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     for path in sorted(files):
