@@ -5,8 +5,10 @@
 // A graph holds as many layers as a 512 MiB cache has, each with rows of its own, so that rows come from memory as in a
 // real model, not from a cache that a single layer would stay in. Stock: [cells][n_head_kv][n_embd_head] as llama.cpp
 // stores them, no cell masked. Ours: the same number of rows, N_TAIL of them in the tail, the others in the prefix, shared
-// evenly or unevenly (one KV head of each layer has 100 times the rows of the others). Medians and best over RUNS: on a busy
-// machine only the best mean something.
+// evenly or unevenly (one KV head of each layer has 100 times the rows of the others). Medians and best over RUNS.
+//
+// On a busy machine set OMP_WAIT_POLICY=passive: a thread that spins at a barrier takes the core from the one it waits for,
+// and both sides then measure the scheduler (8 ms for every node).
 
 #include "ggml-cpu.h"
 #include "ggml.h"
