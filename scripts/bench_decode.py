@@ -9,7 +9,7 @@ Each line is one context of N tokens. "stock" is a context of the same library t
 and flash attention, bit for bit. Both read the same prompt (the second copies the first one's state, up to the
 observation window), then decode the same tokens, some of stock and some of ours in turns. Medians over the rounds.
 
-selection % = (reading scores, choosing, gathering, shrinking + what scoring adds to the window's decode) / prefill
+selection / prefill: reading scores, choosing, gathering, shrinking, and what scoring adds to the window's decode
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyheadkv
 from pyheadkv.models import resolve_model
+from pyheadkv.native import Native
+from pyheadkv.policy import parse_policy
 
 WORDS = "the quick brown fox jumps over the lazy dog and seven wise men count the stars above a quiet harbour town"
 
@@ -50,9 +52,8 @@ class Row:
     ms_ours: float
     ratio: float  # median over the rounds of stock / ours
     ms_prefill: float
-    ms_window_stock: float
-    ms_window_ours: float
-    ms_select: float
+    ms_scoring: float  # what scoring adds to the window's decode
+    ms_select: float  # reading scores, choosing, gathering, shrinking
     select_percent: float
     mib_full: float
     mib_measured: float
@@ -78,6 +79,23 @@ def decode_ms(llama, n_past: int, tokens: list[int]) -> float:
     return ms
 
 
+def scoring_ms(llama, native: Native, window: list[int], n_rounds: int) -> tuple[float, float]:
+    """Medians of decoding the window as it is, and of what scoring adds to it; the window is taken back."""
+    n_past, times = llama.n_tokens, []
+    for _ in range(n_rounds):
+        pair = []
+        for n_armed in (0, len(window)):
+            native.score_arm(n_armed)
+            start = time.perf_counter()
+            llama.eval(window)
+            pair.append((time.perf_counter() - start) * 1000)
+            llama.n_tokens = n_past
+        times.append(pair)
+    native.score_arm(0)
+    plain = statistics.median(a for a, _ in times)
+    return plain, max(0.0, statistics.median(b - a for a, b in times))
+
+
 def measure(path: Path, n_ctx: int, budget: str, args: argparse.Namespace) -> Row:
     import llama_cpp
 
@@ -85,23 +103,24 @@ def measure(path: Path, n_ctx: int, budget: str, args: argparse.Namespace) -> Ro
     stock = llama_cpp.Llama(
         str(path), n_ctx=n_cells, n_threads=args.threads, n_threads_batch=args.threads, flash_attn=True, verbose=False
     )
+    prompt = make_prompt(stock, n_ctx)
+    n_obs = parse_policy(args.policy).n_obs
+    start = time.perf_counter()
+    stock.eval(prompt[:-n_obs])
+    ms_prefill = (time.perf_counter() - start) * 1000
+
     ours = pyheadkv.load(path, n_ctx=n_cells, n_threads=args.threads)
+    native = Native(ours)
+    native.reserve(n_ctx)
+    ours.load_state(stock.save_state())
+    stock.eval(prompt[-n_obs:])
+    ms_window, ms_scoring = scoring_ms(ours, native, prompt[-n_obs:], args.rounds)
+
     with pyheadkv.HeadKV(ours, policy=args.policy, budget=budget, profile=args.profile, min_prompt=0) as headkv:
-        prompt = make_prompt(stock, n_ctx)
-        n_obs = headkv.policy.scorer.n_obs
-
-        start = time.perf_counter()
-        stock.eval(prompt[:-n_obs])
-        ms_prefill = (time.perf_counter() - start) * 1000
-        ours.load_state(stock.save_state())
-
-        start = time.perf_counter()
-        stock.eval(prompt[-n_obs:])
-        ms_window_stock = (time.perf_counter() - start) * 1000
         ours.eval(prompt[-n_obs:])  # scores, compresses
-        stats = headkv.stats()
         if headkv.plan is None:
             raise SystemExit(f"error: budget {budget} compresses nothing of {n_ctx} tokens")
+        ms_select = headkv.stats().ms_select
 
         rounds = []
         for _ in range(args.rounds + 1):  # the first is the warm-up
@@ -109,7 +128,6 @@ def measure(path: Path, n_ctx: int, budget: str, args: argparse.Namespace) -> Ro
         rounds = rounds[1:]
         now = headkv.stats()
 
-        ms_scoring = max(0.0, stats.ms_prefill - ms_window_stock)
         return Row(
             n_ctx=n_ctx,
             budget=budget,
@@ -117,11 +135,10 @@ def measure(path: Path, n_ctx: int, budget: str, args: argparse.Namespace) -> Ro
             ms_stock=statistics.median(a for a, _ in rounds),
             ms_ours=statistics.median(b for _, b in rounds),
             ratio=statistics.median(a / b for a, b in rounds),
-            ms_prefill=ms_prefill + ms_window_stock,
-            ms_window_stock=ms_window_stock,
-            ms_window_ours=stats.ms_prefill,
-            ms_select=stats.ms_select,
-            select_percent=100 * (stats.ms_select + ms_scoring) / (ms_prefill + ms_window_stock),
+            ms_prefill=ms_prefill + ms_window,
+            ms_scoring=ms_scoring,
+            ms_select=ms_select,
+            select_percent=100 * (ms_select + ms_scoring) / (ms_prefill + ms_window),
             mib_full=now.bytes_full / 2**20,
             mib_measured=now.bytes_measured / 2**20,
         )
