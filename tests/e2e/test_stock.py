@@ -65,7 +65,7 @@ def test_attached_without_prefix_is_stock_bit_for_bit(open_context: MakeContext,
 
 
 def test_two_threads_are_stock_bit_for_bit(open_context: MakeContext) -> None:
-    # with several threads stock splits 512 and more cells among them: a cache of another size would add in another order
+    # with several threads stock splits 512 and more cells among them: a cache of another size adds in another order
     stock = run_chat(open_context(Tiny(), n_threads=2, attach=False))
     np.testing.assert_array_equal(run_chat(open_context(Tiny(), n_threads=2)), stock)
 
