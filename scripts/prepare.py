@@ -210,7 +210,7 @@ def prepare_sanitized() -> Path:
     """Build the native tests with sanitizers; returns the build folder."""
     folder = BUILD / "sanitize"
     cmake = find_tools()
-    say("building the tests with sanitizers (about 6 minutes the first time)")
+    say("building the tests with sanitizers (about 15 minutes the first time)")
     configure(cmake, folder, ["-DHEADKV_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"])
     build(cmake, folder, "all")
     return folder
