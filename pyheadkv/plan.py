@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from pyheadkv.allocators import AllocRequest, get_allocator
 from pyheadkv.budget import Budget, rows_to_bytes
@@ -51,7 +52,7 @@ class Plan:
     bytes_full: int
     bytes_kept: int
 
-    def flat_rows(self) -> np.ndarray:
+    def flat_rows(self) -> npt.NDArray[np.uint32]:
         """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
         return np.array([n for layer in self.rows for n in layer], dtype=np.uint32)
 
