@@ -113,8 +113,32 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
     return guarded([&] { get_store(ctx).reserve(n_cells); });
 }
 
-int32_t headkv_score_arm(llama_context * ctx, uint32_t n_obs) {
-    return guarded([&] { get_store(ctx).arm(n_obs); });
+int32_t headkv_score_arm(llama_context * ctx, uint32_t n_obs, int32_t reduce) {
+    return guarded([&] {
+        headkv_store & store = get_store(ctx);
+        if (reduce != HEADKV_REDUCE_MEAN && reduce != HEADKV_REDUCE_MAX) {
+            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("reduce = %d is not an enum headkv_reduce", reduce) };
+        }
+        store.arm(n_obs, (headkv_reduce) reduce);
+    });
+}
+
+static void copy_out(const std::vector<float> & values, uint32_t i, float * dst, size_t n) {
+    if (n != values.size()) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n = %zu, but layer %u has %zu values", n, i, values.size()) };
+    }
+    std::copy(values.begin(), values.end(), dst);
+}
+
+int32_t headkv_attention_read(llama_context * ctx, uint32_t i, float * dst, size_t n) {
+    return guarded([&] {
+        const headkv_store & store = get_store(ctx);
+        check_pointer(dst, "dst");
+        check_index("i", i, store.layers.size());
+
+        ctx->synchronize();
+        copy_out(store.read_attention(i), i, dst, n);
+    });
 }
 
 int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_params * params, float * dst, size_t n) {
@@ -125,11 +149,7 @@ int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_pa
         check_index("i", i, store.layers.size());
 
         ctx->synchronize();
-        const std::vector<float> scores = store.read_scores(i, *params);
-        if (n != scores.size()) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n = %zu, but layer %u has %zu scores", n, i, scores.size()) };
-        }
-        std::copy(scores.begin(), scores.end(), dst);
+        copy_out(store.read_scores(i, *params), i, dst, n);
     });
 }
 

@@ -29,6 +29,20 @@ private:
     headkv_store & store;
 };
 
+// kq: F32 [n_kv, n_tokens, n_head] -> F32 [n_kv, n_head], the sum over the tokens or their maximum
+static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_reduce reduce) {
+    const int64_t n_kv     = kq->ne[0];
+    const int64_t n_tokens = kq->ne[1];
+    const int64_t n_head   = kq->ne[2];
+
+    const ggml_op_pool op = reduce == HEADKV_REDUCE_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
+
+    ggml_tensor * res = ggml_pool_2d(ctx, kq, op, 1, n_tokens, 1, n_tokens, 0, 0); // F32 [n_kv, 1, n_head]
+    res = ggml_reshape_2d(ctx, res, n_kv, n_head);
+
+    return reduce == HEADKV_REDUCE_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
+}
+
 void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il) {
     const headkv_layer_store * layer = store.layer(il);
 
@@ -64,11 +78,12 @@ void headkv_score_build(const llm_graph_context & g, headkv_store & store, const
     kq = ggml_soft_max_ext(ctx, kq, mask, params.softcap != 0.0f ? 1.0f : params.scale, 0.0f);
     ggml_soft_max_add_sinks(kq, fa->src[4]);
 
-    // mean over the tokens, then back to the sum
-    ggml_tensor * sum = ggml_pool_2d(ctx, kq, GGML_OP_POOL_AVG, 1, n_tokens, 1, n_tokens, 0, 0); // F32 [n_kv, 1, n_head]
-    sum = ggml_scale(ctx, ggml_reshape_2d(ctx, sum, n_kv, n_head), (float) n_tokens);
-
     ggml_tensor * score = ggml_view_2d(ctx, layer->score, n_kv, n_head, layer->score->nb[1], 0); // F32 [n_kv, n_head]
+    ggml_tensor * batch = build_reduced(ctx, kq, store.reduce); // F32 [n_kv, n_head]
 
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_add(ctx, sum, score), score));
+    ggml_tensor * all = store.reduce == HEADKV_REDUCE_MAX
+        ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, score)), score) // the larger of both
+        : ggml_add(ctx, batch, score);
+
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
 }

@@ -1,4 +1,4 @@
-// headkv-score.h: graph nodes that add up the attention of the observation window, per query head and cell.
+// headkv-score.h: graph nodes that gather the attention of the observation window, per query head and cell.
 //
 // Built behind the attention node of each layer while the store is armed. Works with flash attention on, since the
 // window's softmax is computed again from q and the cached K: n_obs rows against all cells, a small part of a prefill.

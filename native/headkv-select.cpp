@@ -8,12 +8,11 @@
 #include <numeric>
 #include <thread>
 
-void headkv_fold(
-        const headkv_score_shape & shape, uint32_t n_obs, headkv_fold_type fold, const float * attn, float * score) {
+void headkv_fold(const headkv_score_shape & shape, headkv_fold_type fold, const float * attn, float * score) {
     const uint32_t n_gqa = shape.n_head / shape.n_head_kv;
     const size_t   n     = shape.n_pos;
 
-    const float scale = 1.0f / (n_obs * (fold == headkv_fold_type::mean ? n_gqa : 1));
+    const float scale = fold == headkv_fold_type::mean ? 1.0f / n_gqa : 1.0f;
 
     for (uint32_t ih = 0; ih < shape.n_head_kv; ++ih) {
         const float * src = attn + (size_t) ih*n_gqa*n;

@@ -1,7 +1,6 @@
 // headkv-select.h: from window attention to the positions that each KV head keeps. Plain arrays, no llama.cpp.
 //
-// Scores come in as attention summed over the observation window, one row of positions per query head. They are averaged
-// over the window, folded over the query heads of each KV head, pooled along the positions, and the best are chosen
+// Scores come in as attention of the observation window, one row of positions per query head. They are folded over the query heads of each KV head, pooled along the positions, and the best are chosen
 // (SnapKV, arXiv 2404.14469; fold before pooling as in kvpress and KVCache-Factory).
 
 #pragma once
@@ -21,9 +20,8 @@ struct headkv_score_shape {
     uint32_t n_pos; // scored positions, the window excluded
 };
 
-// attn: [n_head][n_pos] summed over n_obs queries -> score: [n_head_kv][n_pos], the mean, folded over each group
-void headkv_fold(
-        const headkv_score_shape & shape, uint32_t n_obs, headkv_fold_type fold, const float * attn, float * score);
+// attn: [n_head][n_pos] -> score: [n_head_kv][n_pos], folded over each group
+void headkv_fold(const headkv_score_shape & shape, headkv_fold_type fold, const float * attn, float * score);
 
 // pool n values in place, stride 1, "same" padding: the window is cut off at both ends. kernel is odd
 void headkv_pool_row(headkv_pool_type pool, uint32_t kernel, float * score, size_t n);

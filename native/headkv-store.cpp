@@ -230,7 +230,7 @@ bool headkv_store::grow() {
 // scores
 //
 
-void headkv_store::arm(uint32_t n) {
+void headkv_store::arm(uint32_t n, headkv_reduce how) {
     if (has_prefix()) {
         throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the cache is compressed already" };
     }
@@ -258,6 +258,7 @@ void headkv_store::arm(uint32_t n) {
 
     scores = std::move(buffer);
     n_obs  = n;
+    reduce = how;
     account();
     bump_epoch();
 }
@@ -307,38 +308,48 @@ static void check_score_params(const headkv_score_params & params) {
     }
 }
 
-std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
-    check_score_params(params);
-
+std::vector<float> headkv_store::read_attention(uint32_t i) const {
     const uint32_t n = n_pos();
     if (n_obs == 0 || n_scored != n_obs || pos_scored + (int32_t) n_obs != (int32_t) n) {
         throw headkv_error { HEADKV_STATUS_WRONG_STATE,
             format("the last %u positions were not all scored: %u of %u armed tokens were decoded, from position %d on", n_obs, n_scored, n_obs, pos_scored) };
     }
-    if (params.n_obs != n_obs) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n_obs = %u, but %u tokens were scored", params.n_obs, n_obs) };
-    }
 
     const auto & layer = layers[i];
     const auto   cells = cells_of(headkv_access::cells(kv), 0, n - n_obs);
 
-    const headkv_score_shape shape { layer.shape.n_head, layer.shape.n_head_kv, (uint32_t) cells.size() };
-
     std::vector<float> raw(ggml_nelements(layer.score));
     ggml_backend_tensor_get(layer.score, raw.data(), 0, ggml_nbytes(layer.score));
 
-    std::vector<float> attn((size_t) shape.n_head*shape.n_pos); // [n_head][n_pos]
-    for (uint32_t h = 0; h < shape.n_head; ++h) {
-        for (uint32_t p = 0; p < shape.n_pos; ++p) {
-            attn[(size_t) h*shape.n_pos + p] = raw[(size_t) h*layer.score->ne[0] + cells[p]];
+    const float scale = reduce == HEADKV_REDUCE_MEAN ? 1.0f / n_obs : 1.0f;
+
+    std::vector<float> attn;
+    attn.reserve((size_t) layer.shape.n_head*cells.size());
+    for (uint32_t h = 0; h < layer.shape.n_head; ++h) {
+        for (const uint32_t cell : cells) {
+            attn.push_back(scale*raw[(size_t) h*layer.score->ne[0] + cell]);
         }
     }
     if (!headkv_all_finite(attn.data(), attn.size())) {
         throw headkv_error { HEADKV_STATUS_COMPUTE, format("the scores of layer %u are not finite", layer.shape.il) };
     }
+    return attn;
+}
+
+std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
+    check_score_params(params);
+
+    const std::vector<float> attn = read_attention(i);
+    if (params.n_obs != n_obs) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n_obs = %u, but %u tokens were scored", params.n_obs, n_obs) };
+    }
+
+    const auto & layer = layers[i].shape;
+
+    const headkv_score_shape shape { layer.n_head, layer.n_head_kv, (uint32_t) (attn.size()/layer.n_head) };
 
     std::vector<float> res((size_t) shape.n_head_kv*shape.n_pos);
-    headkv_fold(shape, n_obs, params.fold == HEADKV_FOLD_MAX ? headkv_fold_type::max : headkv_fold_type::mean, attn.data(), res.data());
+    headkv_fold(shape, params.fold == HEADKV_FOLD_MAX ? headkv_fold_type::max : headkv_fold_type::mean, attn.data(), res.data());
 
     const auto pool = params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
     for (uint32_t ih = 0; ih < shape.n_head_kv; ++ih) {

@@ -42,7 +42,7 @@ struct headkv_layer_store {
     ggml_tensor * k     = nullptr; // cache type [n_embd_head_k, max(1, n_rows)], head-contiguous
     ggml_tensor * v     = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
     ggml_tensor * meta  = nullptr; // I32 [2*n_head_kv]: first row of each head, then rows of each head
-    ggml_tensor * score = nullptr; // F32 [n_cells, n_head] attention summed over the window; only while armed
+    ggml_tensor * score = nullptr; // F32 [n_cells, n_head] attention of the window, summed or its maximum; only while armed
 
     headkv_layer_rows                 rows { {} };
     std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
@@ -66,6 +66,7 @@ struct headkv_store {
 
     // observation window
     uint32_t n_obs        = 0;  // armed for so many tokens; 0: not armed
+    headkv_reduce reduce  = HEADKV_REDUCE_MEAN;
     uint32_t n_scored     = 0;  // of them decoded
     int32_t  pos_scored   = -1; // first scored position
 
@@ -91,13 +92,16 @@ struct headkv_store {
 
     void reserve(uint32_t n_cells);
 
-    void arm(uint32_t n_obs);
+    void arm(uint32_t n_obs, headkv_reduce reduce);
     void disarm();
 
     // positions from p0 on are removed: scores that they added to are of no use any more
     void forget_scored(int32_t p0);
 
-    // [n_head_kv][n_pos - n_obs] of layer i
+    // [n_head][n_pos - n_obs] of layer i, mean or maximum over the window
+    std::vector<float> read_attention(uint32_t i) const;
+
+    // [n_head_kv][n_pos - n_obs] of layer i, folded and pooled
     std::vector<float> read_scores(uint32_t i, const headkv_score_params & params) const;
 
     void compress(const headkv_compress_params & params);

@@ -12,7 +12,7 @@
 //     if (headkv_attach(ctx) != HEADKV_STATUS_OK) { puts(headkv_last_error()); }
 //     headkv_reserve(ctx, n_prompt);                        // optional: one allocation instead of several
 //     llama_decode(ctx, prompt[0 .. n_prompt - n_obs));     // as often as the batch size asks for
-//     headkv_score_arm(ctx, n_obs);
+//     headkv_score_arm(ctx, n_obs, HEADKV_REDUCE_MEAN);
 //     llama_decode(ctx, prompt[n_prompt - n_obs .. n_prompt));
 //     headkv_compress(ctx, &params);                        // rows per head, decided by the caller
 //     ... llama_decode and sample as usual ...
@@ -41,7 +41,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 1
+#define HEADKV_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +56,12 @@ enum headkv_status {
     HEADKV_STATUS_WRONG_STATE      = -3, // not attached, not armed, already compressed, ...
     HEADKV_STATUS_NO_MEMORY        = -4,
     HEADKV_STATUS_COMPUTE          = -5, // the scores are not finite
+};
+
+// how the observed tokens share their attention to a position
+enum headkv_reduce {
+    HEADKV_REDUCE_MEAN = 0, // SnapKV
+    HEADKV_REDUCE_MAX  = 1, // KVzip: what any token once needed
 };
 
 // how the query heads of one KV head share their scores
@@ -145,12 +151,17 @@ HEADKV_API int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i
 // Make room for n_cells tail cells at once (at most n_ctx), before a long prompt. Never shrinks.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 
-// The next n_obs decoded tokens are the observation window: their attention is added up per query head and position. They
-// may lie in several batches. Only without a prefix. Arming again starts over; n_obs = 0 disarms and frees the scores.
-HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs);
+// The next n_obs decoded tokens are the observation window: their attention is gathered per query head and position, by
+// reduce (enum headkv_reduce). They may lie in several batches. Only without a prefix. Arming again starts over; n_obs = 0
+// disarms and frees the scores.
+HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs, int32_t reduce);
 
-// Scores of layer i after the window was decoded: mean over the window of the softmax attention, folded over the group,
-// then pooled. dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
+// What the window of layer i attended to, per query head: softmax attention, mean or maximum over the window, neither
+// folded nor pooled. dst: [n_head][n_pos - n_obs] f32; n = its number of elements.
+HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
+
+// Scores of layer i after the window was decoded: the attention of headkv_attention_read(), folded over the group, then
+// pooled. dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
 HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 

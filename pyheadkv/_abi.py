@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -11,6 +11,7 @@ STATUS_WRONG_STATE = -3
 STATUS_NO_MEMORY = -4
 STATUS_COMPUTE = -5
 
+REDUCES = {"mean": 0, "max": 1}
 FOLDS = {"mean": 0, "max": 1}
 POOLS = {"max": 0, "avg": 1}
 ATTENTIONS = {"fused": 0, "composed": 1}
@@ -68,7 +69,8 @@ int32_t headkv_attach(struct llama_context * ctx);
 uint32_t headkv_n_layer(const struct llama_context * ctx);
 int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
 int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
-int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs);
+int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs, int32_t reduce);
+int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 int32_t headkv_score_read(
     struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);

@@ -26,6 +26,7 @@ from pyheadkv._abi import (
     FOLDS,
     HEADKV_CDEF,
     POOLS,
+    REDUCES,
     STATUS_OK,
     STATUS_UNSUPPORTED,
     UPSTREAM_CDEF,
@@ -204,9 +205,23 @@ class Native:
         """Make room for n_cells tail cells at once; never shrinks."""
         _check(self._lib.headkv_reserve(self._ctx, n_cells))
 
-    def score_arm(self, n_obs: int) -> None:
-        """The next n_obs decoded tokens are the observation window; 0 disarms."""
-        _check(self._lib.headkv_score_arm(self._ctx, n_obs))
+    def score_arm(self, n_obs: int, reduce: str = "mean") -> None:
+        """The next n_obs decoded tokens are the observation window; 0 disarms.
+
+        Parameters
+        ----------
+        reduce
+            how the window's tokens share their attention to a position: "mean" or "max"
+        """
+        _check(self._lib.headkv_score_arm(self._ctx, n_obs, REDUCES[reduce]))
+
+    def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
+        """What the n_obs armed tokens attended to in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
+        n_head = self.layers()[i].n_head
+        attention = np.empty((n_head, self.stats().n_pos - n_obs), dtype=np.float32)
+        buffer = _ffi.from_buffer("float[]", attention)
+        _check(self._lib.headkv_attention_read(self._ctx, i, buffer, attention.size))
+        return attention
 
     def score_read(self, i: int, scorer: Scorer) -> npt.NDArray[np.float32]:
         """Scores of layer i after the window was decoded, f32 [n_head_kv, n_pos - n_obs]."""

@@ -66,6 +66,22 @@ def test_scores_are_window_attention(open_context: MakeContext, shape: str, scor
         assert score_error(scores[il], truth[il]) < SCORE_ERRORS[il], f"layer {il}"
 
 
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("n_ubatch", [64, 5])
+def test_attention_of_each_query_head(open_context: MakeContext, n_ubatch: int, reduce: str) -> None:
+    tiny, tokens, n_obs = SHAPES["unequal"], make_tokens(N_POS, 64), 16
+    context = open_context(tiny, n_ubatch=n_ubatch)
+    context.decode(tokens[:-n_obs])
+    context.native.score_arm(n_obs, reduce)
+    context.decode(tokens[-n_obs:])
+    truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
+    for il, (q, k) in enumerate(zip(truth.q, truth.k, strict=True)):
+        attention = context.native.attention_read(il, n_obs)
+        assert attention.shape == (tiny.n_head[il], N_POS - n_obs)
+        expected = window_attention(round_f16(q), k, n_obs, reduce)
+        assert score_error(attention, expected) < SCORE_ERRORS[il], f"layer {il}"
+
+
 @pytest.mark.parametrize("cache_type", ["f32", "bf16", "q8_0"])
 def test_scores_of_other_cache_types(open_context: MakeContext, cache_type: str) -> None:
     tiny, tokens, scorer = SHAPES["unequal"], make_tokens(N_POS, 64), SCORERS["snapkv"]

@@ -15,15 +15,15 @@ using floats = std::vector<float>;
 using ints   = std::vector<int32_t>;
 
 static void test_fold() {
-    // 4 query heads, 2 kv heads, 3 positions; attention summed over 2 queries
+    // 4 query heads, 2 kv heads, 3 positions
     const floats attn = { 2, 4, 6,   4, 0, 2,   8, 8, 8,   0, 2, 4 };
     floats score(6);
 
-    headkv_fold({ 4, 2, 3 }, 2, headkv_fold_type::mean, attn.data(), score.data());
-    CHECK_EQUAL(score, (floats { 1.5f, 1, 2, 2, 2.5f, 3 }));
+    headkv_fold({ 4, 2, 3 }, headkv_fold_type::mean, attn.data(), score.data());
+    CHECK_EQUAL(score, (floats { 3, 2, 4, 4, 5, 6 }));
 
-    headkv_fold({ 4, 2, 3 }, 2, headkv_fold_type::max, attn.data(), score.data());
-    CHECK_EQUAL(score, (floats { 2, 2, 3, 4, 4, 4 }));
+    headkv_fold({ 4, 2, 3 }, headkv_fold_type::max, attn.data(), score.data());
+    CHECK_EQUAL(score, (floats { 4, 4, 6, 8, 8, 8 }));
 }
 
 static void test_pool() {

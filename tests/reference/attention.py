@@ -46,12 +46,13 @@ def by_head(x: Array) -> Array:
     return x.swapaxes(0, 1)
 
 
-def window_attention(q: Array, k: Array, n_obs: int) -> Array:
-    """Mean attention of the last n_obs queries to the positions before them, [n_head, n_pos - n_obs].
+def window_attention(q: Array, k: Array, n_obs: int, reduce: str = "mean") -> Array:
+    """Mean or maximum attention of the last n_obs queries to the positions before them, [n_head, n_pos - n_obs].
 
     q is [n_pos, n_head, d], k [n_pos, n_head_kv, d]. The softmax goes over the window's own rows too.
     """
     n_pos = len(k)
     causal = np.arange(n_pos)[None, :] <= np.arange(n_pos - n_obs, n_pos)[:, None]
     weights = attention_weights(q[n_pos - n_obs :], k, np.broadcast_to(causal, (k.shape[1], *causal.shape)))
-    return weights.mean(axis=1)[:, : n_pos - n_obs]
+    reduced = weights.mean(axis=1) if reduce == "mean" else weights.max(axis=1)
+    return reduced[:, : n_pos - n_obs]

@@ -72,7 +72,7 @@ class FakeNative:
         self.memory.call("reserve")
         self.memory.reserved = n_cells
 
-    def score_arm(self, n_obs: int) -> None:
+    def score_arm(self, n_obs: int, reduce: str = "mean") -> None:
         self.memory.call(f"score_arm({n_obs})")
         self.memory.call("score_arm")
         if self.memory.n_prefix:

@@ -38,7 +38,12 @@ def test_version_and_enums() -> None:
     assert re.search(rf"#define HEADKV_ABI_VERSION {_abi.ABI_VERSION}\b", HEADER)
     ours = {f"HEADKV_{name}": value for name, value in vars(_abi).items() if name.startswith("STATUS_")}
     ours["HEADKV_STATUS_INVALID_ARGUMENT"] = -1  # nothing in Python needs a name for it
-    for prefix, words in (("FOLD", _abi.FOLDS), ("POOL", _abi.POOLS), ("ATTENTION", _abi.ATTENTIONS)):
+    for prefix, words in (
+        ("REDUCE", _abi.REDUCES),
+        ("FOLD", _abi.FOLDS),
+        ("POOL", _abi.POOLS),
+        ("ATTENTION", _abi.ATTENTIONS),
+    ):
         ours |= {f"HEADKV_{prefix}_{word.upper()}": value for word, value in words.items()}
     assert ours == values
 
