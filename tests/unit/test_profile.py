@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyheadkv.errors import ProfileError
-from pyheadkv.profile import Profile, check_scores, read_profile, write_profile
+from pyheadkv.profile import Profile, Setting, check_scores, format_mix, parse_mix, read_profile, write_profile
 from pyheadkv.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 4, 1, 64, 64)))
@@ -138,3 +139,149 @@ def test_check_scores_raises_nothing_else(value: object) -> None:
     except ProfileError:
         return
     assert [len(layer) for layer in scores] == [2, 1]
+
+
+KIND_SCORES = {"retrieval": ((0.5, 0.3), (0.2,)), "reconstruction": ((0.1, 0.1), (0.8,))}
+FULL = Profile(
+    ((0.3, 0.2), (0.5,)),
+    "mixed",
+    beta=1.1,
+    fingerprint="llama:1:2:3",
+    kinds=KIND_SCORES,
+    mix={"retrieval": 1.0, "reconstruction": 1.0},
+    scores_query=((0.1, 0.1, 0.1, 0.2), (0.1, 0.1, 0.1, 0.2)),
+    n_sink=4,
+    n_obs=16,
+    pool_kernel=7,
+    keep_ratio=0.1,
+    settings=(
+        Setting(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
+        Setting(1.0, "headkv", {}, {"prose_kl": 0.07}),
+    ),
+    calibration={"seed": 1, "lengths": [512, 1024]},
+)
+
+
+def test_round_trip_of_everything(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    write_profile(path, FULL)
+    assert read_profile(path, SHAPE) == replace(FULL, source=str(path))
+
+
+def test_mix_weighs_each_kind_as_one() -> None:
+    thrice = {**KIND_SCORES, "reconstruction": ((0.3, 0.3), (2.4,))}  # a kind that does not sum to 1 counts no more
+    mixed = replace(FULL, kinds=thrice).with_mix({"retrieval": 3, "reconstruction": 1})
+    assert [score for layer in mixed.scores for score in layer] == pytest.approx([0.4, 0.25, 0.35])
+    assert mixed.mix == {"retrieval": 3, "reconstruction": 1}
+    assert (mixed.method, mixed.kinds) == (FULL.method, thrice)
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ({"retreival": 1}, "headkv.mix names 'retreival', the kinds of scores there are: retrieval, reconstruction"),
+        ({"retrieval": -1}, "headkv.mix gives retrieval the weight -1, expected a finite number"),
+        ({"retrieval": math.inf}, "headkv.mix gives retrieval the weight inf"),
+        ({"retrieval": math.nan}, "headkv.mix gives retrieval the weight nan"),
+        ({"retrieval": 0}, "headkv.mix has no weight above 0"),
+        ({}, "headkv.mix has no weight above 0"),
+    ],
+)
+def test_a_mix_that_makes_no_scores_is_refused(mix: dict[str, float], message: str) -> None:
+    with pytest.raises(ProfileError, match=re.escape(message)):
+        FULL.with_mix(mix)
+
+
+def test_a_profile_without_kinds_has_nothing_to_mix() -> None:
+    with pytest.raises(ProfileError, match="there are: none"):
+        Profile(((1.0,),), "made").with_mix({"retrieval": 1})
+
+
+@given(st.floats(1e-300, 1e308), st.floats(0, 1e308))
+def test_mixed_scores_sum_to_one(a: float, b: float) -> None:
+    mixed = FULL.with_mix({"retrieval": a, "reconstruction": b})
+    assert math.fsum(score for layer in mixed.scores for score in layer) == pytest.approx(1, abs=1e-12)
+
+
+def test_parse_mix() -> None:
+    assert parse_mix("retrieval-reasoning=1, reconstruction=.5") == {"retrieval-reasoning": 1, "reconstruction": 0.5}
+    assert parse_mix("retrieval") == {"retrieval": 1}
+    assert parse_mix(format_mix({"a": 0.1, "b-2": 3})) == {"a": 0.1, "b-2": 3}
+
+
+@pytest.mark.parametrize("text", ["", "a=", "a=x", "a=nan", "a=-1", "a=1,,b=1", "A=1", "a=1,a=2", "a=1=2"])
+def test_a_mix_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ProfileError, match="mix"):
+        parse_mix(text)
+
+
+@pytest.mark.parametrize(("ratio", "i"), [(0.01, 0), (0.05, 0), (0.0500001, 1), (1, 1)])
+def test_setting_for(ratio: float, i: int) -> None:
+    assert FULL.setting_for(ratio) is FULL.settings[i]
+    assert Profile(((1.0,),), "made").setting_for(ratio) is None
+
+
+LAST = {"max_keep_ratio": 1, "policy": "headkv"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores.retrieval": [[0.5, 0.5]]}, "headkv.scores.retrieval has 1 layers, expected 2"),
+        ({"scores.retrieval": [[0.5, 0.5], [math.nan]]}, "headkv.scores.retrieval[1][0] is nan"),
+        ({"scores.Retrieval": [[0.5, 0.5], [0]]}, "headkv.'scores.Retrieval' is no kind of scores"),
+        (
+            {"scores_query": [[0.5, 0.5], [0]]},
+            "headkv.scores_query[0] has 2 values, expected 4, one for each query head",
+        ),
+        ({"mix": {"retrieval": 1}}, "headkv.mix names 'retrieval', the kinds of scores there are: none"),
+        ({"mix": [1]}, "headkv.mix is list, expected an object"),
+        ({"mix": {"retrieval": "1"}}, "headkv.mix has '1' under 'retrieval', expected a finite number"),
+        ({"n_sink": -1}, "headkv.n_sink is -1, expected a whole number of at least 0"),
+        ({"n_obs": 0}, "headkv.n_obs is 0, expected a whole number of at least 1"),
+        ({"n_obs": True}, "headkv.n_obs is True"),
+        ({"pool_kernel": 7.0}, "headkv.pool_kernel is 7.0"),
+        ({"pool_kernel": 10**30}, "headkv.pool_kernel is 1000"),
+        ({"keep_ratio": 0}, "headkv.keep_ratio is 0, expected a share above 0 and at most 1"),
+        ({"keep_ratio": 1.5}, "headkv.keep_ratio is 1.5"),
+        ({"keep_ratio": math.nan}, "headkv.keep_ratio is nan"),
+        ({"settings": {}}, "headkv.settings is dict, expected a list"),
+        ({"settings": [1]}, "headkv.settings[0] is int, expected an object"),
+        ({"settings": [{"policy": "headkv"}]}, "headkv.settings[0].max_keep_ratio is missing"),
+        (
+            {"settings": [{**LAST, "max_keep_ratio": 0.5}]},
+            "headkv.settings[0].max_keep_ratio is 0.5, expected the last",
+        ),
+        ({"settings": [LAST, LAST]}, "headkv.settings[1].max_keep_ratio is 1, expected more than 1"),
+        ({"settings": [{**LAST, "policy": 3}]}, "headkv.settings[0].policy is 3, expected a string"),
+        ({"settings": [{**LAST, "mix": {"retrieval": 1}}]}, "headkv.settings[0].mix names 'retrieval'"),
+        ({"settings": [{**LAST, "figures": {"kl": math.nan}}]}, "headkv.settings[0].figures has nan under 'kl'"),
+        ({"calibration": "x"}, "headkv.calibration is str, expected an object"),
+        ({"method": "a\nb"}, "headkv.method is 'a\\nb', expected one line"),
+        ({"method": "a" * 300}, "headkv.method is 'aaa"),
+        ({"beta": 10**400}, "headkv.beta is a huge number"),
+    ],
+)
+def test_damaged_optional_keys_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    test_damaged_profiles_are_refused(tmp_path, changes, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kinds": {"retrieval": ((0.5, 0.6), (0.0,))}}, "headkv.scores.retrieval sum to 1.1"),
+        ({"kinds": {}}, "headkv.mix names 'retrieval'"),
+        ({"scores_query": ((1.0,),)}, "headkv.scores_query has 1 layers, expected 2"),
+        ({"settings": FULL.settings[:1]}, "expected the last to be 1"),
+        ({"keep_ratio": 2.0}, "headkv.keep_ratio is 2.0"),
+        ({"beta": math.inf}, "headkv.beta is inf"),
+        ({"n_obs": 0}, "headkv.n_obs is 0"),
+        ({"calibration": {"x": math.nan}}, "headkv.calibration cannot be written as JSON"),
+        ({"calibration": {"x": {1}}}, "headkv.calibration cannot be written as JSON"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = tmp_path / "profile.json"
+    with pytest.raises(ProfileError, match=re.escape(message)):
+        write_profile(path, replace(FULL, **changes))  # type: ignore[arg-type]
+    assert not path.exists()

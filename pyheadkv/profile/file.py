@@ -1,0 +1,80 @@
+"""Profile files, *.headkv.json.
+
+JSON, UTF-8; here for a model of two layers with 2 and 1 KV heads and twice as many query heads:
+
+    {"headkv": {"version": 1,
+                "method": "retrieval-reasoning",
+                "n_head_kv": [2, 1],
+                "scores": [[0.5, 0.2], [0.3]],
+                "scores.reconstruction": [[0.4, 0.3], [0.3]],
+                "scores.retrieval-reasoning": [[0.6, 0.1], [0.3]],
+                "mix": {"retrieval-reasoning": 1, "reconstruction": 1},
+                "scores_query": [[0.5, 0.1, 0, 0.1], [0.1, 0.2]],
+                "beta": 1.2,
+                "n_sink": 4, "n_obs": 16, "pool_kernel": 7,
+                "keep_ratio": 0.1,
+                "settings": [{"max_keep_ratio": 0.05, "policy": "headkv:beta=1.01", "mix": {"reconstruction": 1},
+                              "figures": {"prose_kl": 0.2}},
+                             {"max_keep_ratio": 1, "policy": "headkv", "mix": {}, "figures": {}}],
+                "calibration": {"seed": 1},
+                "fingerprint": "..."}}
+
+``scores[i][ih]`` belongs to KV head ih of the i-th layer that has a cache; finite, >= 0, summing to 1 (within
+`SUM_TOLERANCE`, which leaves room for values rounded to a few digits). All after ``scores`` may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pyheadkv.errors import ProfileError
+from pyheadkv.profile.checks import body_of, profile_from_body
+from pyheadkv.profile.profile import Profile
+from pyheadkv.shape import ModelShape
+
+
+def read_profile(path: str | Path, shape: ModelShape) -> Profile:
+    """Read a profile file and check that it fits a model.
+
+    Raises
+    ------
+    ProfileError
+        naming the file, the key, what was expected and what was found
+    """
+    source = str(path)
+    data = _read_json(Path(path))
+    body = data.get("headkv") if isinstance(data, dict) else None
+    if not isinstance(body, dict):
+        raise ProfileError(f"profile {path}: key headkv is missing")
+    try:
+        return profile_from_body(body, shape, source)
+    except ProfileError as error:
+        raise ProfileError(f"profile {source}: {error}") from None
+
+
+def write_profile(path: str | Path, profile: Profile) -> None:
+    """Write a profile file.
+
+    Raises
+    ------
+    ProfileError
+        invalid scores, or the file cannot be written
+    """
+    try:
+        text = json.dumps({"headkv": body_of(profile)}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProfileError(f"profile {path}: headkv.calibration cannot be written as JSON ({error})") from None
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be written ({error.strerror})") from None
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise ProfileError(f"profile {path}: not a JSON file") from None
