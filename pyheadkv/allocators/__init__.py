@@ -1,14 +1,20 @@
 """Allocators: rows per KV head from a budget. One method a file, all registered here by name.
 
-To add one: write a file with `allocate(request) -> rows` that ends in ``request.deal(targets)``,
-wrap it in an `Allocator` with a one-line description, and list it below, or call
-`register_allocator` from your own program.
+To add one: write a file with `allocate(request) -> rows` that ends in ``request.deal(targets)`` (a
+method that looks at the prompt: ``request.with_always(open_rows)``), wrap it in an `Allocator` with a
+one-line description, and list it below, or call `register_allocator` from your own program.
 """
 
 from __future__ import annotations
 
+from pyheadkv.allocators.adakv import ADAKV
 from pyheadkv.allocators.base import Allocator, AllocRequest, Param
+from pyheadkv.allocators.duo import DUO
+from pyheadkv.allocators.dynamickv import DYNAMICKV
+from pyheadkv.allocators.global_top import GLOBAL
 from pyheadkv.allocators.headkv import HEADKV
+from pyheadkv.allocators.pyramid import PYRAMID
+from pyheadkv.allocators.taskkv import TASKKV
 from pyheadkv.allocators.uniform import UNIFORM
 from pyheadkv.errors import PolicyError
 
@@ -21,7 +27,9 @@ __all__ = [
     "register_allocator",
 ]
 
-_ALLOCATORS: dict[str, Allocator] = {allocator.name: allocator for allocator in (UNIFORM, HEADKV)}
+_ALLOCATORS: dict[str, Allocator] = {
+    allocator.name: allocator for allocator in (UNIFORM, HEADKV, PYRAMID, ADAKV, DYNAMICKV, GLOBAL, DUO, TASKKV)
+}
 
 
 def allocator_names() -> tuple[str, ...]:

@@ -1,7 +1,15 @@
 """What goes into an allocator and what an allocator is; the methods are one file each.
 
-An allocator turns a budget into rows per KV head. It sees integers and, if it asks for them,
-measured head scores; no model, no files, no tokens.
+An allocator turns a budget into rows per KV head. It sees integers and, if it asks for them, measured
+head scores, scores of the prompt's positions, or distances between heads; no model, no files, no
+tokens.
+
+    position   0        n_sink                                    n_choice        n_prompt
+               |  sinks  | open ... [ protected ) ... open ...      | window        |
+               '- always -'         '-- always --'                  '-- always ----'
+
+Rows of a KV head = n_always (sinks and protected spans) + its open rows + n_obs (window). Methods that
+look at the prompt deal the open rows only: what is kept anyway neither counts nor competes.
 """
 
 from __future__ import annotations
@@ -11,8 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
+
 from pyheadkv.allocators.apportion import Number, apportion
-from pyheadkv.errors import PolicyError
+from pyheadkv.errors import BudgetError, PolicyError
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,20 @@ class AllocRequest:
         importance of each KV head, by layer, >= 0 and summing to 1; None without a profile
     params
         the allocator's parameters, complete
+    protected
+        spans of positions [first, end) that every head keeps beside sinks and window (a system
+        prompt, what a user marked); they may overlap
+    token_scores
+        for an allocator with `needs_token_scores`: float32 [n_head_kv, n_prompt - n_obs] of each
+        layer, the higher the better, folded over the group and pooled. Read, never changed
+    head_distance
+        for an allocator with `needs_semantics`: how far each KV head's output is from the mean of
+        its layer, by layer, >= 0
+
+    Raises
+    ------
+    PolicyError
+        a protected span is empty or outside the prompt
     """
 
     n_head_kv: tuple[int, ...]
@@ -42,27 +67,81 @@ class AllocRequest:
     n_obs: int
     scores: tuple[tuple[float, ...], ...] | None = None
     params: Mapping[str, float] = field(default_factory=dict)
+    protected: tuple[tuple[int, int], ...] = ()
+    token_scores: Sequence[npt.NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
+    head_distance: Sequence[Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse spans that are not spans of this prompt."""
+        for first, end in self.protected:
+            if not 0 <= first < end <= self.n_prompt:
+                raise PolicyError(f"protected span {first} to {end} is empty or outside 0 to {self.n_prompt}")
 
     @property
     def n_heads(self) -> int:
         """KV heads over all layers."""
         return sum(self.n_head_kv)
 
+    @property
+    def n_choice(self) -> int:
+        """Positions before the observation window."""
+        return self.n_prompt - self.n_obs
+
+    def always_spans(self) -> list[tuple[int, int]]:
+        """Sinks and protected spans before the window: [first, end), in order, apart."""
+        spans: list[tuple[int, int]] = []
+        for first, end in sorted([(0, self.n_sink), *self.protected]):
+            end = min(end, self.n_choice)
+            if spans and first <= spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+            elif first < end:
+                spans.append((first, end))
+        return spans
+
+    @property
+    def n_always(self) -> int:
+        """Rows that every KV head keeps before the window."""
+        return sum(end - first for first, end in self.always_spans())
+
+    @property
+    def n_open(self) -> int:
+        """Positions that a KV head may keep or drop."""
+        return self.n_choice - self.n_always
+
+    def open_rows(self) -> int:
+        """Rows left to deal over all KV heads; BudgetError if the total is below the floors or above the prompt."""
+        floors, caps = self.n_heads * (self.n_always + self.n_obs), self.n_heads * self.n_prompt
+        if self.total_rows < floors:
+            raise BudgetError(f"a budget of {self.total_rows} rows is below the floors of {floors} rows")
+        if self.total_rows > caps:
+            raise BudgetError(f"a budget of {self.total_rows} rows is above the {caps} rows that exist")
+        return self.total_rows - floors
+
+    def open_rows_by_layer(self) -> list[int]:
+        """Open rows of each layer when every KV head has the same, to within one row."""
+        n = self.n_heads
+        equal = iter(apportion([1] * n, [0] * n, [self.n_open] * n, self.open_rows()))
+        return [sum(next(equal) for _ in range(n)) for n in self.n_head_kv]
+
+    def with_always(self, open_rows: Sequence[int]) -> list[list[int]]:
+        """rows[i][ih] from the open rows of each KV head in layer-major order."""
+        rest = iter(open_rows)
+        return [[self.n_always + self.n_obs + int(next(rest)) for _ in range(n)] for n in self.n_head_kv]
+
     def deal(self, targets: Sequence[Number]) -> list[list[int]]:
         """Deal `total_rows` in proportion to `targets`, one per KV head in layer-major order.
 
         The observation window is set aside first, so targets speak of the rows chosen by score,
-        sinks included. Each head gets at least its sinks and window and at most the whole prompt;
+        sinks included. Each head gets at least what is always kept and at most the whole prompt;
         what a head cannot use goes to the others.
 
         Raises
         ------
         BudgetError
-            `total_rows` does not hold the sinks and windows of all heads
+            `total_rows` does not hold what is always kept
         """
-        n_choice = self.n_prompt - self.n_obs
-        floors = [min(self.n_sink, n_choice)] * self.n_heads
-        caps = [n_choice] * self.n_heads
+        floors = [self.n_always] * self.n_heads
+        caps = [self.n_choice] * self.n_heads
         chosen = iter(apportion(targets, floors, caps, self.total_rows - self.n_obs * self.n_heads))
         return [[self.n_obs + next(chosen) for _ in range(n)] for n in self.n_head_kv]
 
@@ -71,13 +150,36 @@ class AllocRequest:
         return Fraction(self.total_rows, self.n_heads)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Param:
-    """A parameter of an allocator, in the range ``above < value <= at_most``."""
+    """A parameter of an allocator.
+
+    Parameters
+    ----------
+    default
+        the value when none is given
+    above, at_least
+        lower limit, without or with itself
+    at_most
+        upper limit
+    is_whole
+        fractions are refused
+    """
 
     default: float
-    above: float
     at_most: float
+    above: float = -math.inf
+    at_least: float = -math.inf
+    is_whole: bool = False
+
+    def limits(self) -> str:
+        """The range in words."""
+        lower = f"at least {self.at_least:g}" if self.at_least > self.above else f"above {self.above:g}"
+        return f"{lower} and at most {self.at_most:g}"
+
+    def accepts(self, value: float) -> bool:
+        """Whether a value is in range."""
+        return math.isfinite(value) and self.above < value <= self.at_most and value >= self.at_least
 
 
 @dataclass(frozen=True)
@@ -92,6 +194,10 @@ class Allocator:
         the method: rows[i][ih] for KV head ih of the i-th layer, summing to ``request.total_rows``
     needs_profile
         the method reads ``request.scores``
+    needs_token_scores
+        the method reads ``request.token_scores``
+    needs_semantics
+        the method reads ``request.head_distance``
     params
         accepted parameters by name
     """
@@ -101,6 +207,8 @@ class Allocator:
     allocate: Callable[[AllocRequest], list[list[int]]]
     needs_profile: bool = False
     params: Mapping[str, Param] = field(default_factory=dict)
+    needs_token_scores: bool = False
+    needs_semantics: bool = False
 
     def check_params(self, params: Mapping[str, float]) -> None:
         """Raise PolicyError for an unknown parameter or a value out of range, naming the limit."""
@@ -109,9 +217,10 @@ class Allocator:
             if param is None:
                 known = ", ".join(self.params) or "none"
                 raise PolicyError(f"allocator {self.name} has no parameter {key!r}, it has {known}")
-            if not (math.isfinite(value) and param.above < value <= param.at_most):
-                limits = f"above {param.above:g} and at most {param.at_most:g}"
-                raise PolicyError(f"{key} is {value:g}, expected {limits}")
+            if not param.accepts(value):
+                raise PolicyError(f"{key} is {value:g}, expected {param.limits()}")
+            if param.is_whole and value != int(value):
+                raise PolicyError(f"{key} is {value:g}, expected a whole number")
 
     def complete(self, params: Mapping[str, float]) -> dict[str, float]:
         """`params` with the defaults filled in."""

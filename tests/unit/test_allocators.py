@@ -238,8 +238,8 @@ def test_registry() -> None:
     assert set(allocator_names()) >= {"uniform", "headkv"}
     assert not get_allocator("uniform").needs_profile
     assert get_allocator("headkv").needs_profile
-    with pytest.raises(PolicyError, match="unknown allocator 'pyramid', known are uniform, headkv"):
-        get_allocator("pyramid")
+    with pytest.raises(PolicyError, match="unknown allocator 'square', known are uniform, headkv, "):
+        get_allocator("square")
     with pytest.raises(PolicyError, match="'uniform' exists already"):
         register_allocator(Allocator("uniform", "", lambda request: []))
 
@@ -253,5 +253,5 @@ def test_beta_out_of_range(beta: float) -> None:
 def test_unknown_parameters_are_named() -> None:
     with pytest.raises(PolicyError, match="allocator uniform has no parameter 'beta', it has none"):
         get_allocator("uniform").check_params({"beta": 1.2})
-    assert get_allocator("headkv").complete({}) == {"beta": 1.2}
-    assert get_allocator("headkv").complete({"beta": 2.0}) == {"beta": 2.0}
+    assert get_allocator("headkv").complete({}) == {"beta": 1.2, "temperature": 1}
+    assert get_allocator("headkv").complete({"beta": 2.0}) == {"beta": 2.0, "temperature": 1}

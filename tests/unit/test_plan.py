@@ -62,7 +62,7 @@ def test_flat_rows_are_layer_major_uint32() -> None:
 def test_json() -> None:
     plan = must(make_plan(UNEQUAL, HEADKV, Budget.parse("50%"), 100, type_k="q8_0", profile=SKEWED))
     found = json.loads(json.dumps(plan.to_json()))
-    assert found["policy"] == "headkv:beta=1.2"
+    assert found["policy"] == "headkv:beta=1.2,temperature=1"
     assert found["budget"] == {"request": "50%", "rows": 350, "keep_ratio": 0.5, "bytes": plan.bytes_kept}
     assert found["rows_per_head"] == [list(layer) for layer in plan.rows]
     assert (found["n_prompt"], found["n_sink"], found["n_obs"]) == (100, 4, 16)

@@ -77,8 +77,8 @@ def test_what_text_cannot_say_is_refused_too() -> None:
         Scorer("h2o")
     with pytest.raises(PolicyError, match="pool is 'sum', expected max or avg"):
         Scorer(pool="sum")
-    with pytest.raises(PolicyError, match="unknown allocator 'pyramid'"):
-        Policy("mine", "pyramid")
+    with pytest.raises(PolicyError, match="unknown allocator 'square'"):
+        Policy("mine", "square")
     with pytest.raises(PolicyError, match="no parameter 'beta'"):
         Policy("mine", "uniform", params={"beta": 1.2})
 
