@@ -21,16 +21,22 @@ JSON, UTF-8; here for a model of two layers with 2 and 1 KV heads and twice as m
 
 ``scores[i][ih]`` belongs to KV head ih of the i-th layer that has a cache; finite, >= 0, summing to 1 (within
 `SUM_TOLERANCE`, which leaves room for values rounded to a few digits). All after ``scores`` may be absent.
+The keys are those of the GGUF form (pyheadkv.metadata).
+
+`read_profile` also takes the score files of the HeadKV repository (`published`).
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pyheadkv.errors import ProfileError
 from pyheadkv.profile.checks import body_of, profile_from_body
 from pyheadkv.profile.profile import Profile
+from pyheadkv.profile.published import is_published, profile_from_published
 from pyheadkv.shape import ModelShape
 
 
@@ -44,10 +50,12 @@ def read_profile(path: str | Path, shape: ModelShape) -> Profile:
     """
     source = str(path)
     data = _read_json(Path(path))
-    body = data.get("headkv") if isinstance(data, dict) else None
-    if not isinstance(body, dict):
-        raise ProfileError(f"profile {path}: key headkv is missing")
     try:
+        if is_published(data):
+            return profile_from_published(data, shape, source)
+        body = data.get("headkv") if isinstance(data, dict) else None
+        if not isinstance(body, dict):
+            raise ProfileError("key headkv is missing")
         return profile_from_body(body, shape, source)
     except ProfileError as error:
         raise ProfileError(f"profile {source}: {error}") from None
@@ -71,10 +79,21 @@ def write_profile(path: str | Path, profile: Profile) -> None:
         raise ProfileError(f"profile {path}: cannot be written ({error.strerror})") from None
 
 
-def _read_json(path: Path) -> object:
+def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ProfileError(f"profile {path}: not a JSON file") from None
+    except ProfileError as error:
+        raise ProfileError(f"profile {path}: {error}") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; a key that is there twice would silently lose a value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ProfileError(f"key {key[:80]!r} is there twice")
+    return found
