@@ -31,6 +31,14 @@ class ProfileError(HeadKVError):
     """A profile (measured head scores) that is missing, damaged, or made for another model."""
 
 
+class CalibrationError(HeadKVError):
+    """Head scores that cannot be measured on a model, or not well enough to be written."""
+
+
+class ExportError(HeadKVError):
+    """A model file that cannot be written: it exists, there is no room, or the model carries no profile."""
+
+
 class UsageError(HeadKVError):
     """An option or argument that cannot be understood."""
 

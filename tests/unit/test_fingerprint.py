@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError, ProfileError
 from pyheadkv.fingerprint import check_fingerprint, fingerprint
-from tests.tiny import Tiny, Weights, make_weights
-
-TINY = Tiny()
-Change = Callable[[dict[str, np.ndarray]], object]
-TOKENS = ["<s>", "a", "b"]
-
-
-def write(
-    path: Path,
-    tiny: Tiny = TINY,
-    *,
-    quantize: bool = False,
-    change: Change | None = None,
-    weights: Weights | None = None,
-    tokens: list[str] = TOKENS,
-    only: Callable[[int], bool] = lambda i: True,
-    **keys: object,
-) -> Path:
-    """A model whose weights depend on the description alone; `only` picks tensors by their number."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(tiny.n_layer)
-    writer.add_context_length(tiny.n_ctx)
-    writer.add_embedding_length(tiny.n_embd)
-    writer.add_head_count(tiny.n_head[0])
-    writer.add_head_count_kv(tiny.n_head_kv[0])
-    writer.add_key_length(tiny.head_size)
-    writer.add_value_length(tiny.head_size)
-    writer.add_token_list(tokens)
-    for key, value in keys.items():
-        if isinstance(value, str):
-            writer.add_string(key.replace("__", "."), value)
-        else:
-            writer.add_uint16(key.replace("__", "."), int(str(value)))
-    weights = weights or make_weights(tiny)
-    if change:
-        change(weights)
-    for i, (name, values) in enumerate(weights.items()):
-        if only(i):
-            kind = (
-                gguf.GGMLQuantizationType.Q8_0 if quantize and values.ndim > 1 and values.shape[-1] % 32 == 0 else None
-            )
-            data = gguf.quantize(values, kind) if kind else values
-            writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from tests.tiny import Weights, make_weights
+from tests.unit.small_gguf import TINY
+from tests.unit.small_gguf import write_model as write
 
 
 @pytest.fixture
@@ -95,7 +48,7 @@ def test_parts_of_a_split_model_have_the_whole_ones(tmp_path: Path, original: st
         fingerprint(tmp_path / "m-00001-of-00003.gguf")
 
 
-def nudge(weights: dict[str, np.ndarray]) -> None:
+def nudge(weights: Weights) -> None:
     name = next(name for name in weights if name.endswith("norm"))
     weights[name][-1] = np.nextafter(weights[name][-1], np.float32(9))
 
@@ -119,7 +72,7 @@ def test_heads_change_their_part(tmp_path: Path, original: str) -> None:
 
 
 def test_a_change_that_leaves_norms_alone_is_not_seen(tmp_path: Path, original: str) -> None:
-    def merge(weights: dict[str, np.ndarray]) -> None:
+    def merge(weights: Weights) -> None:
         weights["blk.0.attn_q"][:] += 1
 
     assert fingerprint(write(tmp_path / "a.gguf", change=merge)) == original  # as the docstring says
