@@ -41,8 +41,8 @@ def pyramid_targets(mean_rows: Fraction, n_layer: int, n_choice: int, n_obs: int
         above 1; the larger, the steeper
     """
     b = mean_rows - n_obs
-    if n_layer == 1 or n_choice + n_obs < 2 * b:
-        return [b] * n_layer
+    if n_layer == 1:
+        return [b]
     last = Fraction(math.floor(b / Fraction(beta)))
     first = 2 * b - last
     if first > n_choice:
@@ -52,8 +52,10 @@ def pyramid_targets(mean_rows: Fraction, n_layer: int, n_choice: int, n_obs: int
 
 def allocate(request: AllocRequest) -> list[list[int]]:
     """Deal the rows in a pyramid; raises BudgetError when they do not hold what is always kept."""
-    n_layer = len(request.n_head_kv)
-    by_layer = pyramid_targets(request.mean_rows(), n_layer, request.n_choice, request.n_obs, request.params["beta"])
+    n_layer, mean = len(request.n_head_kv), request.mean_rows()
+    if request.n_prompt < 2 * (mean - request.n_obs):
+        return request.deal([1] * request.n_heads)
+    by_layer = pyramid_targets(mean, n_layer, request.n_choice, request.n_obs, request.params["beta"])
     return request.deal([target for target, n in zip(by_layer, request.n_head_kv, strict=True) for _ in range(n)])
 
 

@@ -67,3 +67,48 @@ def headkv(scores: list[Fraction], beta: float, n_prompt: int, total_rows: int, 
     p = (b / Fraction(beta)).__floor__()
     targets = [b - p + score / sum(scores) * p * n for score in scores]
     return deal(targets, n_prompt, total_rows, n_sink, n_obs)
+
+
+def pyramid_published(capacity: int, n_obs: int, n_layer: int, beta: int, n_prompt: int) -> list[int]:
+    """PyramidKV's rows per layer without the window, as the released code rounds, https://arxiv.org/abs/2406.02069.
+
+    That code does not use them for a prompt of less than 2 * base: all layers get base then.
+    """
+    base = capacity - n_obs
+    least = base // beta
+    most = 2 * base - least
+    if most >= n_prompt - n_obs:
+        most = n_prompt - n_obs
+        least = 2 * base - most
+    step = (most - least) // (n_layer - 1)
+    return [most - il * step for il in range(n_layer)]
+
+
+def pyramid(
+    n_head_kv: list[int], beta: float, n_prompt: int, total_rows: int, always: int, n_obs: int
+) -> list[Fraction]:
+    """PyramidKV with an exact step: real shares of all heads, sinks and what else is always kept as floors."""
+    b = Fraction(total_rows, sum(n_head_kv)) - n_obs
+    n_layer, n_choice = len(n_head_kv), n_prompt - n_obs
+    if n_prompt < 2 * b:
+        ends = b, b
+    else:
+        least = math.floor(b / Fraction(beta))
+        most = min(2 * b - least, Fraction(n_choice))
+        ends = most, 2 * b - most
+    weights = [Fraction(il, max(n_layer - 1, 1)) for il in range(n_layer)]
+    by_layer = [b if n_layer == 1 else (1 - x) * ends[0] + x * ends[1] for x in weights]
+    targets = [target for target, n in zip(by_layer, n_head_kv, strict=True) for _ in range(n)]
+    n = len(targets)
+    return water_fill(targets, [always] * n, [n_choice] * n, total_rows - n * n_obs)
+
+
+def duo(scores: list[float], recent: int, n_open: int, total: int) -> list[int]:
+    """DuoAttention by budget: rows beside what is always kept; row after row is given out, one at a time."""
+    n = len(scores)
+    if recent * n > total:
+        order = [i for _ in range(n_open) for i in range(n)]
+    else:
+        ranks = sorted(range(n), key=lambda i: -scores[i])
+        order = [i for i in range(n) for _ in range(recent)] + [i for i in ranks for _ in range(n_open - recent)]
+    return [order[:total].count(i) for i in range(n)]
