@@ -44,7 +44,7 @@ LEVELS = {
 KEEPERS = {
     "cffi": {"native"},
     "ctypes": {"native"},
-    "llama_cpp": {"native", "loading", "session"},
+    "llama_cpp": {"native", "loading", "session", "calibrate"},
 }
 # file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
 INCLUDES: dict[str, set[str]] = {

@@ -1,0 +1,109 @@
+"""From attention to head scores, in NumPy: no model, no files.
+
+Symbols: attention f32 [n_head, n] is what one generated token's query attended to, over the n prompt positions; span is
+the positions of the right answer, N of them. Heads of several layers lie one after the other, layer-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+
+
+def copy_hits(attention: npt.ArrayLike, span: Positions, prompt: Sequence[int], token: int) -> Floats:
+    """One step of the retrieval score R, HeadKV eq. 1 (arXiv 2410.19258; Wu et al., arXiv 2404.15574).
+
+    Parameters
+    ----------
+    attention
+        [n_head, n]
+    span
+        positions of the answer, ascending
+    prompt
+        its n tokens
+    token
+        the one generated in this step
+
+    Returns
+    -------
+    [n_head]: 1/N where the largest weight lies in the span on a token equal to the generated one, else 0
+    """
+    top = np.asarray(attention).argmax(axis=1)
+    is_same = np.asarray(prompt)[top] == token
+    hits: Floats = (np.isin(top, span) & is_same) / len(span)
+    return hits
+
+
+def span_mass(attention: npt.ArrayLike, span: Positions) -> Floats:
+    """One step of the retrieval-reasoning score R2, HeadKV eq. 2.
+
+    Parameters
+    ----------
+    attention
+        [n_head, n], n >= N
+    span
+        positions of the right answer
+
+    Returns
+    -------
+    [n_head]: sum over the N largest weights (ties: the lower position) of those inside the span, divided by N
+    """
+    weights = np.asarray(attention, dtype=np.float64)
+    top = np.argsort(-weights, axis=1, kind="stable")[:, : len(span)]
+    inside = np.where(np.isin(top, span), np.take_along_axis(weights, top, axis=1), 0)
+    mass: Floats = inside.sum(axis=1) / len(span)
+    return mass
+
+
+def largest_attention(attention: npt.ArrayLike, n_head_kv: int, positions: Positions) -> Floats:
+    """Reconstruction score of a layer, KVzip's averaged over positions (arXiv 2505.23416, eq. 2).
+
+    Parameters
+    ----------
+    attention
+        [n_head, n], the largest weight that any token of the repetition gave to each position
+    positions
+        of the text that was repeated
+
+    Returns
+    -------
+    [n_head_kv]: mean over the positions of the largest weight in the group
+    """
+    weights = np.asarray(attention, dtype=np.float64)[:, positions]
+    largest: Floats = weights.reshape(n_head_kv, -1, len(positions)).max(axis=1).mean(axis=1)
+    return largest
+
+
+def fold_groups(scores: Floats, n_head: Sequence[int], n_head_kv: Sequence[int], fold: str) -> Floats:
+    """Scores of query heads -> of KV heads, by the "sum" or the "max" over each group.
+
+    Parameters
+    ----------
+    scores
+        [sum of n_head]
+    n_head, n_head_kv
+        of each layer
+
+    Returns
+    -------
+    [sum of n_head_kv]
+    """
+    layers = np.split(scores, np.cumsum(n_head)[:-1])
+    groups = [layer.reshape(n, -1) for layer, n in zip(layers, n_head_kv, strict=True)]
+    return np.concatenate([group.max(axis=1) if fold == "max" else group.sum(axis=1) for group in groups])
+
+
+def normalised(scores: Floats) -> Floats:
+    """Scores that sum to 1. The sum must be above 0."""
+    shares: Floats = scores / scores.sum()
+    return shares
+
+
+def by_layer(scores: Floats, sizes: Sequence[int]) -> tuple[tuple[float, ...], ...]:
+    """[sum of sizes] -> one tuple for each layer."""
+    return tuple(tuple(layer.tolist()) for layer in np.split(scores, np.cumsum(sizes)[:-1]))
