@@ -90,10 +90,7 @@ def _encoded(name: str, value: object) -> MetadataValue:
     if name == "mix" and isinstance(value, dict):
         return format_mix(value)
     if name in _JSON_KEYS:
-        try:
-            return json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ProfileError(f"{PREFIX}{name} cannot be written as JSON ({error})") from None
+        return json.dumps(value)
     if name.startswith("scores"):
         return [score for layer in value for score in layer]  # type: ignore[attr-defined]
     if name in _F32_KEYS:

@@ -58,6 +58,21 @@ class ChatOptions:
     verbose: bool
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `export` asks."""
+
+    model: str
+    output: Path | None
+    profile: Path | None
+    is_calibrating: bool
+    profile_mix: str | None
+    budget: str | None
+    is_removing: bool
+    in_place: bool
+    force: bool
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, demo, or user/repo[:quant].")]
 BudgetText = Annotated[
     str, typer.Option("--budget", help="Rows to keep: 25%, 512 (per KV head on average), 64MiB, or full.")
@@ -169,11 +184,41 @@ def inspect(
     cache_type_k: TypeK = "f16",
     cache_type_v: TypeV = "f16",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw scores and rows by head into this file.")] = None,
 ) -> None:
     """Say what a model's cache costs, whether it can be compressed, and the plan for a prompt of -c tokens."""
     from pyheadkv.cli.inspect import run_inspect
 
-    run_inspect(CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v), as_json)
+    run_inspect(CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v), as_json, png)
+
+
+@app.command()
+@_known_errors
+def export(
+    model: Model,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="GGUF file to write.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="Head scores to put in. [default: MODEL.headkv.json]")
+    ] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure the head scores now.")] = False,
+    profile_mix: Annotated[
+        str | None, typer.Option("--profile-mix", help="Kinds of scores to use: retrieval=1,reconstruction=1.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="Default budget to store, a share: 10%.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take head scores out instead.")] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write over MODEL.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
+    inspect: Annotated[bool, typer.Option("--inspect", help="Only show what MODEL carries.")] = False,
+) -> None:
+    """Write a copy of a model that carries its head scores, so that chat needs one file."""
+    if inspect:
+        from pyheadkv.cli.inspect import run_inspect
+
+        run_inspect(CacheOptions(model, budget or "25%", None, profile, 0, "f16", "f16"), as_json=False)
+        return
+    from pyheadkv.cli.export import run_export
+
+    run_export(ExportOptions(model, output, profile, calibrate, profile_mix, budget, remove, in_place, force))
 
 
 def main() -> None:

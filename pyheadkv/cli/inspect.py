@@ -1,30 +1,79 @@
-"""`pyheadkv inspect`: shape, support, bytes per token and the plan, from the GGUF's keys alone."""
+"""`pyheadkv inspect`: shape, support, bytes per token, head scores and the plan, from the GGUF's header alone."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from pyheadkv.budget import Budget
 from pyheadkv.cli.app import CacheOptions
 from pyheadkv.cli.render import mib, note
-from pyheadkv.errors import ModelError
+from pyheadkv.errors import ModelError, ProfileError, UsageError
+from pyheadkv.fingerprint import check_fingerprint, fingerprint
+from pyheadkv.heatmap import HeatMap
+from pyheadkv.metadata import profile_from_metadata
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plan import Plan, make_plan
 from pyheadkv.policy import parse_policy
-from pyheadkv.profile import read_profile
+from pyheadkv.profile import Profile, format_mix, read_profile
 from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
 
 
-def run_inspect(options: CacheOptions, as_json: bool) -> None:
-    """Print the report as text, or as one JSON object."""
-    report = inspect_model(options)
-    print(json.dumps(report) if as_json else "\n".join(_lines(report)))
+@dataclass
+class Inspection:
+    """What is known of a model: plain values, and what they come from."""
+
+    report: dict[str, Any]
+    shape: ModelShape | None = None
+    profile: Profile | None = None
+    plan: Plan | None = None
+
+    def heat_map(self) -> HeatMap | None:
+        """The profile's scores and the plan's rows; None without a profile."""
+        if self.shape is None or self.profile is None:
+            return None
+        layers = [layer.il for layer in self.shape.layers]
+        if self.plan is None:
+            return HeatMap(layers, self.profile.scores)
+        title = f"{self.plan.policy}, budget {self.plan.budget.request}, prompt of {self.plan.n_prompt} tokens"
+        return HeatMap(layers, self.profile.scores, self.plan.rows, title)
 
 
-def inspect_model(options: CacheOptions) -> dict[str, Any]:
+def run_inspect(options: CacheOptions, as_json: bool, png: Path | None = None) -> None:
+    """Print the report as text, or as one JSON object; draw the head scores into a file if asked.
+
+    Raises
+    ------
+    HeadKVError
+        the file cannot be read, the options do not fit it, or there is nothing to draw
+    """
+    inspection = inspect_model(options)
+    heat_map = inspection.heat_map()
+    if png is not None:
+        if heat_map is None:
+            raise UsageError(f"{png}: nothing to draw, the model carries no profile and there is no --profile FILE")
+        heat_map.write_png(png)
+    if as_json:
+        print(json.dumps(inspection.report))
+        return
+    print("\n".join(_lines(inspection.report)))
+    if heat_map is None:
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    print()
+    if console.is_terminal and not console.no_color:
+        console.print(heat_map.shaded())
+    else:
+        print("\n".join(heat_map.lines()))
+
+
+def inspect_model(options: CacheOptions) -> Inspection:
     """Collect what is known of a model.
 
     Raises
@@ -32,7 +81,7 @@ def inspect_model(options: CacheOptions) -> dict[str, Any]:
     HeadKVError
         the file cannot be read, or the options do not fit it
     """
-    policy, budget = parse_policy(options.policy_text), Budget.parse(options.budget)
+    budget = Budget.parse(options.budget)
     path = resolve_model(options.model, note)
     metadata = read_gguf_metadata(path)
     reason = unsupported_reason(metadata)
@@ -43,29 +92,57 @@ def inspect_model(options: CacheOptions) -> dict[str, Any]:
         "is_supported": reason is None,
         "reason": reason,
         "has_chat_template": "tokenizer.chat_template" in metadata,
+        "profile": None,
     }
     try:
         shape = shape_from_metadata(metadata)
     except ModelError as error:
         if reason is None:
             raise
-        return {**report, "shape": None, "shape_error": str(error)}
-    report |= _shape_report(shape, options)
-    if reason is not None:
-        return report
+        return Inspection({**report, "shape": None, "shape_error": str(error)})
+    inspection = Inspection(report | _shape_report(shape, options), shape)
+    _add_profile(inspection, options, path, metadata)
+    if reason is None:
+        _add_plan(inspection, options, budget)
+    return inspection
 
-    if policy.needs_profile and options.profile is None:
-        return {**report, "plan": None, "plan_note": f"policy {policy.name} needs --profile FILE"}
+
+def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, metadata: dict[str, object]) -> None:
+    """The profile asked for, else the model's own. One that cannot be used is an error only if it was asked for."""
+    assert inspection.shape is not None
+    try:
+        profile = (
+            read_profile(options.profile, inspection.shape)
+            if options.profile
+            else profile_from_metadata(metadata, inspection.shape, str(path))
+        )
+        if profile and profile.fingerprint is not None:
+            check_fingerprint(profile.fingerprint, fingerprint(path))
+    except ProfileError as error:
+        if options.profile:
+            raise
+        inspection.report["profile_note"] = str(error)
+        return
+    inspection.profile = profile
+    inspection.report["profile"] = asdict(profile) if profile else None
+
+
+def _add_plan(inspection: Inspection, options: CacheOptions, budget: Budget) -> None:
+    shape, profile, report = inspection.shape, inspection.profile, inspection.report
+    assert shape is not None
+    policy = parse_policy(options.policy or ("headkv" if profile else "snapkv"))
+    report |= {"plan": None, "plan_note": None}
+    if policy.needs_profile and profile is None:
+        report["plan_note"] = f"policy {policy.name} needs --profile FILE"
+        return
     n_prompt = options.n_ctx or shape.n_ctx_train
     types = {"type_k": options.type_k, "type_v": options.type_v}
     budget.check(shape, n_prompt, policy.floor_rows, **types, floor_words=policy.floor_words)
-    profile = read_profile(options.profile, shape) if options.profile else None
-    plan = make_plan(shape, policy, budget, n_prompt, profile=profile, **types)
-    return {
-        **report,
-        "plan": _plan_report(plan) if plan else None,
-        "plan_note": None if plan else "the cache stays whole",
-    }
+    inspection.plan = make_plan(shape, policy, budget, n_prompt, profile=profile, **types)
+    if inspection.plan:
+        report["plan"] = _plan_report(inspection.plan)
+    else:
+        report["plan_note"] = "the cache stays whole"
 
 
 def _shape_report(shape: ModelShape, options: CacheOptions) -> dict[str, Any]:
@@ -108,6 +185,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"head size        K {_span(shape['n_embd_head_k'])}, V {_span(shape['n_embd_head_v'])}",
         f"KV per token     {report['bytes_per_token']} bytes ({report['type_k']}/{report['type_v']})",
     ]
+    lines += _profile_lines(report)
     plan = report.get("plan")
     if plan:
         spread, budget = plan["rows_spread"], plan["budget"]
@@ -119,6 +197,27 @@ def _lines(report: dict[str, Any]) -> list[str]:
         ]
     elif report.get("plan_note"):
         lines.append(f"plan             none: {report['plan_note']}")
+    return lines
+
+
+def _profile_lines(report: dict[str, Any]) -> list[str]:
+    profile = report["profile"]
+    if profile is None:
+        return [f"profile          none{': ' + report['profile_note'] if 'profile_note' in report else ''}"]
+    lines = [
+        f"profile          {profile['method']}, from {profile['source']}",
+        f"fingerprint      {profile['fingerprint'] or 'none: which model it was measured on is not known'}",
+    ]
+    if profile["kinds"]:
+        lines.append(
+            f"kinds of scores  {', '.join(profile['kinds'])}; in use: {format_mix(profile['mix']) or 'no mix'}"
+        )
+    if profile["keep_ratio"] is not None:
+        lines.append(f"default budget   {100 * profile['keep_ratio']:g}%")
+    for setting in profile["settings"]:
+        mix, figures = format_mix(setting["mix"]), [f"{name} {value:g}" for name, value in setting["figures"].items()]
+        words = "; ".join(filter(None, (setting["policy"], mix, ", ".join(figures))))
+        lines.append(f"up to {100 * setting['max_keep_ratio']:6.4g}%    {words}")
     return lines
 
 

@@ -6,6 +6,7 @@ as nested lists [layer][head], and ``mix``, ``settings`` and ``calibration`` as 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
@@ -61,7 +62,7 @@ def profile_from_body(body: Body, shape: ModelShape, source: str) -> Profile:
         pool_kernel=_count(body, "pool_kernel", 1),
         keep_ratio=_keep_ratio("headkv.keep_ratio", body.get("keep_ratio")),
         settings=_settings(body.get("settings"), kinds),
-        calibration=_object("headkv.calibration", body.get("calibration")),
+        calibration=_calibration(body.get("calibration")),
     )
 
 
@@ -112,7 +113,7 @@ def body_of(profile: Profile) -> dict[str, object]:
         _settings(settings, profile.kinds)
         body["settings"] = settings
     if profile.calibration:
-        body["calibration"] = dict(profile.calibration)
+        body["calibration"] = _calibration(dict(profile.calibration))
     return body
 
 
@@ -240,6 +241,15 @@ def _settings(value: object, kinds: Mapping[str, Scores]) -> tuple[Setting, ...]
             f"headkv.settings[{len(settings) - 1}].max_keep_ratio is {found:g}, expected the last to be 1"
         )
     return tuple(settings)
+
+
+def _calibration(value: object) -> dict[str, object]:
+    calibration = _object("headkv.calibration", value)
+    try:
+        json.dumps(calibration, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProfileError(f"headkv.calibration cannot be written as JSON ({error})") from None
+    return calibration
 
 
 def _object(key: str, value: object) -> dict[str, object]:

@@ -69,10 +69,7 @@ def write_profile(path: str | Path, profile: Profile) -> None:
     ProfileError
         invalid scores, or the file cannot be written
     """
-    try:
-        text = json.dumps({"headkv": body_of(profile)}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ProfileError(f"profile {path}: headkv.calibration cannot be written as JSON ({error})") from None
+    text = json.dumps({"headkv": body_of(profile)})
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
