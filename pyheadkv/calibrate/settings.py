@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyheadkv.errors import CalibrationError
+from pyheadkv.profile import KINDS
+from pyheadkv.profile.profile import check_mix
 
 FOLDS = ("sum", "max")
 MIN_LENGTH = 256  # the needles of a page and their questions need about half of it
@@ -53,6 +55,7 @@ class Settings:
             raise CalibrationError(f"{self.n_excerpts} excerpts are too few, at least 2 are needed")
         if self.fold not in FOLDS:
             raise CalibrationError(f"unknown fold {self.fold!r}, known are {', '.join(FOLDS)}")
+        check_mix(self.mix, dict.fromkeys(KINDS, ()), "the mix")
 
     def within(self, n_ctx: int) -> tuple[int, ...]:
         """The lengths that a context has room for.

@@ -59,6 +59,22 @@ class ChatOptions:
 
 
 @dataclass(frozen=True)
+class CalibrateOptions:
+    """What `calibrate` asks."""
+
+    model: str
+    output: Path | None
+    n_examples: int
+    lengths: str
+    seed: int
+    fold: str
+    profile_mix: str | None
+    n_threads: int | None
+    n_gpu_layers: int
+    force: bool
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What `export` asks."""
 
@@ -219,6 +235,33 @@ def export(
     from pyheadkv.cli.export import run_export
 
     run_export(ExportOptions(model, output, profile, calibrate, profile_mix, budget, remove, in_place, force))
+
+
+@app.command()
+@_known_errors
+def calibrate(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Profile to write. [default: MODEL.headkv.json]")
+    ] = None,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Questions to ask.")] = 96,
+    lengths: Annotated[str, typer.Option("--lengths", help="Lengths of the texts, in tokens.")] = "512,1024,2048",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of texts and questions.")] = 0,
+    fold: Annotated[str, typer.Option("--fold", help="Query heads into KV heads: sum or max.")] = "sum",
+    profile_mix: Annotated[
+        str | None,
+        typer.Option("--profile-mix", help="Kinds of scores. [default: retrieval-reasoning=1,reconstruction=1]"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
+    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew instead of going on with another run.")] = False,
+) -> None:
+    """Measure which heads a model needs, and write their scores to a file. Ctrl-C stops, the same command goes on."""
+    from pyheadkv.cli.calibrate import run_calibrate
+
+    run_calibrate(
+        CalibrateOptions(model, output, examples, lengths, seed, fold, profile_mix, threads, gpu_layers, force)
+    )
 
 
 def main() -> None:

@@ -1,0 +1,146 @@
+"""`pyheadkv calibrate`: measure the head scores of a model and write them to a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from pyheadkv.calibrate import Settings, calibrate
+from pyheadkv.cli.app import CalibrateOptions
+from pyheadkv.cli.render import console, note
+from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.fingerprint import fingerprint
+from pyheadkv.loading import load
+from pyheadkv.models import resolve_model
+from pyheadkv.native import log_lines, read_gguf_metadata
+from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
+from pyheadkv.shape import shape_from_metadata, unsupported_reason
+
+N_LEADING = 10
+
+
+def run_calibrate(options: CalibrateOptions) -> None:
+    """Measure, write the profile, print how far it can be trusted.
+
+    What is measured is kept in a file beside the output until the profile is written.
+
+    Raises
+    ------
+    HeadKVError
+        anything that the user can mend
+    KeyboardInterrupt
+        Ctrl-C; what is measured so far is kept
+    """
+    settings = read_settings(options)
+    path = resolve_model(options.model, note)
+    output = options.output or Path(f"{path.stem}.headkv.json")
+    part = output.with_name(f"{output.name}.part")
+    try:
+        profile = calibrate_model(
+            path,
+            settings,
+            part=part,
+            force=options.force,
+            n_threads=options.n_threads,
+            n_gpu_layers=options.n_gpu_layers,
+        )
+    except KeyboardInterrupt:
+        if part.is_file():
+            note(f"stopped; what is measured is in {part}, and the same command goes on from there")
+        raise
+    write_profile(output, profile)
+    part.unlink(missing_ok=True)
+    print("\n".join(report_lines(profile)))
+    print(output)
+
+
+def calibrate_model(
+    path: Path,
+    settings: Settings,
+    *,
+    part: Path | None = None,
+    force: bool = False,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+) -> Profile:
+    """Load a model, measure it behind a progress bar, free it again.
+
+    Raises
+    ------
+    HeadKVError
+        as of `pyheadkv.calibrate.calibrate`, and what cannot be loaded or compressed
+    """
+    metadata = read_gguf_metadata(path)
+    reason = unsupported_reason(metadata)
+    if reason:
+        raise ModelError(f"{path} cannot be calibrated: {reason}")
+    n_ctx = settings.n_ctx(shape_from_metadata(metadata).n_ctx_train)
+    mark = fingerprint(path)
+    llama = load(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its errors come back as exceptions
+    columns = (
+        TextColumn("calibrating"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("calibrating", what="")
+            return calibrate(
+                llama,
+                settings,
+                fingerprint=mark,
+                part=part,
+                force=force,
+                on_progress=lambda done, total, what: progress.update(task, completed=done, total=total, what=what),
+                on_notice=note,
+            )
+    finally:
+        with log_lines([]):  # upstream says that the buffers grew while heads were observed
+            llama.close()
+
+
+def read_settings(options: CalibrateOptions) -> Settings:
+    """What the options ask for.
+
+    Raises
+    ------
+    UsageError, CalibrationError, ProfileError
+        naming the value and what was expected
+    """
+    try:
+        lengths = tuple(int(length) for length in options.lengths.split(","))
+    except ValueError:
+        raise UsageError(f"--lengths {options.lengths!r} cannot be read, expected numbers as in 512,1024") from None
+    mix = Settings().mix if options.profile_mix is None else parse_mix(options.profile_mix)
+    return Settings(options.n_examples, lengths, options.seed, fold=options.fold, mix=mix)
+
+
+def report_lines(profile: Profile) -> list[str]:
+    """How many questions were answered, how stable the scores are, which heads lead: one line each."""
+    calibration = profile.calibration
+    examples, counted, stable = (_table(calibration, key) for key in ("examples", "counted", "split_half"))
+    answered = ", ".join(f"{kind} {n['right']} of {n['tried']}" for kind, n in examples.items())
+    lines = [f"answered right: {answered} ({calibration['seconds']:.0f} s)"]
+    for kind, scores in profile.kinds.items():
+        correlation = "unknown" if stable[kind] is None else f"{stable[kind]:.3f}"
+        lines.append(f"{kind}: {counted[kind]} counted, split-half correlation {correlation}")
+        lines.append(f"  leading heads (layer-head, share): {_leading(scores)}")
+    return lines
+
+
+def _table(calibration: Mapping[str, object], key: str) -> dict[str, Any]:
+    table = calibration[key]
+    assert isinstance(table, dict)
+    return table
+
+
+def _leading(scores: Scores) -> str:
+    heads = [(score, f"{i}-{ih}") for i, layer in enumerate(scores) for ih, score in enumerate(layer)]
+    return ", ".join(f"{name} {100 * score:.1f} %" for score, name in sorted(heads, reverse=True)[:N_LEADING])
