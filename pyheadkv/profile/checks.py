@@ -19,6 +19,7 @@ VERSION = 1
 SUM_TOLERANCE = 1e-3  # room for values rounded to a few digits, or to f32
 KIND_PREFIX = "scores."
 MAX_TEXT = 256  # characters of a method, policy, ...
+MAX_KINDS = 8  # their names are listed in messages
 MAX_COUNT = 2**31 - 1
 
 Body = Mapping[str, object]
@@ -198,6 +199,8 @@ def _kinds(body: Body, n_head_kv: Sequence[int]) -> dict[str, Scores]:
             if not is_kind(kind):
                 raise ProfileError(f"headkv.{key[:80]!r} is no kind of scores, expected small letters, digits and -")
             kinds[kind] = check_scores(value, n_head_kv, f"headkv.{key}")
+    if len(kinds) > MAX_KINDS:
+        raise ProfileError(f"headkv.{KIND_PREFIX}* are {len(kinds)} kinds of scores, expected at most {MAX_KINDS}")
     return kinds
 
 

@@ -136,7 +136,7 @@ def check_mix(mix: Mapping[str, float], kinds: Mapping[str, Scores], key: str = 
     there = ", ".join(kinds) or "none"
     for kind, weight in mix.items():
         if kind not in kinds:
-            raise ProfileError(f"{key} names {kind!r}, the kinds of scores there are: {there}")
+            raise ProfileError(f"{key} names {kind[:80]!r}, the kinds of scores there are: {there}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ProfileError(f"{key} gives {kind} the weight {weight:g}, expected a finite number of at least 0")
     if not any(weight > 0 for weight in mix.values()):
