@@ -80,8 +80,8 @@ def _flipped(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 
 def _keys(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """int32 [scores.size] of the order of `scores`."""
-    return _flipped((scores.ravel() + np.float32(0)).view(np.int32))  # the sum makes one number of both zeros
+    """int32 [scores.size] of the order of `scores`; of the zeros, the negative one comes before the other."""
+    return _flipped(scores.ravel().view(np.int32))
 
 
 def _upper(keys: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -32,8 +32,8 @@ from pyheadkv.allocators.inputs import head_distances
 
 
 def n_heterogeneous(r: int, n_layer: int, n_head_kv: int, beta: float, m: float) -> int:
-    """f(r) of equation 16, rounded half up, 1 to n_head_kv."""
-    bottom = n_head_kv * Fraction(beta)
+    """f(r) of equation 16, rounded half up, 1 to n_head_kv; beta is the decimal number that was typed."""
+    bottom = n_head_kv * Fraction(str(beta))
     f = bottom - (bottom - Fraction(m)) * Fraction(r, max(n_layer - 1, 1))
     return min(max(math.floor(f + Fraction(1, 2)), 1), n_head_kv)
 

@@ -102,7 +102,7 @@ def dynamickv(scores: Scores, positions: Sequence[int], m: int, r_max: float, to
     return [[r // n + (ih < r % n) for ih in range(n)] for r, n in zip(rows, n_heads, strict=True)]
 
 
-def taskkv_count(r: int, n_layer: int, n: int, beta: float, m: float) -> float:
+def taskkv_count(r: int, n_layer: int, n: int, beta: Fraction, m: Fraction) -> Fraction:
     """Equation 16 of Task-KV, https://arxiv.org/abs/2501.15113, not rounded."""
     return n * beta - (n * beta - m) / (n_layer - 1) * r if n_layer > 1 else n * beta
 

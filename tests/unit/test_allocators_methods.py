@@ -97,8 +97,10 @@ def expected_rows(name: str, asked: AllocRequest) -> list[int]:
         for r, layer_total in enumerate(prompt_reference.equal_by_layer(n_head_kv, total)):
             distances = (asked.head_distance or ())[r]
             n = len(distances)
-            f = prompt_reference.taskkv_count(r, len(n_head_kv), n, params["beta"], params["m"])
-            f_whole = min(max(math.floor(f + 0.5), 1), n)
+            f = prompt_reference.taskkv_count(
+                r, len(n_head_kv), n, Fraction(str(params["beta"])), Fraction(params["m"])
+            )
+            f_whole = min(max(math.floor(f + Fraction(1, 2)), 1), n)
             by_layer.append(prompt_reference.taskkv_layer(distances, f_whole, recent, len(positions), layer_total))
     return [floor + n for layer in by_layer for n in layer]
 
@@ -205,6 +207,13 @@ def test_adakv_published_vectors() -> None:
         assert get_allocator("adakv").allocate(asked) == [[n + 2 for n in expected]]
 
 
+def test_adakv_safeguard_is_not_rounded() -> None:
+    # 5 rows for 3 heads, all in the first: 2.5 + 0.83, 0.83, 0.83
+    scores = np.array([[1] * 5, [0] * 5, [0] * 5], dtype=np.float32)
+    asked = AllocRequest((3,), 7, 6 + 5, 0, 2, None, {"safeguard": 0.5, "scale": 1}, (), [scores])
+    assert get_allocator("adakv").allocate(asked) == [[2 + 3, 2 + 1, 2 + 1]]
+
+
 def test_adakv_layers_have_equal_budgets() -> None:
     # all high scores are in the second layer: it gets no more than the first
     scores = [np.full((2, 10), 0.125, dtype=np.float32), np.full((2, 10), 1.0, dtype=np.float32)]
@@ -220,6 +229,7 @@ def test_adakv_scales_each_head_by_what_its_best_hold() -> None:
     two = np.array([[4, 2, 1.5, 1.5], [1.25, 0, 0, 0]], dtype=np.float32)
     asked = AllocRequest((2,), 6, 4 + 3, 0, 2, None, {"safeguard": 0, "scale": 1}, (), [two])
     assert get_allocator("adakv").allocate(asked) == [[2 + 2, 2 + 1]]
+    assert get_allocator("adakv").allocate(replace(asked, token_scores=[two / 64])) == [[2 + 2, 2 + 1]]
     assert get_allocator("adakv").allocate(replace(asked, params={"safeguard": 0, "scale": 0})) == [[2 + 3, 2]]
 
 
@@ -263,6 +273,15 @@ def test_dynamickv_cuts_are_final() -> None:
     # without the update in between it gets half
     once = replace(asked, params={"m": 4, "r_max": 5})
     assert get_allocator("dynamickv").allocate(once) == [[21], [21], [1], [1]]
+
+
+def test_dynamickv_updates_every_m_layers() -> None:
+    # m = 1: the second update, of 2 layers, cuts layer 0 to nothing; at the end it would get 10 of 30 rows
+    scores = layered([[0], [20], [0]], 100)
+    scores[0][0, :] = 0.5
+    asked = AllocRequest((1,) * 3, 101, 3 * 11, 0, 1, None, {"m": 1, "r_max": 5}, (), scores)
+    assert get_allocator("dynamickv").allocate(asked) == [[1], [31], [1]]
+    assert get_allocator("dynamickv").allocate(replace(asked, params={"m": 3, "r_max": 5})) == [[11], [21], [1]]
 
 
 def test_dynamickv_holds_at_most_r_max() -> None:
@@ -329,6 +348,7 @@ def test_taskkv_published_vectors() -> None:
     assert [n_heterogeneous(r, 32, 32, 0.25, 4) for r in (0, 15, 31)] == [8, 6, 4]
     assert [n_heterogeneous(r, 32, 8, 0.3, 1) for r in (0, 31)] == [2, 1]  # 2.4 and 1
     assert n_heterogeneous(0, 1, 4, 0.5, 0) == 2
+    assert n_heterogeneous(0, 2, 5, 0.3, 1) == 2  # 1.5, though the float 0.3 is a little less
     assert n_heterogeneous(31, 32, 8, 0.3, 0) == 1  # at least one
     assert n_heterogeneous(1, 3, 4, 0.25, 4) == 3  # 2.5, half up
     assert prompt_reference.taskkv_middle(51200, 4000, 32, 8, 16, 256) == 528
