@@ -11,9 +11,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-import prepare
 import pytest
 
+import prepare
 from pyheadkv.export import export_model, remove_profile
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.gguf_header import open_header

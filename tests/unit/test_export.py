@@ -284,6 +284,19 @@ def test_parts_are_not_written_over_each_other(parts: list[Path], tmp_path: Path
         export_model(moved, tmp_path / "out.gguf", PROFILE)
 
 
+def test_a_first_part_without_tensors(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-{no + 1:05d}-of-00002.gguf" for no in range(2)]
+    write_model(parts[0], only=lambda i: False, split__no=0, split__count=2, pad="ab")
+    write_model(parts[1], split__no=1, split__count=2)
+    with open_header(parts[0]) as header:
+        end = header.infos_end
+    parts[0].write_bytes(parts[0].read_bytes()[:end])
+    assert end % 32  # nothing follows that would have to be aligned
+    written = export_model(parts[0], tmp_path / "out.gguf", PROFILE)
+    remove_profile(written[0], tmp_path / "back.gguf")
+    assert sha256(tmp_path / "back-00001-of-00002.gguf") == sha256(parts[0])
+
+
 # ---- what is no model ----
 
 
