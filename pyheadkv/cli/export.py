@@ -10,7 +10,7 @@ from pyheadkv.budget import Budget
 from pyheadkv.cli.app import ExportOptions
 from pyheadkv.cli.render import console, note
 from pyheadkv.errors import UsageError
-from pyheadkv.export import export_model, remove_profile
+from pyheadkv.export import check_output, export_model, remove_profile
 from pyheadkv.gguf_header import open_header
 from pyheadkv.models import resolve_model
 from pyheadkv.profile import Profile, parse_mix, read_profile
@@ -30,6 +30,7 @@ def run_export(options: ExportOptions) -> None:
     keep_ratio = _keep_ratio(options.budget)
     _check(options)
     path = resolve_model(options.model, note)
+    check_output(path, options.output, force=options.force)  # before minutes of measuring
     profile = None if options.is_removing else _find_profile(options, path)
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -43,6 +44,8 @@ def run_export(options: ExportOptions) -> None:
             written = remove_profile(path, options.output, **how, on_progress=show)
         else:
             written = export_model(path, options.output, profile, keep_ratio=keep_ratio, **how, on_progress=show)
+    if options.is_calibrating:
+        _part_of(path).unlink(missing_ok=True)
     for file in written:
         print(file)
 
@@ -79,13 +82,27 @@ def _find_profile(options: ExportOptions, path: Path) -> Profile:
     return profile.with_mix(parse_mix(options.profile_mix)) if options.profile_mix is not None else profile
 
 
+def _calibrate(path: Path) -> Profile:
+    from pyheadkv.calibrate import Settings
+    from pyheadkv.cli.calibrate import calibrate_model
+
+    part = _part_of(path)
+    try:
+        return calibrate_model(path, Settings(), part=part)
+    except KeyboardInterrupt:
+        if part.is_file():
+            note(f"stopped; what is measured is in {part}, and the same command goes on from there")
+        raise
+
+
+def _part_of(path: Path) -> Path:
+    """Where `pyheadkv calibrate` keeps what is measured, so that either command goes on with the other's."""
+    return Path(f"{path.stem}{PROFILE_SUFFIX}.part")
+
+
 def _beside(path: Path) -> Path:
     beside = path.with_suffix(PROFILE_SUFFIX)
     if not beside.is_file():
         raise UsageError(f"there is no {beside}: name the head scores with --profile FILE, or measure with --calibrate")
     note(f"head scores of {beside}")
     return beside
-
-
-def _calibrate(path: Path) -> Profile:
-    raise UsageError(f"--calibrate is not here yet: run pyheadkv calibrate {path}, then export with --profile")

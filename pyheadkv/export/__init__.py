@@ -20,7 +20,7 @@ from pyheadkv.metadata import PREFIX, MetadataValue, profile_from_metadata, prof
 from pyheadkv.profile import Profile
 from pyheadkv.shape import shape_from_metadata
 
-__all__ = ["export_model", "remove_profile"]
+__all__ = ["check_output", "export_model", "remove_profile"]
 
 
 def export_model(
@@ -101,6 +101,20 @@ def remove_profile(
         return _write(header, {}, out, in_place, force, on_progress)
 
 
+def check_output(model: str | Path, out: str | Path | None, *, force: bool = False) -> None:
+    """Refuse a place where `export_model` would refuse to write, before work is done; None is in place.
+
+    Raises
+    ------
+    ModelError
+        the model cannot be read
+    ExportError
+        `out` exists, is the model itself, or is in no folder
+    """
+    with open_header(model) as header:
+        _places(header, out, force)
+
+
 def _write(
     header: Header,
     values: Mapping[str, MetadataValue],
@@ -111,16 +125,20 @@ def _write(
 ) -> list[Path]:
     if (out is None) != in_place:
         raise ExportError("expected either a file to write or in_place")
-    sources = split_paths(header)
-    if out is None:
-        targets = [header.path.resolve()]  # a link to a model stays a link; other parts do not change
-    else:
-        targets = _targets(Path(out), len(sources))
-        check_targets(targets, sources, force)
-    copies = [Copy(source, target) for source, target in zip(sources, targets, strict=False)]
+    copies = _places(header, out, force)
     copies[0] = replace(copies[0], head=new_header(header, values), start=header.data_start)
     copy_all(copies, on_progress)
-    return targets
+    return [copy.target for copy in copies]
+
+
+def _places(header: Header, out: str | Path | None, force: bool) -> list[Copy]:
+    """Which files become which: all parts of the model, or in place the first only."""
+    sources = split_paths(header)
+    if out is None:
+        return [Copy(sources[0], sources[0].resolve())]  # a link to a model stays a link
+    targets = _targets(Path(out), len(sources))
+    check_targets(targets, sources, force)
+    return [Copy(source, target) for source, target in zip(sources, targets, strict=True)]
 
 
 def _targets(out: Path, n_parts: int) -> list[Path]:

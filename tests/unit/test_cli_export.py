@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pyheadkv.cli import inspect
+from pyheadkv.cli import calibrate, inspect
 from pyheadkv.cli.app import app
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.gguf_header import open_header
@@ -88,6 +88,35 @@ def test_the_profile_beside_the_model_is_taken(run: Run) -> None:
     done = run("export", "model.gguf", "-o", "out.gguf")
     assert done.exit_code == 0 and "head scores of model.headkv.json" in done.stderr
     assert read_back(Path("out.gguf")) is not None
+
+
+def test_measuring_now(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Path("model.headkv.json.part")
+
+    def measure(path: Path, settings: object, part: Path) -> Profile:
+        part.write_text("measured so far")
+        return PROFILE
+
+    monkeypatch.setattr(calibrate, "calibrate_model", measure)
+    done = run("export", "model.gguf", "-o", "out.gguf", "--calibrate", "--profile-mix", "reconstruction")
+    assert done.exit_code == 0 and done.stdout == "out.gguf\n"
+    profile = read_back(Path("out.gguf"))
+    assert profile is not None and profile.mix == {"reconstruction": 1}
+    assert not part.exists()
+    # minutes of measuring are not begun in vain
+    monkeypatch.setattr(calibrate, "calibrate_model", lambda *_, **__: pytest.fail("measured"))
+    assert "out.gguf exists" in run("export", "model.gguf", "-o", "out.gguf", "--calibrate").stderr
+
+
+def test_stopping_while_measuring(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(path: Path, settings: object, part: Path) -> Profile:
+        part.write_text("measured so far")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "calibrate_model", stop)
+    done = run("export", "model.gguf", "-o", "out.gguf", "--calibrate")
+    assert done.exit_code == 130
+    assert "what is measured is in model.headkv.json.part" in done.stderr and Path("model.headkv.json.part").is_file()
 
 
 def test_an_unknown_origin_is_said(run: Run) -> None:
