@@ -7,6 +7,8 @@
 // Rows that must not be read are poisoned with NaN: prefix rows outside [off, off + len), tail cells that every token
 // masks. Stock flash attention runs on the same rows (without poison, one mask per query head) as a yardstick.
 
+#include "attention-problem.h"
+
 #include "ggml-cpu.h"
 #include "ggml.h"
 
@@ -24,7 +26,6 @@
 static constexpr double NMSE_MAX = 1e-11;
 // exp and tanh are polynomials of some 1e-7 in a logit of up to SOFTCAP
 static constexpr double NMSE_MAX_SOFTCAP = 1e-10;
-static constexpr float  SOFTCAP = 30.0f;
 
 static const ggml_type TYPES[] = {
     GGML_TYPE_F16,  GGML_TYPE_F32,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
@@ -34,22 +35,6 @@ static const int SIZES[]   = { 64, 72, 80, 96, 128, 256 };
 static const int GROUPS[]  = { 1, 3, 4, 7, 8 };
 static const int TOKENS[]  = { 1, 2, 5, 9, 17, 70 };
 static const int THREADS[] = { 1, 2, 3, 5 };
-static const int LENGTHS[][3] = { // prefix rows of the KV heads
-    { 97, 1, 17 }, { 0, 0, 0 }, { 0, 200, 0 }, { 17, 0, 97 }, { 64, 63, 65 }, { 1, 1, 1 }, { 128, 0, 0 },
-};
-enum mask_kind { MASK_CAUSAL, MASK_HOLES, MASK_BIAS, MASK_ALL, MASK_NONE, MASK_KINDS };
-
-static constexpr int N_HEAD_KV  = 3;
-
-template <class T, size_t N> static constexpr int size(const T (&)[N]) { return (int) N; }
-
-struct test_case {
-    ggml_type type_k, type_v;
-    int n_k, n_v, group, n_tok, nth, n_kv;
-    const int * len;
-    int  mask;
-    bool has_softcap, has_sinks;
-};
 
 static test_case make_case(int c) {
     test_case t;
@@ -79,110 +64,6 @@ static constexpr int n_combinations() {
 
 static bool is_possible(const test_case & t) {
     return t.n_k % ggml_blck_size(t.type_k) == 0 && t.n_v % ggml_blck_size(t.type_v) == 0;
-}
-
-// random rows of one head, in their type and as the numbers they stand for
-struct rows {
-    ggml_type type;
-    int n_elements;
-    std::vector<uint8_t> data;   // [n][row bytes]
-    std::vector<float>   values; // [n][n_elements]
-
-    size_t bytes() const { return ggml_row_size(type, n_elements); }
-};
-
-static rows random_rows(ggml_type type, int n_elements, int n, std::mt19937 & rng) {
-    rows r = { type, n_elements, {}, std::vector<float>((size_t) n*n_elements) };
-    std::normal_distribution<float> normal;
-    for (float & v : r.values) {
-        v = normal(rng);
-    }
-    r.data.resize(n*r.bytes());
-    ggml_quantize_chunk(type, r.values.data(), r.data.data(), 0, n, n_elements, nullptr);
-    if (type != GGML_TYPE_F32) {
-        ggml_get_type_traits(type)->to_float(r.data.data(), r.values.data(), (int64_t) n*n_elements);
-    }
-    return r;
-}
-
-struct problem {
-    test_case t;
-    std::vector<rows>     k, v; // [N_HEAD_KV], len + n_kv rows each: prefix first, then the tail
-    std::vector<float>    q;    // [n_tok][n_head][n_k]
-    std::vector<float>    mask; // [n_tok][n_kv]
-    std::vector<float>    sinks;
-    float scale;
-
-    int  n_head() const { return N_HEAD_KV*t.group; }
-    bool is_visible(int cell) const {
-        for (int tok = 0; tok < t.n_tok; tok++) {
-            if (mask[tok*t.n_kv + cell] != -INFINITY) { return true; }
-        }
-        return false;
-    }
-};
-
-static float mask_value(const test_case & t, int tok, int cell, std::mt19937 & rng) {
-    switch (t.mask) {
-        case MASK_CAUSAL: return cell <= t.n_kv - t.n_tok + tok ? 0.0f : -INFINITY;
-        case MASK_HOLES:  return rng() % 4 ? -INFINITY : 0.0f;
-        case MASK_BIAS:   return rng() % 3 ? -(float) (rng() % 8) : -INFINITY;
-        case MASK_ALL:    return -INFINITY;
-        default:          return 0.0f;
-    }
-}
-
-static problem make_problem(const test_case & t, int seed) {
-    std::mt19937 rng(seed + 1000003);
-    std::normal_distribution<float> normal;
-    problem p;
-    p.t     = t;
-    p.scale = 2.0f/sqrtf((float) t.n_k); // sharper than usual, so that maxima move
-    for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        p.k.push_back(random_rows(t.type_k, t.n_k, t.len[ih] + t.n_kv, rng));
-        p.v.push_back(random_rows(t.type_v, t.n_v, t.len[ih] + t.n_kv, rng));
-    }
-    p.q.resize((size_t) t.n_tok*p.n_head()*t.n_k);
-    for (float & x : p.q) { x = normal(rng); }
-    for (int i = 0; i < p.n_head() && t.has_sinks; i++) { p.sinks.push_back(2*normal(rng)); }
-    for (int tok = 0; tok < t.n_tok; tok++) {
-        for (int cell = 0; cell < t.n_kv; cell++) { p.mask.push_back(mask_value(t, tok, cell, rng)); }
-    }
-    return p;
-}
-
-// float64, [n_tok][n_head][n_v]
-static std::vector<double> reference(const problem & p) {
-    const test_case & t = p.t;
-    std::vector<double> out;
-    for (int tok = 0; tok < t.n_tok; tok++) {
-        for (int h = 0; h < p.n_head(); h++) {
-            const int     ih = h/t.group;
-            const int     n  = t.len[ih] + t.n_kv;
-            const float * q  = &p.q[((size_t) tok*p.n_head() + h)*t.n_k];
-            std::vector<double> s(n);
-            double top = t.has_sinks ? p.sinks[h] : -INFINITY;
-            for (int r = 0; r < n; r++) {
-                double x = 0;
-                for (int d = 0; d < t.n_k; d++) { x += (double) q[d]*p.k[ih].values[(size_t) r*t.n_k + d]; }
-                x *= p.scale;
-                x  = t.has_softcap ? SOFTCAP*tanh(x/SOFTCAP) : x;
-                x += r < t.len[ih] ? 0.0 : p.mask[tok*t.n_kv + r - t.len[ih]];
-                s[r] = x;
-                top  = std::max(top, x);
-            }
-            double sum = t.has_sinks ? exp(p.sinks[h] - top) : 0.0;
-            std::vector<double> acc(t.n_v, 0.0);
-            for (int r = 0; r < n; r++) {
-                if (s[r] == -INFINITY) { continue; }
-                const double w = exp(s[r] - top);
-                sum += w;
-                for (int d = 0; d < t.n_v; d++) { acc[d] += w*p.v[ih].values[(size_t) r*t.n_v + d]; }
-            }
-            for (double a : acc) { out.push_back(sum == 0 ? 0 : a/sum); }
-        }
-    }
-    return out;
 }
 
 // a ggml graph of one node, its tensors in ordinary memory
@@ -307,16 +188,6 @@ static std::vector<float> stock(const problem & p) {
         }
     }
     return g.compute(g.attention(p, all(p.k), all(p.v), mask), t.nth);
-}
-
-// mean square of the error over mean square of the reference; of the error alone where the reference is all zeros
-static double nmse(const std::vector<float> & x, const std::vector<double> & ref) {
-    double error = 0, norm = 0;
-    for (size_t i = 0; i < ref.size(); i++) {
-        error += (x[i] - ref[i])*(x[i] - ref[i]);
-        norm  += ref[i]*ref[i];
-    }
-    return norm > 0 ? error/norm : error;
 }
 
 int main(int argc, char ** argv) {

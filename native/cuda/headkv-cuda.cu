@@ -1,0 +1,190 @@
+// headkv-cuda.cu: which nodes the kernel takes, and its launch. Two kernels a node: attention of the slices, then the combination of
+// the items that slices cut (headkv-cuda-line.cuh). A recorded CUDA graph holds both; nothing of it depends on lengths.
+
+#include "ggml-cuda/common.cuh"
+
+#include "headkv-cuda.h"
+#include "headkv-cuda-attend.cuh"
+#include "headkv-cuda-combine.cuh"
+
+#include <algorithm>
+
+using namespace headkv;
+
+template <class Row, int D, int N_Q16>
+static __global__ void __launch_bounds__(attend<Row, D, N_Q16>::N_THREAD, 2) attend_kernel(const attn_args args) {
+    using kernel = attend<Row, D, N_Q16>;
+    __shared__ typename kernel::shared_memory shared;
+    kernel(args, shared).compute(blockIdx.x);
+}
+
+template <int D>
+static __global__ void __launch_bounds__(combine<D>::N_THREAD, 1) combine_kernel(const attn_args args, const int n_split) {
+    __shared__ typename combine<D>::shared_memory shared;
+    extern __shared__ float weight[]; // [n_block]
+    combine<D>::compute(args, shared, weight, blockIdx.y, blockIdx.x, n_split);
+}
+
+//
+// which nodes
+//
+
+static bool is_type_supported(ggml_type type) {
+    return type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0;
+}
+
+static bool is_size_supported(int64_t n) {
+    return n == 64 || n == 80 || n == 96 || n == 128 || n == 256;
+}
+
+// rows of f16 are read 16 bytes at a time, other ones 2
+static bool is_aligned(const ggml_tensor * t) {
+    const size_t alignment = ggml_is_quantized(t->type) ? 2 : 16;
+    return t->nb[1] % alignment == 0 && t->nb[2] % alignment == 0 && (uintptr_t) t->data % alignment == 0;
+}
+
+static bool has_equal_rows(const ggml_tensor * prefix, const ggml_tensor * tail) {
+    return prefix && prefix->type == tail->type && prefix->ne[0] == tail->ne[0] && ggml_is_contiguous(prefix) && is_aligned(prefix);
+}
+
+bool headkv_cuda_supported(int device, const ggml_tensor * dst) {
+    const ggml_tensor * q     = dst->src[0];
+    const ggml_tensor * k     = dst->src[1];
+    const ggml_tensor * v     = dst->src[2];
+    const ggml_tensor * mask  = dst->src[3];
+    const ggml_tensor * sinks = dst->src[4];
+    const ggml_tensor * meta  = dst->src[7];
+
+    float max_bias;
+    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
+
+    return turing_mma_available(ggml_cuda_info().devices[device].cc) && max_bias == 0.0f &&
+        is_type_supported(k->type) && v->type == k->type &&
+        is_size_supported(k->ne[0]) && k->ne[0] % ggml_blck_size(k->type) == 0 && v->ne[0] == k->ne[0] && q->ne[0] == k->ne[0] &&
+        k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type) && is_aligned(k) && is_aligned(v) &&
+        q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && dst->type == GGML_TYPE_F32 && ggml_is_contiguous(dst) &&
+        q->ne[3] == 1 && k->ne[3] == 1 && v->ne[3] == 1 && k->ne[1] > 0 && v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] &&
+        q->ne[2] % k->ne[2] == 0 && q->ne[2]/k->ne[2] <= MAX_TILE &&
+        (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1 && mask->ne[3] == 1 &&
+                   mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1])) &&
+        (!sinks || (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) && sinks->ne[0] == q->ne[2])) &&
+        has_equal_rows(dst->src[5], k) && has_equal_rows(dst->src[6], v) &&
+        meta && meta->type == GGML_TYPE_I32 && ggml_is_contiguous(meta) && meta->ne[0] == 2*k->ne[2];
+}
+
+size_t headkv_cuda_alloc_size(const ggml_tensor * dst) {
+    return ggml_nbytes(dst);
+}
+
+//
+// launch
+//
+
+static attn_args make_args(const ggml_tensor * dst) {
+    const ggml_tensor * q    = dst->src[0];
+    const ggml_tensor * k    = dst->src[1];
+    const ggml_tensor * v    = dst->src[2];
+    const ggml_tensor * mask = dst->src[3];
+
+    attn_args args = {};
+    args.q           = (const char *) q->data;
+    args.k           = (const char *) k->data;
+    args.v           = (const char *) v->data;
+    args.mask        = mask ? (const char *) mask->data : nullptr;
+    args.sinks       = dst->src[4] ? (const float *) dst->src[4]->data : nullptr;
+    args.k_prefix    = (const char *) dst->src[5]->data;
+    args.v_prefix    = (const char *) dst->src[6]->data;
+    args.off         = (const int32_t *) dst->src[7]->data;
+    args.len         = args.off + k->ne[2];
+    args.dst         = (float *) dst->data;
+    args.nb_q_tok    = q->nb[1];
+    args.nb_q_head   = q->nb[2];
+    args.nb_k_row    = k->nb[1];
+    args.nb_k_head   = k->nb[2];
+    args.nb_v_row    = v->nb[1];
+    args.nb_v_head   = v->nb[2];
+    args.nb_k_prefix = dst->src[5]->nb[1];
+    args.nb_v_prefix = dst->src[6]->nb[1];
+    args.nb_mask     = mask ? mask->nb[1] : 0;
+    args.n_kv        = (int) k->ne[1];
+    args.n_head_kv   = (int) k->ne[2];
+    args.group       = (int) (q->ne[2]/k->ne[2]);
+    args.n_tok       = (int) q->ne[1];
+    args.n_tile      = (args.n_query() + MAX_TILE - 1)/MAX_TILE;
+
+    memcpy(&args.scale,   (const float *) dst->op_params + 0, sizeof(float));
+    memcpy(&args.softcap, (const float *) dst->op_params + 2, sizeof(float));
+    if (args.softcap != 0.0f) {
+        args.scale /= args.softcap;
+    }
+    return args;
+}
+
+template <class Row, int D, int N_Q16>
+static void launch(ggml_backend_cuda_context & ctx, attn_args args) {
+    using kernel = attend<Row, D, N_Q16>;
+
+    // as many blocks as fit at once, each with one slice of the rows
+    int n_block_sm = 0;
+    CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n_block_sm, attend_kernel<Row, D, N_Q16>, kernel::N_THREAD, 0));
+    args.n_block          = std::max(1, n_block_sm)*ggml_cuda_info().devices[ctx.device].nsm;
+    args.max_tile_queries = kernel::TILE;
+
+    const size_t n_slot = (size_t) 2*args.n_block*kernel::TILE;
+    ggml_cuda_pool_alloc<float> part_acc(ctx.pool(), n_slot*D);
+    ggml_cuda_pool_alloc<float> part_top(ctx.pool(), n_slot);
+    ggml_cuda_pool_alloc<float> part_sum(ctx.pool(), n_slot);
+    args.part_acc = part_acc.get();
+    args.part_top = part_top.get();
+    args.part_sum = part_sum.get();
+
+    attend_kernel<Row, D, N_Q16><<<args.n_block, kernel::N_THREAD, 0, ctx.stream()>>>(args);
+    CUDA_CHECK(cudaGetLastError());
+
+    const dim3 grid(args.n_query(), args.n_head_kv);
+    combine_kernel<D><<<grid, combine<D>::N_THREAD, args.n_block*sizeof(float), ctx.stream()>>>(args, kernel::N_SPLIT);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+template <class Row, int D>
+static void launch_for_queries(ggml_backend_cuda_context & ctx, const attn_args & args) {
+    const int n = (args.n_query() + args.n_tile - 1)/args.n_tile; // of the largest tile
+    if (n <= 16) {
+        launch<Row, D, 1>(ctx, args);
+    } else if (n <= 32) {
+        launch<Row, D, 2>(ctx, args);
+    } else {
+        launch<Row, D, 4>(ctx, args);
+    }
+}
+
+template <class Row>
+static void launch_for_size(ggml_backend_cuda_context & ctx, const attn_args & args, int64_t n_embd_head) {
+    switch (n_embd_head) {
+        case  64: launch_for_queries<Row,  64>(ctx, args); return;
+        case  96: launch_for_queries<Row,  96>(ctx, args); return;
+        case 128: launch_for_queries<Row, 128>(ctx, args); return;
+        case 256: launch_for_queries<Row, 256>(ctx, args); return;
+    }
+    if constexpr (Row::BLOCK == 1) {
+        if (n_embd_head == 80) {
+            launch_for_queries<Row, 80>(ctx, args);
+            return;
+        }
+    }
+    GGML_ABORT("headkv: head size %d", (int) n_embd_head);
+}
+
+void headkv_cuda_flash_attn(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    GGML_ASSERT(headkv_cuda_supported(ctx.device, dst));
+    ggml_cuda_set_device(ctx.device);
+
+    const attn_args args = make_args(dst);
+    const int64_t   n    = dst->src[1]->ne[0];
+    switch (dst->src[1]->type) {
+        case GGML_TYPE_F16:  launch_for_size<row_f16> (ctx, args, n); break;
+        case GGML_TYPE_BF16: launch_for_size<row_bf16>(ctx, args, n); break;
+        case GGML_TYPE_Q8_0: launch_for_size<row_q8_0>(ctx, args, n); break;
+        default:             launch_for_size<row_q4_0>(ctx, args, n); break;
+    }
+}
