@@ -14,14 +14,13 @@ from pyheadkv.budget import Budget
 from pyheadkv.cli.app import CacheOptions
 from pyheadkv.cli.render import mib, note
 from pyheadkv.errors import ModelError, ProfileError, UsageError
-from pyheadkv.fingerprint import check_fingerprint, fingerprint
 from pyheadkv.heatmap import HeatMap
-from pyheadkv.metadata import profile_from_metadata
+from pyheadkv.metadata import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plan import Plan, make_plan
 from pyheadkv.policy import parse_policy
-from pyheadkv.profile import Profile, format_mix, read_profile
+from pyheadkv.profile import Profile, format_mix
 from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
 
 
@@ -67,7 +66,7 @@ def run_inspect(options: CacheOptions, as_json: bool, png: Path | None = None) -
         return
     console = Console(highlight=False, soft_wrap=True)
     print()
-    if console.is_terminal and not console.no_color:
+    if not console.no_color and console.color_system in ("256", "truecolor"):  # the 16 colours of others are no scale
         console.print(heat_map.shaded())
     else:
         print("\n".join(heat_map.lines()))
@@ -111,13 +110,7 @@ def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, meta
     """The profile asked for, else the model's own. One that cannot be used is an error only if it was asked for."""
     assert inspection.shape is not None
     try:
-        profile = (
-            read_profile(options.profile, inspection.shape)
-            if options.profile
-            else profile_from_metadata(metadata, inspection.shape, str(path))
-        )
-        if profile and profile.fingerprint is not None:
-            check_fingerprint(profile.fingerprint, fingerprint(path))
+        profile = find_profile(path, metadata, inspection.shape, options.profile)
     except ProfileError as error:
         if options.profile:
             raise

@@ -187,9 +187,14 @@ def test_inspect_as_json(run: Run) -> None:
 def test_inspect_of_another_models_profile(run: Run) -> None:
     other = write_model(Path("other.gguf"), Tiny(seed=1))
     done = run("inspect", str(other), "--profile", "made.json")
-    assert done.exit_code == 1 and "headkv.fingerprint is llama:" in done.stderr
-    # one that came with the file is reported, so that one sees what is the matter
+    assert done.exit_code == 1 and "error: profile made.json: headkv.fingerprint is llama:" in done.stderr
+
+
+def test_inspect_reports_a_damaged_profile_that_came_with_the_file(run: Run) -> None:
     run("export", "model.gguf", "--in-place", "--profile", "made.json")
+    profile = Path("model.gguf").read_bytes().replace(b"llama:", b"lLama:")
+    Path("other.gguf").write_bytes(profile)
+    assert "profile          none: profile in other.gguf: headkv.fingerprint is" in run("inspect", "other.gguf").stdout
     content = Path("model.gguf").read_bytes().replace(b"headkv.method", b"headkv.m-thod")
     Path("model.gguf").write_bytes(content)
     text = run("inspect", "model.gguf").stdout
