@@ -21,6 +21,7 @@ KIND_PREFIX = "scores."
 MAX_TEXT = 256  # characters of a method, policy, ...
 MAX_KINDS = 8  # their names are listed in messages
 MAX_COUNT = 2**31 - 1
+_PLAIN_KEYS = ("fingerprint", "beta", "n_sink", "n_obs", "pool_kernel", "keep_ratio", "scores_query")
 
 Body = Mapping[str, object]
 
@@ -40,31 +41,7 @@ def profile_from_body(body: Body, shape: ModelShape, source: str) -> Profile:
     ProfileError
         naming the key, what was expected and what was found
     """
-    if not is_whole(body.get("version")) or body.get("version") != VERSION:
-        raise ProfileError(f"headkv.version is {short(body.get('version'))}, expected {VERSION}")
-    method = _text("headkv.method", body.get("method"))
-    fingerprint = None if body.get("fingerprint") is None else _text("headkv.fingerprint", body["fingerprint"])
-    _check_heads(body.get("n_head_kv"), list(shape.n_head_kv))
-    scores = check_scores(body.get("scores"), shape.n_head_kv)
-    kinds = _kinds(body, shape.n_head_kv)
-    query = body.get("scores_query")
-    mix = _weights("headkv.mix", body.get("mix"), kinds)
-    return Profile(
-        scores,
-        method,
-        beta=_number(body, "beta"),
-        fingerprint=fingerprint,
-        source=source,
-        kinds=kinds,
-        mix=mix,
-        scores_query=None if query is None else check_scores(query, _n_head(shape), "headkv.scores_query", "query"),
-        n_sink=_count(body, "n_sink", 0),
-        n_obs=_count(body, "n_obs", 1),
-        pool_kernel=_count(body, "pool_kernel", 1),
-        keep_ratio=_keep_ratio("headkv.keep_ratio", body.get("keep_ratio")),
-        settings=_settings(body.get("settings"), kinds),
-        calibration=_calibration(body.get("calibration")),
-    )
+    return _checked(body, shape.n_head_kv, [layer.n_head for layer in shape.layers], source)
 
 
 def body_of(profile: Profile) -> dict[str, object]:
@@ -75,47 +52,54 @@ def body_of(profile: Profile) -> dict[str, object]:
     ProfileError
         naming the key, what was expected and what was found
     """
-    n_head_kv = [len(layer) for layer in profile.scores]
-    body: dict[str, object] = {
+    n_head_kv, query = [len(layer) for layer in profile.scores], profile.scores_query
+    if query is not None and len(query) != len(n_head_kv):
+        raise ProfileError(f"headkv.scores_query has {len(query)} layers, expected {len(n_head_kv)}")
+    n_head = [len(layer) for layer in query or ()]
+    return _as_body(_checked(_as_body(profile), n_head_kv, n_head, profile.source))
+
+
+def _as_body(profile: Profile) -> dict[str, object]:
+    optional: dict[str, object] = {key: getattr(profile, key) for key in _PLAIN_KEYS}
+    optional |= {"mix": dict(profile.mix), "calibration": dict(profile.calibration)}
+    optional["settings"] = [
+        {**vars(setting), "mix": dict(setting.mix), "figures": dict(setting.figures)} for setting in profile.settings
+    ]
+    return {
         "version": VERSION,
-        "method": _text("headkv.method", profile.method),
-        "n_head_kv": n_head_kv,
-        "scores": check_scores(profile.scores, n_head_kv),
+        "method": profile.method,
+        "n_head_kv": [len(layer) for layer in profile.scores],
+        "scores": profile.scores,
+        **{KIND_PREFIX + kind: scores for kind, scores in profile.kinds.items()},
+        **{key: value for key, value in optional.items() if value not in (None, {}, [])},
     }
-    for kind, scores in profile.kinds.items():
-        body[KIND_PREFIX + kind] = check_scores(scores, n_head_kv, f"headkv.{KIND_PREFIX}{kind}")
-    _kinds(body, n_head_kv)
-    if profile.mix:
-        body["mix"] = _weights("headkv.mix", dict(profile.mix), profile.kinds)
-    if profile.scores_query is not None:
-        n_head = [len(layer) for layer in profile.scores_query]
-        if len(n_head) != len(n_head_kv):
-            raise ProfileError(f"headkv.scores_query has {len(n_head)} layers, expected {len(n_head_kv)}")
-        body["scores_query"] = check_scores(profile.scores_query, n_head, "headkv.scores_query", "query")
-    if profile.fingerprint is not None:
-        body["fingerprint"] = _text("headkv.fingerprint", profile.fingerprint)
-    plain = {"beta": profile.beta, "n_sink": profile.n_sink, "n_obs": profile.n_obs}
-    plain |= {"pool_kernel": profile.pool_kernel, "keep_ratio": profile.keep_ratio}
-    body |= {key: value for key, value in plain.items() if value is not None}
-    _number(body, "beta")
-    for key, at_least in (("n_sink", 0), ("n_obs", 1), ("pool_kernel", 1)):
-        _count(body, key, at_least)
-    _keep_ratio("headkv.keep_ratio", profile.keep_ratio)
-    if profile.settings:
-        settings: list[object] = [
-            {
-                "max_keep_ratio": setting.max_keep_ratio,
-                "policy": setting.policy,
-                "mix": dict(setting.mix),
-                "figures": dict(setting.figures),
-            }
-            for setting in profile.settings
-        ]
-        _settings(settings, profile.kinds)
-        body["settings"] = settings
-    if profile.calibration:
-        body["calibration"] = _calibration(dict(profile.calibration))
-    return body
+
+
+def _checked(body: Body, n_head_kv: Sequence[int], n_head: Sequence[int], source: str) -> Profile:
+    if not is_whole(body.get("version")) or body.get("version") != VERSION:
+        raise ProfileError(f"headkv.version is {short(body.get('version'))}, expected {VERSION}")
+    method = _text("headkv.method", body.get("method"))
+    fingerprint = None if body.get("fingerprint") is None else _text("headkv.fingerprint", body["fingerprint"])
+    _check_heads(body.get("n_head_kv"), list(n_head_kv))
+    scores = check_scores(body.get("scores"), n_head_kv)
+    kinds = _kinds(body, n_head_kv)
+    query = body.get("scores_query")
+    return Profile(
+        scores,
+        method,
+        beta=_number(body, "beta"),
+        fingerprint=fingerprint,
+        source=source,
+        kinds=kinds,
+        mix=_weights("headkv.mix", body.get("mix"), kinds),
+        scores_query=None if query is None else check_scores(query, n_head, "headkv.scores_query", "query"),
+        n_sink=_count(body, "n_sink", 0),
+        n_obs=_count(body, "n_obs", 1),
+        pool_kernel=_count(body, "pool_kernel", 1),
+        keep_ratio=_keep_ratio("headkv.keep_ratio", body.get("keep_ratio")),
+        settings=_settings(body.get("settings"), kinds),
+        calibration=_calibration(body.get("calibration")),
+    )
 
 
 def check_scores(value: object, n_heads: Sequence[int], key: str = "headkv.scores", which: str = "KV") -> Scores:
@@ -175,10 +159,6 @@ def short(value: object) -> str:
         return "a huge number"  # repr of one is slow, and refused from 4300 digits on
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _n_head(shape: ModelShape) -> list[int]:
-    return [layer.n_head for layer in shape.layers]
 
 
 def _check_heads(found: object, expected: list[int]) -> None:
