@@ -79,6 +79,7 @@ def test_expected_attention_of_constant_queries_is_softmax_times_value() -> None
     # no rotation, no spread: plain attention of that query over all but the sink, window included
     k = np.log(np.array([[9.0, 1], [1, 1], [2, 1], [5, 1]]))[:, None] * np.sqrt(2)
     q = np.tile([1.0, 0.0], (4, 2, 1))
+    q[0] = [50.0, -50.0]  # the sink's query is no sample
     v = np.array([[7.0], [1], [-3], [1]])[:, None]
     found = reference.expected_attention(q, k, v, np.zeros(1), 1, is_neox=True, n_sink=1, eps=0.5)
     assert found == pytest.approx(np.array([[(2 / 8 + 0.5) * 3, 1 / 8 + 0.5, (2 / 8 + 0.5) * 3]]))
@@ -90,6 +91,26 @@ def test_expected_attention_looks_at_the_spread_of_queries() -> None:
     k = np.array([[np.sqrt(np.log(3)), 5], [0, 9], [0, 0], [0, 0]])[:, None]
     found = reference.expected_attention(q, k, np.ones((4, 1, 1)), np.zeros(1), 1, is_neox=True, n_sink=0, eps=0)
     assert found == pytest.approx(np.array([[3 / 6, 1 / 6, 1 / 6]]))
+
+
+def test_expected_attention_rotates_the_spread() -> None:
+    # the first axis an eighth of a turn on: along (1, 1), variance 4
+    q = np.array([[2.0, 0], [-2, 0], [2, 0], [-2, 0]])[:, None]
+    root = np.sqrt(np.log(3) / 2)
+    k = np.array([[root, root], [9, -9], [0, 0], [0, 0]])[:, None]
+    found = reference.expected_attention(
+        q, k, np.ones((4, 1, 1)), np.array([np.pi / 16]), 1, is_neox=True, n_sink=0, n_future=1, eps=0
+    )
+    assert found == pytest.approx(np.array([[3 / 6, 1 / 6, 1 / 6]]))
+
+
+def test_expected_attention_means_over_the_group() -> None:
+    # the first query head sees 0 only, the second everything alike; one KV head
+    q = np.zeros((4, 2, 2))
+    q[:, 0] = 1000
+    k = np.array([[1.0, 1], [0, 0], [0, 0], [0, 0]])[:, None]
+    found = reference.expected_attention(q, k, np.ones((4, 1, 1)), np.zeros(1), 1, is_neox=True, n_sink=0, eps=0)
+    assert found == pytest.approx(np.array([[(1 + 1 / 4) / 2, 1 / 8, 1 / 8]]))
 
 
 def test_expected_attention_averages_future_rotations() -> None:
