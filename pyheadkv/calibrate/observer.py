@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv._abi import STATUS_COMPUTE
-from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.errors import CalibrationError, NativeError, UsageError
 from pyheadkv.native import Native
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Observer:
         return int(logits.argmax())
 
     def _eval(self, tokens: Sequence[int]) -> None:
+        n_pos, n_ctx = self.llama.n_tokens + len(tokens), self.llama.n_ctx()
+        if n_pos > n_ctx:
+            raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")
         try:
             if tokens:
                 self.llama.eval(tokens)

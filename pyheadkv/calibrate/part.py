@@ -32,12 +32,12 @@ class Part:
     header
         what the records depend on: model and settings
     force
-        begin anew where the file is of another calibration, or damaged
+        begin anew where the file is of another calibration
 
     Raises
     ------
     CalibrationError
-        the file is of another calibration (names the first difference), or damaged, or cannot be written
+        the file is of another calibration (names the first difference), or cannot be written
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, object], force: bool = False) -> None:
@@ -47,9 +47,10 @@ class Part:
         if path is None:
             return
         lines = _read_lines(path)
-        if lines and not (force and self._difference(lines[0])):
-            if difference := self._difference(lines[0]):
-                raise CalibrationError(f"{path} is of another calibration ({difference}): --force begins anew")
+        difference = self._difference(lines[0]) if lines else ""
+        if difference and not force:
+            raise CalibrationError(f"{path} is of another calibration ({difference}): --force begins anew")
+        if not difference:
             self.records = {record["id"]: record for record in map(_record, lines[1:]) if record}
         # written anew: a line that was cut off halfway would spoil the next one
         self._write("w", [self._header, *self.records.values()])
@@ -58,11 +59,6 @@ class Part:
         """Keep a record."""
         self.records[record["id"]] = record
         self._write("a", [record])
-
-    def remove(self) -> None:
-        """Delete the file, once its content is part of a profile."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def _write(self, mode: str, records: list[Record]) -> None:
         if self.path is None:

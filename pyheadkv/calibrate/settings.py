@@ -10,7 +10,7 @@ from pyheadkv.profile import KINDS
 from pyheadkv.profile.profile import check_mix
 
 FOLDS = ("sum", "max")
-MIN_LENGTH = 256  # the needles of a page and their questions need about half of it
+MIN_LENGTH = 384  # the needles of a page and a question need more than half of it
 
 
 @dataclass(frozen=True)

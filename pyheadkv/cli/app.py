@@ -254,7 +254,7 @@ def calibrate(
     ] = None,
     threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew instead of going on with another run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew over what another calibration left.")] = False,
 ) -> None:
     """Measure which heads a model needs, and write their scores to a file. Ctrl-C stops, the same command goes on."""
     from pyheadkv.cli.calibrate import run_calibrate
