@@ -1,0 +1,5 @@
+#include "headkv-cuda-launch.cuh"
+
+void headkv::launch_f16(ggml_backend_cuda_context & ctx, const attn_args & args, int64_t n_embd_head) {
+    launch_for_size<row_f16>(ctx, args, n_embd_head);
+}
