@@ -90,7 +90,7 @@ def test_each_step_is_observed_on_its_own_from_the_last_prompt_token_on() -> Non
 
 
 def test_scores_are_summed_over_the_steps_of_the_answer() -> None:
-    measured, observer = measure("x 4711")
+    measured, observer = measure("1 4711")  # the first one looks at the answer, too, but is no part of it
     prompt = FakePrompter().prompt(f"{PAGE.text}\n\n{QUESTION.text}", QUESTION.prefix)
     span = prompt.positions("4711").tolist()
     steps = [[row[: len(prompt.tokens)] for row in step] for step in observer.steps[-4:]]
