@@ -76,6 +76,14 @@ def test_each_answer_stands_in_its_page_once(seed: int) -> None:
             assert all(page.text.count(fact) == 1 for fact in question.facts)
 
 
+def test_no_value_of_a_page_is_in_another() -> None:
+    supply = Supply(random.Random(0))
+    values = [supply.digits(2, 4) for _ in range(50)] + [supply.word() for _ in range(60)]
+    assert not any(one in other for one, other in itertools.permutations(values, 2))
+    people = [supply.person() for _ in phrases.PEOPLE]
+    assert len(set(people)) == len(people)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reasoning_is_asked_both_ways_and_needs_the_facts(seed: int) -> None:
     needle = make_needle(REASONING, Supply(random.Random(seed)))
