@@ -35,7 +35,7 @@ class Settings:
         kind of scores -> weight, for the scores in use
     """
 
-    n_examples: int = 96
+    n_examples: int = 72
     lengths: tuple[int, ...] = (512, 1024, 2048)
     seed: int = 0
     n_excerpts: int = 2

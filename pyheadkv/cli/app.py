@@ -244,7 +244,7 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Profile to write. [default: MODEL.headkv.json]")
     ] = None,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="Questions to ask.")] = 96,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Questions to ask.")] = 72,
     lengths: Annotated[str, typer.Option("--lengths", help="Lengths of the texts, in tokens.")] = "512,1024,2048",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of texts and questions.")] = 0,
     fold: Annotated[str, typer.Option("--fold", help="Query heads into KV heads: sum or max.")] = "sum",
