@@ -2,6 +2,7 @@
 // by headkv-store.
 
 #include "headkv.h"
+#include "headkv-device.h"
 #include "headkv-store.h"
 #include "headkv-tail.h"
 
@@ -83,7 +84,10 @@ int32_t headkv_attach(llama_context * ctx) {
         if (find_store(ctx)) {
             return;
         }
-        const std::string reason = headkv_store::unsupported_reason(*kv, *ctx);
+        std::string reason = headkv_store::unsupported_reason(*kv, *ctx);
+        if (reason.empty()) {
+            reason = headkv_device_reason(*kv);
+        }
         if (!reason.empty()) {
             throw headkv_error { HEADKV_STATUS_UNSUPPORTED, reason };
         }

@@ -1,4 +1,5 @@
 #include "headkv-store.h"
+#include "headkv-gather.h"
 #include "headkv-tail.h"
 
 #include "llama-arch.h"
@@ -26,34 +27,6 @@ static constexpr uint32_t N_CELLS_STOCK = 256;
 
 static uint32_t pad_cells(uint32_t n, bool is_stock) {
     return is_stock && n > N_CELLS_STOCK ? GGML_PAD(n, N_CELLS_STOCK) : GGML_PAD(n, N_CELLS_STEP);
-}
-
-//
-// buffers
-//
-
-static int32_t n_alloc_until_failure = 0;
-
-void headkv_alloc_fail(int32_t n) {
-    n_alloc_until_failure = n;
-}
-
-ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
-    const bool is_failing = n_alloc_until_failure > 0 && --n_alloc_until_failure == 0;
-
-    ggml_backend_buffer_ptr buf { is_failing ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft) };
-    if (!buf) {
-        const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
-        throw headkv_error { HEADKV_STATUS_NO_MEMORY,
-            format("out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft)) };
-    }
-    ggml_backend_buffer_clear(buf.get(), 0);
-
-    return buf;
-}
-
-size_t headkv_buffer::size() const {
-    return buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
 }
 
 // large caches go back to the system at once; small ones stay in malloc's free lists without this
@@ -94,13 +67,6 @@ std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const ll
     }
     if (!headkv_access::is_plain(kv)) {
         return "the cache is not a plain one (several streams, sliding window or shared layers)";
-    }
-    for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
-        ggml_backend_buffer_t buf = headkv_access::k(kv, i)->buffer;
-        if (!ggml_backend_buffer_is_host(buf)) {
-            return format("the cache of layer %u lies on %s: this build compresses caches in main memory only",
-                headkv_access::il(kv, i), ggml_backend_buffer_name(buf));
-        }
     }
     return "";
 }
@@ -206,11 +172,7 @@ bool headkv_store::grow() {
 
     try {
         auto tail = headkv_access::make_tail(kv, n_cells, keep);
-        size_t bytes_new = 0;
-        for (const auto & buffer : tail.buffers) {
-            bytes_new += buffer.size();
-        }
-        account(bytes_new);
+        account(headkv_bytes(tail.buffers));
 
         bump_epoch();
         headkv_access::swap_tail(kv, std::move(tail));
@@ -242,13 +204,14 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
     const uint32_t n_cells = n_cells_used() + n;
     reserve(n_cells);
 
-    headkv_buffer buffer { ggml_context_ptr(ggml_init({ layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr };
-    for (auto & layer : layers) {
-        layer.score = ggml_new_tensor_2d(buffer.ctx.get(), GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
+    headkv_buffers buffers(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        auto & layer = layers[i];
+        layer.score = ggml_new_tensor_2d(buffers.ctx_beside(headkv_access::k(kv, i)), GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
         ggml_format_name(layer.score, "headkv_score_l%u", layer.shape.il);
     }
     try {
-        buffer.buf = headkv_alloc(buffer.ctx.get(), ggml_backend_buffer_get_type(headkv_access::k(kv, 0)->buffer));
+        scores = buffers.alloc();
     } catch (...) {
         for (auto & layer : layers) {
             layer.score = nullptr;
@@ -256,7 +219,6 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
         throw;
     }
 
-    scores = std::move(buffer);
     n_obs  = n;
     reduce = how;
     account();
@@ -273,7 +235,7 @@ void headkv_store::disarm() {
     for (auto & layer : layers) {
         layer.score = nullptr;
     }
-    scores     = {};
+    scores.clear();
     n_obs      = 0;
     n_scored   = 0;
     pos_scored = -1;
@@ -436,15 +398,56 @@ static void make_prefix_tensors(ggml_context * ctx, headkv_layer_store & layer, 
     ggml_format_name(layer.meta, "headkv_meta_l%u", layer.shape.il);
 }
 
-// raw rows, so that a quantised cache is not quantised again
-static void gather_head(const ggml_tensor * src, ggml_tensor * dst, uint32_t ih, uint32_t first_row, size_t row_bytes,
-        const std::vector<int32_t> & pos, const std::vector<uint32_t> & cell_of) {
-    const char * from = (const char *) src->data + ih*row_bytes;
-    char       * to   = (char *) dst->data + first_row*row_bytes;
+// rows of a cache with n_head_kv of them in a cell, in the order of the prefix
+static std::vector<int32_t> row_index(const headkv_layer_store & layer, const std::vector<uint32_t> & cell_of) {
+    std::vector<int32_t> res;
+    res.reserve(layer.rows.n_rows());
+    for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
+        for (const int32_t p : layer.pos[ih]) {
+            res.push_back(cell_of[p]*layer.shape.n_head_kv + ih);
+        }
+    }
+    return res;
+}
 
-    for (const int32_t p : pos) {
-        memcpy(to, from + cell_of[p]*src->nb[1], row_bytes);
-        to += row_bytes;
+static void set_meta(const headkv_layer_store & layer) {
+    std::vector<int32_t> meta(layer.rows.indptr.begin(), layer.rows.indptr.end() - 1);
+    meta.insert(meta.end(), layer.rows.len.begin(), layer.rows.len.end());
+    ggml_backend_tensor_set(layer.meta, meta.data(), 0, ggml_nbytes(layer.meta));
+}
+
+// the context's own backend for the device on which t lies
+static ggml_backend_t backend_of(const llama_context & lctx, const ggml_tensor * t) {
+    ggml_backend_sched_t     sched = lctx.get_sched();
+    const ggml_backend_dev_t dev   = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_get_device(backend) == dev) {
+            return backend;
+        }
+    }
+    throw headkv_error { HEADKV_STATUS_UNSUPPORTED, format("no backend of the context works on %s", ggml_backend_buffer_name(t->buffer)) };
+}
+
+void headkv_store::gather(const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of, uint32_t n_threads) const {
+    const auto pairs = [&](size_t i) -> std::vector<headkv_gather> {
+        return {
+            { headkv_access::k(kv, i), fresh[i].k, fresh[i].shape.row_bytes_k },
+            { headkv_access::v(kv, i), fresh[i].v, fresh[i].shape.row_bytes_v },
+        };
+    };
+    const auto is_host = [&](size_t i) { return ggml_backend_buffer_is_host(fresh[i].k->buffer); };
+
+    headkv_parallel_for(fresh.size(), n_threads, [&](size_t i) {
+        if (is_host(i)) {
+            headkv_gather_host(pairs(i), row_index(fresh[i], cell_of));
+        }
+    });
+    for (size_t i = 0; i < fresh.size(); ++i) {
+        if (!is_host(i)) {
+            headkv_gather_device(backend_of(*lctx, fresh[i].k), pairs(i), row_index(fresh[i], cell_of));
+        }
+        set_meta(fresh[i]);
     }
 }
 
@@ -457,39 +460,22 @@ void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vecto
     // 1. make everything new beside what is there
     std::vector<headkv_layer_store> fresh = layers;
 
-    headkv_buffer buffer { ggml_context_ptr(ggml_init({ 3*layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr };
+    headkv_buffers buffers(3*layers.size());
     for (size_t i = 0; i < fresh.size(); ++i) {
         fresh[i].rows  = plan.layers[i];
         fresh[i].pos   = std::move(pos[i]);
         fresh[i].score = nullptr;
-        make_prefix_tensors(buffer.ctx.get(), fresh[i], kv.type_k(), kv.type_v());
+        make_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, i)), fresh[i], kv.type_k(), kv.type_v());
     }
-    buffer.buf = headkv_alloc(buffer.ctx.get(), ggml_backend_buffer_get_type(headkv_access::k(kv, 0)->buffer));
+    std::vector<headkv_buffer> fresh_prefix = buffers.alloc();
 
-    headkv_parallel_for(fresh.size(), n_threads, [&](size_t i) {
-        auto & layer = fresh[i];
-        for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
-            gather_head(headkv_access::k(kv, i), layer.k, ih, layer.rows.indptr[ih], layer.shape.row_bytes_k, layer.pos[ih], cell_of);
-            gather_head(headkv_access::v(kv, i), layer.v, ih, layer.rows.indptr[ih], layer.shape.row_bytes_v, layer.pos[ih], cell_of);
-        }
-
-        std::vector<int32_t> meta(layer.rows.indptr.begin(), layer.rows.indptr.end() - 1);
-        meta.insert(meta.end(), layer.rows.len.begin(), layer.rows.len.end());
-        ggml_backend_tensor_set(layer.meta, meta.data(), 0, ggml_nbytes(layer.meta));
-    });
+    gather(fresh, cell_of, n_threads);
     const int64_t t_gathered = ggml_time_us();
 
     const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
     headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, cells_of(cells, plan.n_pos_prefix(), plan.n_pos));
 
-    std::vector<headkv_buffer> fresh_prefix;
-    fresh_prefix.push_back(std::move(buffer));
-
-    size_t bytes_new = fresh_prefix[0].size();
-    for (const auto & b : tail.buffers) {
-        bytes_new += b.size();
-    }
-    account(bytes_new);
+    account(headkv_bytes(fresh_prefix) + headkv_bytes(tail.buffers));
 
     // 2. nothing fails from here on. Old graphs are retired before the tensors that they point to are freed
     disarm();
@@ -534,14 +520,6 @@ void headkv_store::set_composed(bool value) {
 // statistics
 //
 
-uint64_t headkv_store::bytes_prefix() const {
-    uint64_t res = 0;
-    for (const auto & buffer : prefix) {
-        res += buffer.size();
-    }
-    return res;
-}
-
 void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
     for (const auto & buffer : prefix) {
         sizes[ggml_backend_buffer_get_type(buffer.buf.get())] += buffer.size();
@@ -550,7 +528,7 @@ void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & siz
 
 // bytes_extra: buffers that exist at this moment besides those of the store and the tail
 void headkv_store::account(size_t bytes_extra) {
-    bytes_peak = std::max<uint64_t>(bytes_peak, bytes_prefix() + headkv_access::bytes(kv) + scores.size() + bytes_extra);
+    bytes_peak = std::max<uint64_t>(bytes_peak, headkv_bytes(prefix) + headkv_access::bytes(kv) + headkv_bytes(scores) + bytes_extra);
 }
 
 void headkv_store::reset_peak() {
@@ -574,9 +552,9 @@ headkv_stats headkv_store::stats() const {
     res.n_rows_full   = n_pos()*n_heads;
     res.n_rows_prefix = n_rows;
     res.n_rows_tail   = n_cells_used()*n_heads;
-    res.bytes_prefix  = bytes_prefix();
+    res.bytes_prefix  = headkv_bytes(prefix);
     res.bytes_tail    = headkv_access::bytes(kv);
-    res.bytes_scores  = scores.size();
+    res.bytes_scores  = headkv_bytes(scores);
     res.bytes_peak    = bytes_peak;
     res.n_grow        = n_grow;
     res.ms_select     = ms_select;

@@ -12,10 +12,9 @@
 #pragma once
 
 #include "headkv.h"
+#include "headkv-buffer.h"
 #include "headkv-plan.h"
 #include "headkv-select.h"
-
-#include "ggml-cpp.h"
 
 #include <map>
 #include <memory>
@@ -26,14 +25,6 @@
 
 class llama_kv_cache;
 struct llama_context;
-
-// a backend buffer together with the context that holds its tensors
-struct headkv_buffer {
-    ggml_context_ptr        ctx;
-    ggml_backend_buffer_ptr buf;
-
-    size_t size() const;
-};
 
 // one layer of the cache and its prefix; tensors are null without a prefix
 struct headkv_layer_store {
@@ -46,11 +37,6 @@ struct headkv_layer_store {
 
     headkv_layer_rows                 rows { {} };
     std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
-};
-
-struct headkv_error {
-    headkv_status status;
-    std::string   message;
 };
 
 struct headkv_store {
@@ -123,7 +109,7 @@ struct headkv_store {
 
 
 private:
-    headkv_buffer scores;
+    std::vector<headkv_buffer> scores;
     std::vector<headkv_buffer> prefix;
 
     uint64_t n_grow       = 0;
@@ -134,14 +120,7 @@ private:
 
     void check_can_compress(uint32_t n_obs) const;
     void build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads);
+    void gather(const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of, uint32_t n_threads) const;
     void bump_epoch();
     void account(size_t bytes_extra = 0);
-
-    uint64_t bytes_prefix() const;
 };
-
-// allocate all tensors of ctx; throws headkv_error NO_MEMORY. Zeroed, so that rows nobody wrote hold no NaN
-ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
-
-// for tests: the n-th allocation from now fails (1 is the next); 0 turns it off
-void headkv_alloc_fail(int32_t n);

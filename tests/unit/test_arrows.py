@@ -51,12 +51,15 @@ INCLUDES: dict[str, set[str]] = {
     "": set(),
     "plan": set(),
     "select": {"plan"},
-    "store": {"", "plan", "select", "tail"},
+    "buffer": {""},
+    "gather": {"buffer"},
+    "store": {"", "buffer", "gather", "plan", "select", "tail"},
     "tail": {"store"},
     "attn": {"store"},
     "score": {"attn", "store"},
     "hooks": {"attn", "score", "store", "tail"},
-    "api": {"", "store", "tail"},
+    "device": {"attn", "gather", "tail"},
+    "api": {"", "device", "store", "tail"},
 }
 STANDARD_ONLY = {"", "plan", "select"}  # no header of llama.cpp or ggml, so that their tests build in seconds
 
@@ -127,10 +130,13 @@ def test_native_arrows(path: Path) -> None:
     assert forbidden_includes(unit, path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "native" / "cpu").iterdir()), ids=lambda path: path.name)
-def test_cpu_kernel_knows_only_ggml_and_itself(path: Path) -> None:
+KERNEL_FILES = sorted(path for name in ("cpu", "cuda") for path in (ROOT / "native" / name).iterdir())
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
+def test_kernel_knows_only_ggml_and_itself(path: Path) -> None:
     headers = re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())
-    others = [name for name in headers if name.startswith(("headkv", "llama")) and not name.startswith("headkv-cpu")]
+    others = [name for name in headers if name.startswith(("headkv", "llama")) and not name.startswith(f"headkv-{path.parent.name}")]
     assert others == []
 
 
