@@ -59,6 +59,7 @@ class Observer:
 
         A few of them are, where that makes a whole tile.
         """
+        self._check_room(len(tokens))
         n_same = 0
         past = self.llama.input_ids[: self.llama.n_tokens].tolist()
         for token, other in zip(tokens, past, strict=False):
@@ -85,6 +86,7 @@ class Observer:
         -------
         for each layer with a cache, f32 [n_head, positions before the tokens]
         """
+        self._check_room(self.llama.n_tokens + len(tokens))
         self.native.score_arm(len(tokens), reduce)
         self._eval(tokens)
         return [self.native.attention_read(i, len(tokens)) for i in range(len(self.n_head))]
@@ -94,10 +96,12 @@ class Observer:
         logits = np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
         return int(logits.argmax())
 
-    def _eval(self, tokens: Sequence[int]) -> None:
-        n_pos, n_ctx = self.llama.n_tokens + len(tokens), self.llama.n_ctx()
+    def _check_room(self, n_pos: int) -> None:
+        n_ctx = self.llama.n_ctx()
         if n_pos > n_ctx:
             raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")
+
+    def _eval(self, tokens: Sequence[int]) -> None:
         try:
             if tokens:
                 self.llama.eval(tokens)
