@@ -136,7 +136,11 @@ KERNEL_FILES = sorted(path for name in ("cpu", "cuda") for path in (ROOT / "nati
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
 def test_kernel_knows_only_ggml_and_itself(path: Path) -> None:
     headers = re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())
-    others = [name for name in headers if name.startswith(("headkv", "llama")) and not name.startswith(f"headkv-{path.parent.name}")]
+    others = [
+        name
+        for name in headers
+        if name.startswith(("headkv", "llama")) and not name.startswith(f"headkv-{path.parent.name}")
+    ]
     assert others == []
 
 
