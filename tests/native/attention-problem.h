@@ -134,6 +134,32 @@ static std::vector<double> reference(const problem & p) {
     return out;
 }
 
+static const int GAPS[] = { 3, 1, 2, 5 }; // poisoned prefix rows before each head and after the last
+
+// rows of the prefix, head after head
+[[maybe_unused]] static std::vector<uint8_t> prefix(const problem & p, const std::vector<rows> & all) {
+    std::vector<uint8_t> data;
+    for (int ih = 0; ih < N_HEAD_KV; ih++) {
+        data.insert(data.end(), GAPS[ih]*all[ih].bytes(), 0xff);
+        data.insert(data.end(), all[ih].data.begin(), all[ih].data.begin() + p.t.len[ih]*all[ih].bytes());
+    }
+    data.insert(data.end(), GAPS[N_HEAD_KV]*all[0].bytes(), 0xff);
+    return data;
+}
+
+// off and len of the same
+[[maybe_unused]] static std::vector<int32_t> meta(const problem & p) {
+    std::vector<int32_t> res(2*N_HEAD_KV);
+    int row = 0;
+    for (int ih = 0; ih < N_HEAD_KV; ih++) {
+        row += GAPS[ih];
+        res[ih]             = row;
+        res[N_HEAD_KV + ih] = p.t.len[ih];
+        row += p.t.len[ih];
+    }
+    return res;
+}
+
 // mean square of the error over mean square of the reference; of the error alone where the reference is all zeros
 static double nmse(const std::vector<float> & x, const std::vector<double> & ref) {
     double error = 0, norm = 0;

@@ -113,33 +113,14 @@ struct graph {
     }
 };
 
-static const int GAPS[] = { 3, 1, 2, 5 }; // poisoned prefix rows before each head and after the last
-
-static ggml_tensor * prefix(graph & g, const problem & p, const std::vector<rows> & r) {
-    int n = 0;
-    for (int gap : GAPS) { n += gap; }
-    for (int ih = 0; ih < N_HEAD_KV; ih++) { n += p.t.len[ih]; }
-    ggml_tensor * t = ggml_new_tensor_2d(g.ctx, r[0].type, r[0].n_elements, n);
-    memset(t->data, 0xff, ggml_nbytes(t)); // NaN in every type: quantised types have an f16 scale
-    int row = 0;
-    for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        row += GAPS[ih];
-        memcpy((uint8_t *) t->data + row*t->nb[1], r[ih].data.data(), p.t.len[ih]*t->nb[1]);
-        row += p.t.len[ih];
-    }
+static ggml_tensor * to_tensor(ggml_tensor * t, const void * data) {
+    memcpy(t->data, data, ggml_nbytes(t));
     return t;
 }
 
-static ggml_tensor * meta(graph & g, const problem & p) {
-    ggml_tensor * t = ggml_new_tensor_1d(g.ctx, GGML_TYPE_I32, 2*N_HEAD_KV);
-    int row = 0;
-    for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        row += GAPS[ih];
-        ((int32_t *) t->data)[ih]             = row;
-        ((int32_t *) t->data)[N_HEAD_KV + ih] = p.t.len[ih];
-        row += p.t.len[ih];
-    }
-    return t;
+static ggml_tensor * prefix_tensor(graph & g, const problem & p, const std::vector<rows> & all) {
+    const std::vector<uint8_t> data = prefix(p, all);
+    return to_tensor(ggml_new_tensor_2d(g.ctx, all[0].type, all[0].n_elements, data.size()/all[0].bytes()), data.data());
 }
 
 static std::vector<float> ours(const problem & p) {
@@ -160,9 +141,9 @@ static std::vector<float> ours(const problem & p) {
         ggml_fp32_to_fp16_row(p.mask.data(), (ggml_fp16_t *) mask->data, ggml_nelements(mask));
     }
     ggml_tensor * node = g.attention(p, tail(p.k), tail(p.v), mask);
-    node->src[5] = prefix(g, p, p.k);
-    node->src[6] = prefix(g, p, p.v);
-    node->src[7] = meta(g, p);
+    node->src[5] = prefix_tensor(g, p, p.k);
+    node->src[6] = prefix_tensor(g, p, p.v);
+    node->src[7] = to_tensor(ggml_new_tensor_1d(g.ctx, GGML_TYPE_I32, 2*N_HEAD_KV), meta(p).data());
     return g.compute(node, t.nth);
 }
 

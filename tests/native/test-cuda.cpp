@@ -69,19 +69,6 @@ static problem rounded(problem p) {
     return p;
 }
 
-static const int GAPS[] = { 3, 1, 2, 5 }; // poisoned prefix rows before each head and after the last
-
-// rows of the prefix, head after head
-static std::vector<uint8_t> prefix(const problem & p, const std::vector<rows> & all) {
-    std::vector<uint8_t> data;
-    for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        data.insert(data.end(), GAPS[ih]*all[ih].bytes(), 0xff);
-        data.insert(data.end(), all[ih].data.begin(), all[ih].data.begin() + p.t.len[ih]*all[ih].bytes());
-    }
-    data.insert(data.end(), GAPS[N_HEAD_KV]*all[0].bytes(), 0xff);
-    return data;
-}
-
 // [n_kv][N_HEAD_KV] rows
 static std::vector<uint8_t> tail(const problem & p, const std::vector<rows> & all, std::mt19937 & rng) {
     const size_t bytes = all[0].bytes();
@@ -94,18 +81,6 @@ static std::vector<uint8_t> tail(const problem & p, const std::vector<rows> & al
         }
     }
     return data;
-}
-
-static std::vector<int32_t> meta(const problem & p) {
-    std::vector<int32_t> res(2*N_HEAD_KV);
-    int row = 0;
-    for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        row += GAPS[ih];
-        res[ih]             = row;
-        res[N_HEAD_KV + ih] = p.t.len[ih];
-        row += p.t.len[ih];
-    }
-    return res;
 }
 
 template <class Row, int D, int N_Q16>

@@ -1,0 +1,125 @@
+// bench-device.cpp: time of the fused kernel of a device against its stock attention on as many rows. Prints one JSON object a line;
+// scripts/bench_cuda.py runs it and makes tables.
+//
+//     bench-device NAME TYPE SIZE N_HEAD_KV GROUP ROWS SHAPE     ROWS: of each KV head on average
+//
+// SHAPE: stock    upstream's node, ROWS cells for each head
+//        even     prefix with ROWS rows for each head
+//        uneven   as many rows in all, one head with 100 times as many as each of the others
+//        copy     ROWS*N_HEAD_KV rows copied within the device: its bandwidth
+//
+// Nodes on different memory are computed in turn, so that no cache holds their rows: 512 MiB and more in all.
+
+#include "device-node.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <vector>
+
+static constexpr size_t  BYTES_IN_ALL = 512u << 20;
+static constexpr int64_t N_TAIL       = 256;
+static constexpr int     N_ROUND      = 30;
+
+static void fill(ggml_tensor * t, std::mt19937 & rng) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(ggml_nelements(t)/ggml_nrows(t)*std::min<int64_t>(ggml_nrows(t), 1024));
+    for (float & f : x) { f = normal(rng); }
+    const int64_t n_rows = x.size()/t->ne[0];
+    std::vector<uint8_t> data(n_rows*ggml_row_size(t->type, t->ne[0]));
+    ggml_quantize_chunk(t->type, x.data(), data.data(), 0, n_rows, t->ne[0], nullptr);
+    for (size_t at = 0; at < ggml_nbytes(t); at += data.size()) { // the same rows again and again
+        ggml_backend_tensor_set(t, data.data(), at, std::min(data.size(), ggml_nbytes(t) - at));
+    }
+}
+
+static std::vector<int32_t> make_meta(int64_t n_head_kv, int64_t n_rows, bool is_uneven) {
+    std::vector<int32_t> len(n_head_kv, n_rows/n_head_kv);
+    if (is_uneven) {
+        std::fill(len.begin(), len.end(), n_rows/(n_head_kv - 1 + 100));
+        len[0] = n_rows - len[1]*(n_head_kv - 1);
+    }
+    std::vector<int32_t> meta;
+    for (int64_t ih = 0, off = 0; ih < n_head_kv; off += len[ih++]) { meta.push_back(off); }
+    meta.insert(meta.end(), len.begin(), len.end());
+    return meta;
+}
+
+// microseconds of a call in the median round; a round starts f(0) to f(n - 1) and waits for all
+template <class F> static double time_each(ggml_backend_t backend, size_t n, F f) {
+    std::vector<double> us;
+    for (int round = -2; round < N_ROUND; round++) {
+        const int64_t t0 = ggml_time_us();
+        for (size_t i = 0; i < n; i++) { f(i); }
+        ggml_backend_synchronize(backend);
+        if (round >= 0) { us.push_back((double) (ggml_time_us() - t0)/n); }
+    }
+    std::nth_element(us.begin(), us.begin() + us.size()/2, us.end());
+    return us[us.size()/2];
+}
+
+static double time_copy(ggml_backend_t backend, size_t bytes) {
+    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }) };
+    const int64_t n = std::max(bytes, BYTES_IN_ALL)/2/sizeof(float); // read once, written once
+    ggml_tensor * a = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n);
+    ggml_tensor * b = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n);
+    ggml_tensor * c = ggml_cpy(ctx.get(), a, b);
+    ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors(ctx.get(), backend) };
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(graph, c);
+    return time_each(backend, 1, [&](size_t) { ggml_backend_graph_compute_async(backend, graph); })*bytes/(2*n*sizeof(float));
+}
+
+static double time_nodes(ggml_backend_t backend, const node_shape & s, size_t bytes, bool is_uneven) {
+    std::mt19937 rng(1);
+    std::vector<std::unique_ptr<device_node>> nodes;
+    for (size_t i = 0; i < std::min<size_t>(64, std::max<size_t>(2, BYTES_IN_ALL/bytes)); i++) {
+        nodes.push_back(std::make_unique<device_node>(backend, s));
+        device_node & n = *nodes.back();
+        if (!n.is_supported) {
+            return NAN;
+        }
+        for (ggml_tensor * t : { n.q, n.k, n.v, n.k_prefix, n.v_prefix }) {
+            if (t) { fill(t, rng); }
+        }
+        if (n.meta) {
+            const auto meta = make_meta(s.n_head_kv, s.n_rows, is_uneven);
+            device_node::set(n.meta, meta.data(), meta.size()*sizeof(int32_t));
+        }
+    }
+    return time_each(backend, nodes.size(), [&](size_t i) { nodes[i]->compute(); });
+}
+
+int main(int argc, char ** argv) {
+    if (argc != 8) {
+        fprintf(stderr, "usage: bench-device NAME TYPE SIZE N_HEAD_KV GROUP ROWS SHAPE\n");
+        return 2;
+    }
+    ggml_backend_t backend = open_device(argv[1]);
+    if (!backend) {
+        fprintf(stderr, "there is no device %s\n", argv[1]);
+        return 77;
+    }
+    int type = 0;
+    while (type < GGML_TYPE_COUNT && (!ggml_type_name((ggml_type) type) || std::string(ggml_type_name((ggml_type) type)) != argv[2])) {
+        type++;
+    }
+    if (type == GGML_TYPE_COUNT) {
+        fprintf(stderr, "there is no type %s\n", argv[2]);
+        return 2;
+    }
+    const int64_t size = atoll(argv[3]), n_head_kv = atoll(argv[4]), group = atoll(argv[5]), rows = atoll(argv[6]);
+    const std::string shape = argv[7];
+    const bool is_stock = shape == "stock";
+
+    node_shape s = { (ggml_type) type, (ggml_type) type, size, size, n_head_kv, group, 1, is_stock ? rows : N_TAIL,
+        is_stock ? 0 : std::max<int64_t>(1, rows - N_TAIL)*n_head_kv, true, false, 1.0f/std::sqrt((float) size), 0.0f };
+    const size_t bytes = 2*rows*n_head_kv*ggml_row_size(s.type_k, size);
+    const double us    = shape == "copy" ? time_copy(backend, bytes) : time_nodes(backend, s, bytes, shape == "uneven");
+    printf("{\"device\": \"%s\", \"type\": \"%s\", \"size\": %lld, \"n_head_kv\": %lld, \"group\": %lld, \"rows\": %lld, \"shape\": \"%s\", "
+            "\"us\": %.3f, \"gb_s\": %.2f}\n", ggml_backend_name(backend), argv[2], (long long) size, (long long) n_head_kv, (long long) group,
+            (long long) rows, shape.c_str(), std::isnan(us) ? -1.0 : us, bytes/us/1e3);
+    ggml_backend_free(backend);
+    return std::isnan(us) ? 1 : 0;
+}
