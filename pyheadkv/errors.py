@@ -35,6 +35,10 @@ class CalibrationError(HeadKVError):
     """Head scores that cannot be measured on a model, or not well enough to be written."""
 
 
+class EvaluationError(HeadKVError):
+    """Cases that cannot be read or measured, or results that cannot be written."""
+
+
 class ExportError(HeadKVError):
     """A model file that cannot be written: it exists, there is no room, or the model carries no profile."""
 

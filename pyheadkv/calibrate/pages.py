@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyheadkv.calibrate.haystack import sentences, shuffled
@@ -33,8 +33,8 @@ def make_page(rng: random.Random, n_tokens: int, count_tokens: Callable[[str], i
     supply = Supply(rng)
     needles = [make_needle(kind, supply) for kind in NEEDLES]
     parts = [part for needle in needles for part in needle.parts]
-    prose = _prose(rng, n_tokens - sum(map(count_tokens, parts)), count_tokens)
-    text = "\n\n".join(" ".join(paragraph) for paragraph in _hide(rng, parts, prose))
+    prose = fill(shuffled(rng), n_tokens - sum(map(count_tokens, parts)), count_tokens)
+    text = "\n\n".join(" ".join(paragraph) for paragraph in hide(rng, parts, prose))
     questions = [question for needle in needles for question in needle.questions]
     return Page(text, tuple(rng.sample(questions, len(questions))))
 
@@ -44,10 +44,18 @@ def n_questions() -> int:
     return len(make_page(random.Random(0), 0, len).questions)
 
 
-def _prose(rng: random.Random, n_tokens: int, count_tokens: Callable[[str], int]) -> list[list[str]]:
-    """Paragraphs of whole sentences, the last one cut where the tokens end."""
+def fill(endless: Iterator[str], n_tokens: int, count_tokens: Callable[[str], int]) -> list[list[str]]:
+    """Paragraphs of whole sentences, the last one cut where the tokens end.
+
+    Parameters
+    ----------
+    endless
+        paragraphs to take from
+    count_tokens
+        of a sentence
+    """
     prose: list[list[str]] = []
-    for paragraph in shuffled(rng):
+    for paragraph in endless:
         prose.append([])
         for sentence in sentences(paragraph):
             n_tokens -= count_tokens(sentence)
@@ -57,7 +65,7 @@ def _prose(rng: random.Random, n_tokens: int, count_tokens: Callable[[str], int]
     raise AssertionError("there is always another paragraph")
 
 
-def _hide(rng: random.Random, parts: Sequence[str], prose: Sequence[Sequence[str]]) -> list[list[str]]:
+def hide(rng: random.Random, parts: Sequence[str], prose: Sequence[Sequence[str]]) -> list[list[str]]:
     """Put each part between two sentences; the depths of all parts are spread evenly over the text."""
     places = [(i, k) for i, paragraph in enumerate(prose) for k in range(len(paragraph) + 1)] or [(0, 0)]
     hidden = [list(paragraph) for paragraph in prose] or [[]]
