@@ -104,22 +104,34 @@ private:
             threads[i].n_exchange = 0;
         }
         for (int n_done = 0; n_done < n_thread;) {
-            bool has_moved = false;
-            for (i_thread = 0; i_thread < n_thread; i_thread++) {
-                thread_state & t = threads[i_thread];
-                if (t.is_done || (t.waits_for && t.waits_for->round == t.round)) {
-                    continue;
+            int n_moved = 0;
+            for (int begin = 0; begin < n_thread; begin += WARP) {
+                // a warp runs ahead of the others as far as it can, so that a barrier that is missing shows
+                for (int n = 1; n > 0; n_moved += n) {
+                    n = step(begin, begin + WARP, n_done);
                 }
-                t.waits_for = nullptr;
-                has_moved   = true;
-                enter(t);
-                n_done += t.is_done;
             }
-            if (!has_moved) {
+            if (n_moved == 0) {
                 fprintf(stderr, "deadlock: not all threads reach a barrier\n");
                 abort();
             }
         }
+    }
+
+    // each of these threads runs until it waits; returns how many could
+    int step(int begin, int end, int & n_done) {
+        int n_moved = 0;
+        for (i_thread = begin; i_thread < end; i_thread++) {
+            thread_state & t = threads[i_thread];
+            if (t.is_done || (t.waits_for && t.waits_for->round == t.round)) {
+                continue;
+            }
+            t.waits_for = nullptr;
+            enter(t);
+            n_done += t.is_done;
+            n_moved++;
+        }
+        return n_moved;
     }
 
     void wait(barrier_state & b) {
