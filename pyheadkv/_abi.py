@@ -88,6 +88,10 @@ void headkv_debug_alloc_fail(int32_t n);
 UPSTREAM_CDEF = """
 void llama_synchronize(struct llama_context * ctx);
 
+size_t llama_state_seq_get_size(struct llama_context * ctx, int32_t seq_id);
+size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, int32_t seq_id);
+size_t llama_state_seq_set_data(struct llama_context * ctx, const uint8_t * src, size_t size, int32_t seq_id);
+
 struct gguf_context;
 struct ggml_context;
 struct gguf_init_params { bool no_alloc; struct ggml_context ** ctx; };

@@ -27,6 +27,7 @@ from pyheadkv._abi import (
     HEADKV_CDEF,
     POOLS,
     REDUCES,
+    STATUS_COMPUTE,
     STATUS_OK,
     STATUS_UNSUPPORTED,
     UPSTREAM_CDEF,
@@ -289,6 +290,20 @@ class Native:
     def synchronize(self) -> None:
         """Wait until everything decoded so far is computed."""
         self._lib.llama_synchronize(self._ctx)
+
+    def state_save(self) -> npt.NDArray[np.uint8]:
+        """All rows of a cache that is not compressed, as llama.cpp writes them, uint8."""
+        state = np.empty(self._lib.llama_state_seq_get_size(self._ctx, 0), dtype=np.uint8)
+        buffer = _ffi.from_buffer("uint8_t[]", state)
+        if self._lib.llama_state_seq_get_data(self._ctx, buffer, state.size, 0) == 0:
+            raise NativeError("the rows of this cache cannot be saved: it is compressed or empty", STATUS_UNSUPPORTED)
+        return state
+
+    def state_restore(self, state: npt.NDArray[np.uint8]) -> None:
+        """Put rows of `state_save` into an empty cache that has cells for them."""
+        buffer = _ffi.from_buffer("uint8_t[]", state)
+        if self._lib.llama_state_seq_set_data(self._ctx, buffer, state.size, 0) == 0:
+            raise NativeError(f"a state of {state.size} bytes does not fit into this cache", STATUS_COMPUTE)
 
     def attention_set(self, attention: str) -> None:
         """Choose how the prefix is attended: "fused" or "composed"."""
