@@ -1,6 +1,7 @@
 #include "headkv-store.h"
 #include "headkv-gather.h"
 #include "headkv-tail.h"
+#include "headkv-vote.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -258,10 +259,14 @@ static std::vector<uint32_t> cells_of(const llama_kv_cells & cells, int32_t p0, 
     return res;
 }
 
-static void check_score_params(const headkv_score_params & params) {
-    if (params.pool_kernel % 2 == 0) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("pool_kernel = %u is not an odd number", params.pool_kernel) };
+static void check_kernel(const char * name, uint32_t kernel) {
+    if (kernel % 2 == 0) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("%s = %u is not an odd number", name, kernel) };
     }
+}
+
+static void check_score_params(const headkv_score_params & params) {
+    check_kernel("pool_kernel", params.pool_kernel);
     if (params.pool != HEADKV_POOL_MAX && params.pool != HEADKV_POOL_AVG) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("pool = %d is not an enum headkv_pool", params.pool) };
     }
@@ -298,7 +303,7 @@ std::vector<float> headkv_store::read_attention(uint32_t i) const {
     return attn;
 }
 
-std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
+std::vector<float> headkv_store::read_folded(uint32_t i, const headkv_score_params & params) const {
     check_score_params(params);
 
     const std::vector<float> attn = read_attention(i);
@@ -313,11 +318,21 @@ std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_para
     std::vector<float> res((size_t) shape.n_head_kv*shape.n_pos);
     headkv_fold(shape, params.fold == HEADKV_FOLD_MAX ? headkv_fold_type::max : headkv_fold_type::mean, attn.data(), res.data());
 
-    const auto pool = params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
-    for (uint32_t ih = 0; ih < shape.n_head_kv; ++ih) {
-        headkv_pool_row(pool, params.pool_kernel, res.data() + (size_t) ih*shape.n_pos, shape.n_pos);
-    }
+    return res;
+}
 
+static headkv_pool_type pool_type(const headkv_score_params & params) {
+    return params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
+}
+
+std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
+    std::vector<float> res = read_folded(i, params);
+
+    const uint32_t n_head_kv = layers[i].shape.n_head_kv;
+    const size_t   n         = res.size()/n_head_kv;
+    for (uint32_t ih = 0; ih < n_head_kv; ++ih) {
+        headkv_pool_row(pool_type(params), params.pool_kernel, res.data() + ih*n, n);
+    }
     return res;
 }
 
@@ -344,7 +359,59 @@ void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
     }
 }
 
+static void check_head_params(const headkv_compress_params & params) {
+    const std::string error = headkv_vote_error({ params.voters, params.heeds, params.n_rows_size });
+    if (!error.empty()) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
+    }
+    if (params.voters) {
+        check_kernel("vote_kernel", params.vote_kernel);
+    }
+    for (uint32_t h = 0; params.pool_kernels && h < params.n_rows_size; ++h) {
+        check_kernel("pool_kernels", params.pool_kernels[h]);
+    }
+}
+
+std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
+        const headkv_plan & plan, const headkv_compress_params & params) const {
+    const size_t n = plan.n_pos_prefix();
+
+    std::vector<std::vector<float>> scores(layers.size()); // [n_layer][n_head_kv][n]
+    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) { scores[i] = read_folded(i, params.score); });
+
+    std::vector<size_t> first = { 0 }; // of each layer's heads among all
+    for (const auto & layer : layers) {
+        first.push_back(first.back() + layer.shape.n_head_kv);
+    }
+
+    // in order and by one thread, so that sums are the same for any number of threads
+    std::vector<float> vote(params.voters ? n : 0);
+    for (size_t i = 0; params.voters && i < layers.size(); ++i) {
+        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
+            headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, params.voters[first[i] + ih], vote.data());
+        }
+    }
+    headkv_pool_row(pool_type(params.score), params.vote_kernel, vote.data(), vote.size());
+
+    std::vector<std::vector<std::vector<int32_t>>> pos(layers.size());
+    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
+        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
+            const size_t   h      = first[i] + ih;
+            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : params.score.pool_kernel;
+            float        * score  = scores[i].data() + ih*n;
+
+            headkv_pool_row(pool_type(params.score), kernel, score, n);
+            if (params.heeds && params.heeds[h] > 0.0f) {
+                headkv_vote_heed(score, n, plan.n_sink, params.heeds[h], vote.data());
+            }
+            pos[i].push_back(headkv_select_head(score, n, plan.n_sink, plan.layers[i].len[ih]));
+        }
+    });
+    return pos;
+}
+
 void headkv_store::compress(const headkv_compress_params & params) {
+    check_head_params(params);
     check_can_compress(params.score.n_obs);
 
     headkv_plan plan;
@@ -356,14 +423,8 @@ void headkv_store::compress(const headkv_compress_params & params) {
     const int64_t t_start = ggml_time_us();
     lctx->synchronize();
 
-    std::vector<std::vector<std::vector<int32_t>>> pos(layers.size()); // [n_layer][n_head_kv][rows]
-    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
-        const auto   scores = read_scores(i, params.score);
-        const size_t n      = plan.n_pos_prefix();
-        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
-            pos[i].push_back(headkv_select_head(scores.data() + ih*n, n, plan.n_sink, plan.layers[i].len[ih]));
-        }
-    });
+    auto pos = choose(plan, params);
+
     const double ms = (ggml_time_us() - t_start)/1000.0;
 
     build_prefix(plan, std::move(pos), params.n_threads);

@@ -87,7 +87,10 @@ struct headkv_store {
     // [n_head][n_pos - n_obs] of layer i, mean or maximum over the window
     std::vector<float> read_attention(uint32_t i) const;
 
-    // [n_head_kv][n_pos - n_obs] of layer i, folded and pooled
+    // [n_head_kv][n_pos - n_obs] of layer i, folded
+    std::vector<float> read_folded(uint32_t i, const headkv_score_params & params) const;
+
+    // the same, pooled
     std::vector<float> read_scores(uint32_t i, const headkv_score_params & params) const;
 
     void compress(const headkv_compress_params & params);
@@ -119,6 +122,10 @@ private:
     double   ms_shrink    = 0;
 
     void check_can_compress(uint32_t n_obs) const;
+
+    // positions that each head keeps in the prefix, [n_layer][n_head_kv][rows]
+    std::vector<std::vector<std::vector<int32_t>>> choose(const headkv_plan & plan, const headkv_compress_params & params) const;
+
     void build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads);
     void gather(const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of, uint32_t n_threads) const;
     void bump_epoch();

@@ -108,6 +108,12 @@ struct headkv_compress_params {
     uint32_t         n_rows_size; // elements in n_rows
     uint32_t         n_sink;      // first positions, always kept
     uint32_t         n_threads;   // for selection and gather, >= 1
+
+    // optional, each [n_rows_size] or NULL
+    const uint32_t * pool_kernels; // of each head, instead of score.pool_kernel
+    const float    * voters;       // >= 0: weight of each head's scores in the common vote
+    const float    * heeds;        // 0 to 1: share of the vote in each head's scores; goes with voters
+    uint32_t         vote_kernel;  // odd: pooling of the vote
 };
 
 struct headkv_stats {
@@ -166,6 +172,7 @@ HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 
 // Choose each head's rows (sinks, then the highest scores, ties to the lower position), gather them, free the full cache.
+// With a vote, heads rate positions also by what other heads attended to; native/headkv-vote.h has the formula.
 HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
 
 // The same for callers that choose the rows themselves. n_kept: [sum of n_head_kv] prefix rows of each head, the

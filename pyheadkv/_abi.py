@@ -42,6 +42,10 @@ struct headkv_compress_params {
     uint32_t         n_rows_size;
     uint32_t         n_sink;
     uint32_t         n_threads;
+    const uint32_t * pool_kernels;
+    const float    * voters;
+    const float    * heeds;
+    uint32_t         vote_kernel;
 };
 
 struct headkv_stats {

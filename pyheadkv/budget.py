@@ -110,6 +110,10 @@ class Budget:
             return min(int(self.value), n_prompt) * shape.n_kv_heads
         return _rows_in_bytes(shape, int(self.value), n_prompt, type_k, type_v)
 
+    def keep_ratio(self, shape: ModelShape, n_prompt: int, type_k: str = "f16", type_v: str = "f16") -> float:
+        """Share of a prompt's rows that is asked for, before any floor, in (0, 1]."""
+        return self.total_rows(shape, n_prompt, type_k, type_v) / max(1, n_prompt * shape.n_kv_heads)
+
     def check(
         self,
         shape: ModelShape,

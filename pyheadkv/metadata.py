@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from pyheadkv.errors import ProfileError
-from pyheadkv.fingerprint import check_fingerprint, fingerprint
 from pyheadkv.native import read_gguf_metadata
-from pyheadkv.profile import Profile, format_mix, parse_mix, read_profile
+from pyheadkv.profile import Profile, format_mix, parse_mix
 from pyheadkv.profile.checks import KIND_PREFIX, body_of, finite, profile_from_body
 from pyheadkv.shape import ModelShape
 
@@ -85,32 +84,6 @@ def read_gguf_profile(path: str | Path, shape: ModelShape) -> Profile | None:
         its profile is damaged, or not one of this model
     """
     return profile_from_metadata(read_gguf_metadata(path), shape, str(path))
-
-
-def find_profile(
-    path: str | Path, metadata: Mapping[str, object], shape: ModelShape, file: str | Path | None = None
-) -> Profile | None:
-    """The profile to use with a model: that of `file` if one is given, else the model's own, else None.
-
-    Parameters
-    ----------
-    path, metadata, shape
-        the model, its GGUF keys and its shape
-    file
-        *.headkv.json, or a score file of the HeadKV repository
-
-    Raises
-    ------
-    ProfileError
-        the profile is damaged, or was measured on another model (one without fingerprint is taken on trust)
-    """
-    profile = read_profile(file, shape) if file is not None else profile_from_metadata(metadata, shape, str(path))
-    if profile is not None and profile.fingerprint is not None:
-        try:
-            check_fingerprint(profile.fingerprint, fingerprint(path))
-        except ProfileError as error:
-            raise ProfileError(f"profile {'in ' if file is None else ''}{profile.source}: {error}") from None
-    return profile
 
 
 def _encoded(name: str, value: object) -> MetadataValue:

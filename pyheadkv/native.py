@@ -33,6 +33,7 @@ from pyheadkv._abi import (
     UPSTREAM_CDEF,
 )
 from pyheadkv.errors import LibraryError, ModelError, NativeError
+from pyheadkv.roles import HeadRoles
 from pyheadkv.scorers import Scorer
 from pyheadkv.shape import LayerShape
 
@@ -232,7 +233,14 @@ class Native:
         _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
         return scores
 
-    def compress(self, rows: npt.NDArray[np.uint32], scorer: Scorer, n_sink: int, n_threads: int = 1) -> None:
+    def compress(
+        self,
+        rows: npt.NDArray[np.uint32],
+        scorer: Scorer,
+        n_sink: int,
+        n_threads: int = 1,
+        roles: HeadRoles | None = None,
+    ) -> None:
         """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
 
         Parameters
@@ -245,6 +253,8 @@ class Native:
             first positions that are always kept
         n_threads
             for selection and gather
+        roles
+            what each KV head's scores are made of, where heads differ
         """
         rows = np.ascontiguousarray(rows, dtype=np.uint32)
         params = _ffi.new("struct headkv_compress_params *")
@@ -253,6 +263,11 @@ class Native:
         params.n_rows_size = rows.size
         params.n_sink = n_sink
         params.n_threads = n_threads
+        if roles is not None:
+            kernels = _ffi.new("uint32_t[]", list(roles.pool_kernels))
+            voters, heeds = _ffi.new("float[]", list(roles.voters)), _ffi.new("float[]", list(roles.heeds))
+            params.pool_kernels, params.voters, params.heeds = kernels, voters, heeds
+            params.vote_kernel = roles.vote_kernel
         _check(self._lib.headkv_compress(self._ctx, params))
 
     def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:

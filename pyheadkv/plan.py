@@ -14,9 +14,12 @@ import numpy.typing as npt
 from pyheadkv.allocators import AllocRequest, get_allocator
 from pyheadkv.budget import Budget, rows_to_bytes
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
-from pyheadkv.policy import Policy
+from pyheadkv.policy import Policy, settle
 from pyheadkv.profile import Profile
+from pyheadkv.roles import HeadRoles, head_roles
 from pyheadkv.shape import ModelShape
+
+DEFAULT_BUDGET = "25%"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Plan:
     Parameters
     ----------
     policy
-        with all parameters of its allocator filled in
+        what `auto` came to, with all parameters of its allocator filled in
     budget
         what was asked for
     n_prompt
@@ -40,6 +43,8 @@ class Plan:
         rows_kept / rows_full
     bytes_full, bytes_kept
         the same rows in bytes, in the cache types in use
+    roles
+        how each KV head's positions are rated, where heads differ
     """
 
     policy: Policy
@@ -51,6 +56,7 @@ class Plan:
     keep_ratio: float
     bytes_full: int
     bytes_kept: int
+    roles: HeadRoles | None = None
 
     def flat_rows(self) -> npt.NDArray[np.uint32]:
         """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
@@ -106,8 +112,10 @@ def make_plan(
     PolicyError
         the allocator broke its promise, or the profile's beta is out of range
     """
+    policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
     params = _allocator_params(policy, profile)
     scores = _fitting_scores(shape, policy, profile)
+    roles = head_roles(policy.scorer, profile)
     if budget.kind == "full" or n_prompt <= policy.floor_rows:
         return None
     rows_full = n_prompt * shape.n_kv_heads
@@ -134,13 +142,52 @@ def make_plan(
         total / rows_full,
         bytes_full,
         bytes_kept,
+        roles,
     )
+
+
+def choose_budget(budget: Budget | str | None, profile: Profile | None) -> Budget:
+    """The budget asked for, else the profile's default, else `DEFAULT_BUDGET`.
+
+    Raises
+    ------
+    BudgetError
+        the text cannot be read
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if budget is None:
+        keep_ratio = profile.keep_ratio if profile else None
+        budget = DEFAULT_BUDGET if keep_ratio is None else f"{100 * keep_ratio:.6g}%"
+    return Budget.parse(budget)
+
+
+def check_budget(
+    shape: ModelShape,
+    policy: Policy,
+    budget: Budget,
+    n_ctx: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    profile: Profile | None = None,
+) -> None:
+    """Refuse a budget below the floor of the policy even when the whole context is used.
+
+    Raises
+    ------
+    BudgetError
+        naming the budget and the floor
+    """
+    policy, _ = settle(policy, profile, budget.keep_ratio(shape, n_ctx, type_k, type_v))
+    budget.check(shape, n_ctx, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
 
 
 def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
     """What the user set, else what the profile came with, else the default."""
     allocator = get_allocator(policy.allocator)
-    measured = {"beta": profile.beta} if profile and profile.beta is not None and "beta" in allocator.params else {}
+    is_measured = allocator.needs_profile and "beta" in allocator.params and profile is not None
+    measured = {"beta": profile.beta} if is_measured and profile and profile.beta is not None else {}
     params = allocator.complete({**measured, **policy.params})
     allocator.check_params(params)
     return params
@@ -150,7 +197,7 @@ def _fitting_scores(shape: ModelShape, policy: Policy, profile: Profile | None) 
     if not policy.needs_profile:
         return None
     if profile is None:
-        raise ProfileError(f"policy {policy.name} needs a profile file with measured head scores")
+        raise ProfileError(f"policy {policy.name} needs a profile with measured head scores")
     n_head_kv = tuple(len(layer) for layer in profile.scores)
     if n_head_kv != shape.n_head_kv:
         raise ProfileError(

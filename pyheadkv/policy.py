@@ -5,8 +5,12 @@ As text, for a command line: a preset's name, then what differs from it,
     snapkv
     headkv:beta=1.1,n_obs=32,pool=13,fold=max,n_sink=4
 
-Keys are n_sink, n_obs, pool_kernel, pool (max or avg; a number means pool_kernel), fold, and the
-parameters of the allocator. ``str(policy)`` gives this text back.
+Keys are n_sink, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
+pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
+allocator. ``str(policy)`` gives this text back.
+
+`auto` is whatever was measured to be best for the model and the budget: `settle` looks it up in the
+profile.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from pyheadkv.allocators import get_allocator
-from pyheadkv.errors import PolicyError
+from pyheadkv.errors import PolicyError, ProfileError
+from pyheadkv.profile import Profile
 from pyheadkv.scorers import Scorer
 
 MAX_N_SINK = 1024
-_SCORER_INTS = ("n_obs", "pool_kernel")
-_SCORER_WORDS = ("pool", "fold")
+AUTO = "auto"
+_SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
+_SCORER_FLOATS = ("retrieval_share", "vote")
+_SCORER_WORDS = ("pool", "fold", "reduce")
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Policy:
     @property
     def needs_profile(self) -> bool:
         """Whether measured head scores are needed."""
-        return get_allocator(self.allocator).needs_profile
+        return get_allocator(self.allocator).needs_profile or self.scorer.retrieval_share > 0
 
     @property
     def n_obs(self) -> int:
@@ -102,6 +109,10 @@ def _settings(policy: Policy) -> dict[str, object]:
         "pool_kernel": scorer.pool_kernel,
         "pool": scorer.pool,
         "fold": scorer.fold,
+        "reduce": scorer.reduce,
+        "retrieval_share": scorer.retrieval_share,
+        "retrieval_kernel": scorer.retrieval_kernel,
+        "vote": scorer.vote,
         **policy.params,
     }
 
@@ -109,9 +120,10 @@ def _settings(policy: Policy) -> dict[str, object]:
 _PRESETS: dict[str, Policy] = {
     policy.name: policy
     for policy in (
+        Policy(AUTO, "uniform", Scorer(fold="mean")),
         Policy("snapkv", "uniform", Scorer(fold="mean")),
-        # a KV head matters mostly because of one of its query heads: that one speaks for the group
-        Policy("headkv", "headkv", Scorer(fold="max")),
+        # a KV head matters mostly because of one of its query heads, and of one query: those speak for the rest
+        Policy("headkv", "headkv", Scorer(fold="max", reduce="max", pool_kernel=1, retrieval_share=0.15, vote=0.5)),
     )
 }
 
@@ -140,7 +152,9 @@ def parse_policy(text: str) -> Policy:
     policy = Policy.preset(name.strip())
     if not colon:
         return policy
-    scorer: dict[str, int | str] = {}
+    if policy.name == AUTO:
+        raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {settings!r}")
+    scorer: dict[str, int | float | str] = {}
     params: dict[str, float] = {}
     n_sink: int | None = None
     for key, value in _split_settings(settings):
@@ -148,6 +162,8 @@ def parse_policy(text: str) -> Policy:
             n_sink = _int(key, value)
         elif key in _SCORER_INTS:
             scorer[key] = _int(key, value)
+        elif key in _SCORER_FLOATS:
+            scorer[key] = _float(key, value)
         elif key in _SCORER_WORDS:
             scorer[key] = value
         else:
@@ -159,6 +175,51 @@ def parse_policy(text: str) -> Policy:
         n_sink=policy.n_sink if n_sink is None else n_sink,
         params={**policy.params, **params},
     )
+
+
+def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[Policy, Profile | None]:
+    """Replace `auto` by what it stands for; any other policy stays as it is.
+
+    With a profile: the choice measured for this share of the rows, with its mix of scores, or `headkv` where nothing
+    was chosen. Without one: `snapkv`.
+
+    Parameters
+    ----------
+    keep_ratio
+        share of the rows asked for, in (0, 1]
+
+    Returns
+    -------
+    (Policy, Profile or None)
+        the policy, and the profile with the mix that goes with it
+
+    Raises
+    ------
+    ProfileError
+        the profile's choice cannot be read, naming headkv.settings
+    """
+    if policy.name != AUTO:
+        return policy, profile
+    if profile is None:
+        return Policy.preset("snapkv"), None
+    setting = profile.setting_for(keep_ratio)
+    if setting is None:
+        return _with_defaults_of(profile), profile
+    try:
+        chosen = parse_policy(setting.policy)
+    except PolicyError as error:
+        raise ProfileError(f"headkv.settings for budgets up to {100 * setting.max_keep_ratio:g}%: {error}") from None
+    if chosen.name == AUTO:
+        raise ProfileError(f"headkv.settings for budgets up to {100 * setting.max_keep_ratio:g}% is {AUTO} again")
+    return chosen, profile.with_mix(setting.mix) if setting.mix else profile
+
+
+def _with_defaults_of(profile: Profile) -> Policy:
+    """`headkv` with the single settings that a profile may carry."""
+    policy = Policy.preset("headkv")
+    scorer = {key: value for key in ("n_obs", "pool_kernel") if (value := getattr(profile, key)) is not None}
+    n_sink = policy.n_sink if profile.n_sink is None else profile.n_sink
+    return replace(policy, scorer=replace(policy.scorer, **scorer), n_sink=n_sink)
 
 
 def _split_settings(text: str) -> list[tuple[str, str]]:
@@ -176,7 +237,7 @@ def _split_settings(text: str) -> list[tuple[str, str]]:
 
 
 def _check_key(policy: Policy, key: str) -> None:
-    known = ("n_sink", *_SCORER_INTS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
+    known = ("n_sink", *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
     if key not in known:
         raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {', '.join(known)}")
 

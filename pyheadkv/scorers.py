@@ -1,7 +1,8 @@
 """Names and parameters of the native scorers; the maths is in native/headkv-score.
 
 A scorer rates every position of every KV head by the attention that the last `n_obs` queries of the
-prompt pay to it.
+prompt pay to it. With a profile, the heads that retrieve are treated in their own way: their scores
+are pooled more widely, since what they find is copied as a whole, and they share what they found.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pyheadkv.errors import PolicyError
 
 SCORERS = {"snapkv": "mean attention of the observation window, folded over the group, then pooled"}
+REDUCES = ("mean", "max")
 POOLS = ("max", "avg")
 FOLDS = ("mean", "max")
 MAX_N_OBS = 512
@@ -33,6 +35,16 @@ class Scorer:
         "max" or "avg"
     fold
         how the query heads of a KV head share their scores, before pooling: "mean" or "max"
+    reduce
+        how the queries of the window share their attention: "mean" or "max"
+    retrieval_share
+        so many of the KV heads, 0 to 1, are treated as retrieval heads: those with the highest
+        retrieval scores of the profile
+    retrieval_kernel
+        positions pooled into the scores of a retrieval head
+    vote
+        0 to 1: how much of a retrieval head's scores is the vote of all heads, in which each has the
+        weight of its retrieval score (native/headkv-vote.h)
 
     Raises
     ------
@@ -45,6 +57,10 @@ class Scorer:
     pool_kernel: int = 7
     pool: str = "max"
     fold: str = "mean"
+    reduce: str = "mean"
+    retrieval_share: float = 0.0
+    retrieval_kernel: int = 21
+    vote: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what the native side would refuse, before a prompt is read."""
@@ -52,10 +68,13 @@ class Scorer:
             raise PolicyError(f"unknown scorer {self.name!r}, known are {', '.join(SCORERS)}")
         if not 1 <= self.n_obs <= MAX_N_OBS:
             raise PolicyError(f"n_obs is {self.n_obs}, expected 1 to {MAX_N_OBS}")
-        if not 1 <= self.pool_kernel <= MAX_POOL_KERNEL or self.pool_kernel % 2 == 0:
-            limits = f"an odd number from 1 to {MAX_POOL_KERNEL}"
-            raise PolicyError(f"pool_kernel is {self.pool_kernel}, expected {limits}")
-        if self.pool not in POOLS:
-            raise PolicyError(f"pool is {self.pool!r}, expected {' or '.join(POOLS)}")
-        if self.fold not in FOLDS:
-            raise PolicyError(f"fold is {self.fold!r}, expected {' or '.join(FOLDS)}")
+        for key, kernel in (("pool_kernel", self.pool_kernel), ("retrieval_kernel", self.retrieval_kernel)):
+            if not 1 <= kernel <= MAX_POOL_KERNEL or kernel % 2 == 0:
+                raise PolicyError(f"{key} is {kernel}, expected an odd number from 1 to {MAX_POOL_KERNEL}")
+        for key, share in (("retrieval_share", self.retrieval_share), ("vote", self.vote)):
+            if not 0 <= share <= 1:
+                raise PolicyError(f"{key} is {share:g}, expected 0 to 1")
+        words = (("pool", self.pool, POOLS), ("fold", self.fold, FOLDS), ("reduce", self.reduce, REDUCES))
+        for key, word, known in words:
+            if word not in known:
+                raise PolicyError(f"{key} is {word!r}, expected {' or '.join(known)}")

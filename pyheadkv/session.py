@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.budget import Budget
-from pyheadkv.errors import ModelError, NativeError, ProfileError, UsageError
+from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.loading import load
-from pyheadkv.native import Native
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import Policy, parse_policy
-from pyheadkv.profile import Profile, read_profile
+from pyheadkv.lookup import find_profile
+from pyheadkv.native import Native, read_gguf_metadata
+from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
+from pyheadkv.policy import AUTO, Policy, parse_policy
+from pyheadkv.profile import Profile, parse_mix
 from pyheadkv.shape import CACHE_TYPES, ModelShape
 from pyheadkv.stats import SessionStats, TurnTimer, kv_report
 
@@ -59,11 +60,16 @@ class HeadKV:
     llama
         made by the caller with flash_attn=True, best by `load`
     policy
-        name with settings, as `parse_policy` reads it, or a Policy
+        name with settings, as `parse_policy` reads it, or a Policy; "auto" is what the profile says,
+        and snapkv without one
     budget
-        "25%", "512" (rows per KV head on average), "64MiB", "full", or a Budget
+        "25%", "512" (rows per KV head on average), "64MiB", "full", or a Budget; by default what the
+        profile says, and 25% without
     profile
-        measured head scores, a Profile or its file, for policies that need them
+        measured head scores, a Profile or its file; by default the model file's own, or the ready one
+        that pyheadkv has for this model
+    mix
+        kinds of head scores to use, as `parse_mix` reads it: "retrieval-reasoning=1,reconstruction=1"
     min_prompt
         prompts of fewer tokens are not compressed
     on_notice
@@ -83,41 +89,50 @@ class HeadKV:
         self,
         llama: llama_cpp.Llama,
         *,
-        policy: Policy | str = "snapkv",
-        budget: Budget | str = "25%",
+        policy: Policy | str = "auto",
+        budget: Budget | str | None = None,
         profile: Profile | str | Path | None = None,
+        mix: str | None = None,
         min_prompt: int = MIN_PROMPT,
         on_notice: Callable[[str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        self.budget = Budget.parse(budget) if isinstance(budget, str) else budget
         self.min_prompt = min_prompt
         self.on_notice = on_notice
         self.on_progress = on_progress
         self.llama = llama
-        _refuse_unfit(llama, self.policy, profile)
+        _refuse_unfit(llama)
         self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
         self.native = Native(llama)
         self.shape = _native_shape(llama, self.native)
-        self.profile = read_profile(profile, self.shape) if isinstance(profile, (str, Path)) else profile
+        self.profile = self._find_profile(profile, mix)
+        self.budget = choose_budget(budget, self.profile)
         self._check_settings()
         self._plan: Plan | None = None
         self._turn = TurnTimer()
         self._is_generating = False
         self._wrap()
 
+    def _find_profile(self, profile: Profile | str | Path | None, mix: str | None) -> Profile | None:
+        if not isinstance(profile, Profile):
+            path = self.llama.model_path
+            profile = find_profile(path, read_gguf_metadata(path), self.shape, profile)
+        if profile is None:
+            if self.policy.name == AUTO:
+                self._notify(
+                    "no head scores are known for this model: policy snapkv (pyheadkv calibrate measures them)"
+                )
+            return None
+        if profile.fingerprint is None:
+            self._notify(f"profile {profile.source} does not say which model it was measured on")
+        return profile if mix is None else profile.with_mix(parse_mix(mix))
+
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""
-        n_ctx, policy = self.llama.n_ctx(), self.policy
-        self.budget.check(
-            self.shape,
-            n_ctx,
-            policy.floor_rows,
-            self.type_k,
-            self.type_v,
-            floor_words=policy.floor_words,
-        )
+        n_ctx = self.llama.n_ctx()
+        types = {"type_k": self.type_k, "type_v": self.type_v}
+        check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
         self._make_plan(n_ctx)
 
     # ---- what the caller asks ----
@@ -235,7 +250,7 @@ class HeadKV:
         if plan is None:
             self._read(tokens)
         else:
-            self._read_and_compress(self._with_window(tokens), plan)
+            self._read_and_compress(self._with_window(tokens, plan.policy.n_obs), plan)
 
     def _starts_in_prefix(self) -> bool:
         """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
@@ -263,19 +278,19 @@ class HeadKV:
             profile=self.profile,
         )
 
-    def _with_window(self, tokens: list[int]) -> list[int]:
+    def _with_window(self, tokens: list[int], n_obs: int) -> list[int]:
         """Take back the last tokens of a whole cache where the new ones do not fill the observation window."""
         n_past = self.llama.n_tokens
-        n_back = max(0, self.policy.scorer.n_obs - len(tokens))
+        n_back = max(0, n_obs - len(tokens))
         self.llama.n_tokens = n_past - n_back  # the next eval cuts the cache there
         return [*self.llama.input_ids[n_past - n_back : n_past].tolist(), *tokens]
 
     def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
-        n_obs = self.policy.scorer.n_obs
-        n_head = len(tokens) - n_obs
+        scorer = plan.policy.scorer
+        n_head = len(tokens) - scorer.n_obs
         self._read(tokens[:n_head], n_total=len(tokens))
         try:
-            self.native.score_arm(n_obs)
+            self.native.score_arm(scorer.n_obs, scorer.reduce)
             self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
             self._compress(plan)
         except BaseException as error:
@@ -289,7 +304,7 @@ class HeadKV:
     def _compress(self, plan: Plan) -> None:
         n_threads = int(self.llama.n_threads_batch)
         with self._turn.select():
-            self.native.compress(plan.flat_rows(), self.policy.scorer, self.policy.n_sink, n_threads)
+            self.native.compress(plan.flat_rows(), plan.policy.scorer, plan.policy.n_sink, n_threads, plan.roles)
         self._plan = plan
 
     def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
@@ -314,13 +329,11 @@ class HeadKV:
             self.on_notice(line)
 
 
-def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy, profile: Profile | str | Path | None) -> None:
+def _refuse_unfit(llama: llama_cpp.Llama) -> None:
     if any(name in vars(llama) for name in _WRAPPED):
         raise UsageError("this Llama has a HeadKV already: close that one first")
     if llama.cache is not None:
         raise UsageError(_NO_STATES)
-    if policy.needs_profile and profile is None:
-        raise ProfileError(f"policy {policy.name} needs a profile file with measured head scores (profile=...)")
 
 
 def _type_name(params: Any, which: str) -> str:

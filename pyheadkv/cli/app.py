@@ -28,17 +28,13 @@ class CacheOptions:
     """What both commands ask about the cache."""
 
     model: str
-    budget: str
-    policy: str | None
+    budget: str | None
+    policy: str
     profile: Path | None
+    mix: str | None
     n_ctx: int
     type_k: str
     type_v: str
-
-    @property
-    def policy_text(self) -> str:
-        """The policy asked for; with a profile and no policy, the one that uses profiles."""
-        return self.policy or ("headkv" if self.profile else "snapkv")
 
 
 @dataclass(frozen=True)
@@ -91,13 +87,21 @@ class ExportOptions:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="GGUF file, demo, or user/repo[:quant].")]
 BudgetText = Annotated[
-    str, typer.Option("--budget", help="Rows to keep: 25%, 512 (per KV head on average), 64MiB, or full.")
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Rows to keep: 10%, 512 (per KV head on average), 64MiB, or full. [default: the profile's, or 25%]",
+    ),
 ]
 PolicyText = Annotated[
-    str | None,
-    typer.Option("--policy", help="What to keep, with settings: snapkv, headkv:beta=1.1. [default: snapkv]"),
+    str, typer.Option("--policy", help="What to keep, with settings: snapkv, headkv:beta=1.1; auto asks the profile.")
 ]
-ProfilePath = Annotated[Path | None, typer.Option("--profile", help="File with measured head scores, for headkv.")]
+ProfilePath = Annotated[
+    Path | None, typer.Option("--profile", help="File with measured head scores. [default: the model's own]")
+]
+ProfileMix = Annotated[
+    str | None, typer.Option("--profile-mix", help="Kinds of scores to use: retrieval-reasoning=1,reconstruction=1.")
+]
 NCtx = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0 is the model's own.")]
 TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Cache type of K: f16, q8_0, q4_0, ...")]
 TypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Cache type of V.")]
@@ -148,9 +152,10 @@ def _pyheadkv(
 @_known_errors
 def chat(
     model: Model,
-    budget: BudgetText = "25%",
-    policy: PolicyText = None,
+    budget: BudgetText = None,
+    policy: PolicyText = "auto",
     profile: ProfilePath = None,
+    profile_mix: ProfileMix = None,
     ctx_size: NCtx = 0,
     threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
@@ -172,7 +177,7 @@ def chat(
     from pyheadkv.cli.chat import run_chat
 
     run_chat(
-        CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v),
+        CacheOptions(model, budget, policy, profile, profile_mix, ctx_size, cache_type_k, cache_type_v),
         ChatOptions(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
@@ -193,9 +198,10 @@ def chat(
 @_known_errors
 def inspect(
     model: Model,
-    budget: BudgetText = "25%",
-    policy: PolicyText = None,
+    budget: BudgetText = None,
+    policy: PolicyText = "auto",
     profile: ProfilePath = None,
+    profile_mix: ProfileMix = None,
     ctx_size: NCtx = 0,
     cache_type_k: TypeK = "f16",
     cache_type_v: TypeV = "f16",
@@ -205,7 +211,9 @@ def inspect(
     """Say what a model's cache costs, whether it can be compressed, and the plan for a prompt of -c tokens."""
     from pyheadkv.cli.inspect import run_inspect
 
-    run_inspect(CacheOptions(model, budget, policy, profile, ctx_size, cache_type_k, cache_type_v), as_json, png)
+    run_inspect(
+        CacheOptions(model, budget, policy, profile, profile_mix, ctx_size, cache_type_k, cache_type_v), as_json, png
+    )
 
 
 @app.command()
@@ -230,7 +238,7 @@ def export(
     if inspect:
         from pyheadkv.cli.inspect import run_inspect
 
-        run_inspect(CacheOptions(model, budget or "25%", None, profile, 0, "f16", "f16"), as_json=False)
+        run_inspect(CacheOptions(model, budget, "auto", profile, None, 0, "f16", "f16"), as_json=False)
         return
     from pyheadkv.cli.export import run_export
 

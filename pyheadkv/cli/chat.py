@@ -18,10 +18,12 @@ from pyheadkv.cli.app import CacheOptions, ChatOptions
 from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.errors import HeadKVError, ModelError, ProfileError, UsageError
+from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
+from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
-from pyheadkv.profile import read_profile
+from pyheadkv.profile import Profile, parse_mix
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import shape_from_metadata, unsupported_reason
 
@@ -44,12 +46,11 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
     KeyboardInterrupt
         Ctrl-C while nothing is being answered
     """
-    policy, budget = parse_policy(cache.policy_text), Budget.parse(cache.budget)
-    if policy.needs_profile and cache.profile is None:
-        raise ProfileError(f"policy {policy.name} needs a file with measured head scores: --profile FILE")
+    policy = parse_policy(cache.policy)
+    budget = Budget.parse(cache.budget) if cache.budget else None
     prompt = _first_prompt(chat)
     path = resolve_model(cache.model, note)
-    _check_early(path, cache, policy, budget)
+    profile = _check_early(path, cache, policy, budget)
 
     start = time.perf_counter()
     llama = load(
@@ -67,7 +68,13 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
     bar = ReadingBar()
     with HeadKV(
-        llama, policy=policy, budget=budget, profile=cache.profile, on_notice=note, on_progress=bar.update
+        llama,
+        policy=policy,
+        budget=budget,
+        profile=profile,
+        mix=cache.mix,
+        on_notice=note,
+        on_progress=bar.update,
     ) as headkv:
         talk = Talk(headkv, chat, bar)
         if chat.as_json:
@@ -89,19 +96,22 @@ def _first_prompt(chat: ChatOptions) -> str | None:
     return prompt
 
 
-def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget) -> None:
-    """Refuse what the file's keys tell, before its weights are loaded."""
+def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None) -> Profile | None:
+    """Refuse what the file's keys tell, before its weights are loaded; returns the profile, as far as there is one."""
     metadata = read_gguf_metadata(path)
     reason = unsupported_reason(metadata)
     if reason:
         raise ModelError(f"{path} cannot be compressed: {reason}")
     shape = shape_from_metadata(metadata)
     shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
+    profile = find_profile(path, metadata, shape, cache.profile)
+    mixed = profile.with_mix(parse_mix(cache.mix)) if profile and cache.mix is not None else profile
+    if policy.needs_profile and profile is None:
+        raise ProfileError(f"policy {policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate")
+    types = {"type_k": cache.type_k, "type_v": cache.type_v}
     n_ctx = cache.n_ctx or shape.n_ctx_train
-    words = policy.floor_words
-    budget.check(shape, n_ctx, policy.floor_rows, cache.type_k, cache.type_v, floor_words=words)
-    if cache.profile is not None:
-        read_profile(cache.profile, shape)
+    check_budget(shape, policy, choose_budget(budget, mixed), n_ctx, profile=mixed, **types)
+    return profile
 
 
 class Talk:
@@ -138,7 +148,7 @@ class Talk:
             "text": text,
             "n_prompt": stats.n_prompt,
             "n_generated": stats.n_generated,
-            "policy": str(self.headkv.policy),
+            "policy": str((self.headkv.plan or self.headkv).policy),
             **report,
         }
 

@@ -10,17 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from pyheadkv.budget import Budget
 from pyheadkv.cli.app import CacheOptions
 from pyheadkv.cli.render import mib, note
 from pyheadkv.errors import ModelError, ProfileError, UsageError
 from pyheadkv.heatmap import HeatMap
-from pyheadkv.metadata import find_profile
+from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
-from pyheadkv.plan import Plan, make_plan
+from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import parse_policy
-from pyheadkv.profile import Profile, format_mix
+from pyheadkv.profile import Profile, format_mix, parse_mix
 from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
 
 
@@ -80,7 +79,6 @@ def inspect_model(options: CacheOptions) -> Inspection:
     HeadKVError
         the file cannot be read, or the options do not fit it
     """
-    budget = Budget.parse(options.budget)
     path = resolve_model(options.model, note)
     metadata = read_gguf_metadata(path)
     reason = unsupported_reason(metadata)
@@ -102,7 +100,7 @@ def inspect_model(options: CacheOptions) -> Inspection:
     inspection = Inspection(report | _shape_report(shape, options), shape)
     _add_profile(inspection, options, path, metadata)
     if reason is None:
-        _add_plan(inspection, options, budget)
+        _add_plan(inspection, options)
     return inspection
 
 
@@ -116,21 +114,23 @@ def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, meta
             raise
         inspection.report["profile_note"] = str(error)
         return
+    if profile and options.mix is not None:
+        profile = profile.with_mix(parse_mix(options.mix))
     inspection.profile = profile
     inspection.report["profile"] = asdict(profile) if profile else None
 
 
-def _add_plan(inspection: Inspection, options: CacheOptions, budget: Budget) -> None:
+def _add_plan(inspection: Inspection, options: CacheOptions) -> None:
     shape, profile, report = inspection.shape, inspection.profile, inspection.report
     assert shape is not None
-    policy = parse_policy(options.policy or ("headkv" if profile else "snapkv"))
+    policy, budget = parse_policy(options.policy), choose_budget(options.budget, profile)
     report |= {"plan": None, "plan_note": None}
     if policy.needs_profile and profile is None:
         report["plan_note"] = f"policy {policy.name} needs --profile FILE"
         return
     n_prompt = options.n_ctx or shape.n_ctx_train
     types = {"type_k": options.type_k, "type_v": options.type_v}
-    budget.check(shape, n_prompt, policy.floor_rows, **types, floor_words=policy.floor_words)
+    check_budget(shape, policy, budget, n_prompt, profile=profile, **types)
     inspection.plan = make_plan(shape, policy, budget, n_prompt, profile=profile, **types)
     if inspection.plan:
         report["plan"] = _plan_report(inspection.plan)

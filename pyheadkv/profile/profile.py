@@ -88,6 +88,8 @@ class Profile:
     def with_mix(self, mix: Mapping[str, float]) -> Profile:
         """The same profile with other scores in use: the weighted sum of its kinds, summing to 1.
 
+        Settings keep their policies and lose their own mixes.
+
         Parameters
         ----------
         mix
@@ -109,7 +111,8 @@ class Profile:
         )
         total = _total(scores)
         normalised = tuple(tuple(score / total for score in layer) for layer in scores)
-        return replace(self, scores=normalised, mix=dict(mix))
+        settings = tuple(replace(setting, mix={}) for setting in self.settings)
+        return replace(self, scores=normalised, mix=dict(mix), settings=settings)
 
     def setting_for(self, keep_ratio: float) -> Setting | None:
         """The measured choice for keeping this share of the rows; None if nothing was measured."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError, NativeError
+from pyheadkv.roles import HeadRoles
 from pyheadkv.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits
@@ -155,6 +156,18 @@ INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
     "window that was not scored": (
         lambda c: c.native.compress(rows(), Scorer(n_obs=9), 4),
         "n_obs = 9, but 8 tokens were scored",
+    ),
+    "even pooling of a head": (
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1, 2) * 3, (0.5,) * 6, (0.5,) * 6, 1)),
+        "pool_kernels = 2 is not an odd number",
+    ),
+    "even pooling of the vote": (
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4)),
+        "vote_kernel = 4 is not an odd number",
+    ),
+    "share above 1": (
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
+        "heeds holds a value outside 0 to 1",
     ),
     "position in the window": (
         lambda c: c.native.keep(with_head(2, [5, N_PREFIX]), N_OBS),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pyheadkv.roles import HeadRoles
 from pyheadkv.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
 from tests.reference.attention import window_attention
 from tests.reference.llama import forward, round_f16
-from tests.reference.select import fold_heads, pool_positions, select_positions
+from tests.reference.select import fold_heads, heed_vote, pool_positions, select_positions
 from tests.tiny import Tiny, make_weights, write_tiny
 
 N_POS = 210
@@ -141,6 +144,38 @@ def test_kept_positions_are_sinks_and_best_scores(
     stats = context.native.stats()
     assert (stats.n_pos, stats.n_pos_prefix, stats.n_cells_used) == (N_POS, N_POS - how.n_obs, how.n_obs)
     assert stats.n_rows_prefix + stats.n_rows_tail == sum(wanted)
+
+
+ROLES = {
+    "own kernels": HeadRoles((1, 3, 21, 5, 7, 1, 9), (1.0,) * 7, (0.0,) * 7, 1),
+    "all heed": HeadRoles((7,) * 7, (0.1, 0.2, 0.0, 0.3, 0.1, 0.2, 0.1), (0.5,) * 7, 7),
+    "some heed": HeadRoles(
+        (1, 1, 21, 21, 1, 21, 1), (3.0, 0.0, 1.0, 5.0, 0.0, 2.0, 0.5), (0, 0, 0.25, 0.5, 0, 1, 0), 21
+    ),
+    "nobody's vote": HeadRoles((3,) * 7, (0.0,) * 7, (0.5,) * 7, 3),
+}
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("roles", ROLES)
+@pytest.mark.parametrize("scorer", ["plain", "max-fold", "avg-pool"])
+def test_heads_heed_the_vote(open_context: MakeContext, scorer: str, roles: str, n_threads: int) -> None:
+    tiny, tokens, n_sink, who = SHAPES["unequal"], make_tokens(N_POS, 64), 4, ROLES[roles]
+    how = SCORERS[scorer]
+    context = open_context(tiny)
+    context.arm_and_decode(tokens, how.n_obs)
+    raw = [context.native.score_read(i, replace(how, pool_kernel=1)).astype(float) for i in range(tiny.n_layer)]
+    weights = np.array(who.voters) if any(who.voters) else np.full(7, 1e-30)  # no votes weigh nothing
+    heeds = np.array(who.heeds) if any(who.voters) else np.zeros(7)
+    scores = heed_vote(raw, weights, heeds, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
+    wanted = [30, 50, 25, 60, 100, 210, 77]
+    context.native.compress(np.array(wanted), how, n_sink, n_threads, who)
+    rows_of = iter(wanted)
+    for il, layer in enumerate(context.kept()):
+        for ih, kept in enumerate(layer):
+            n_prefix = next(rows_of) - how.n_obs
+            expected = select_positions(scores[il][ih], n_sink, n_prefix)
+            np.testing.assert_array_equal(kept, expected, err_msg=f"layer {il} head {ih}")
 
 
 def test_compressed_by_scores_is_kept_by_positions(open_context: MakeContext) -> None:

@@ -130,7 +130,7 @@ def test_changed_conversation_answers_as_if_new(tiny: Path, llama: Any) -> None:
     changed = prompt_of(N_PROMPT)
     changed[100] = (changed[100] + 1) % TINY.n_vocab
     again = answer(llama, changed)
-    assert len(notices) == 1 and headkv.stats().n_read == N_PROMPT
+    assert len(notices) == 2 and headkv.stats().n_read == N_PROMPT
     other = load(tiny, n_threads=1)
     HeadKV(other)
     assert answer(other, changed) == again

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from pyheadkv import session
 from pyheadkv._abi import STATUS_WRONG_STATE
 from pyheadkv.errors import NativeError
 from pyheadkv.native import Stats
@@ -79,7 +81,7 @@ class FakeNative:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
         self.memory.armed = self.memory.window_left = n_obs
 
-    def compress(self, rows: np.ndarray, scorer: object, n_sink: int, n_threads: int) -> None:
+    def compress(self, rows: np.ndarray, scorer: object, n_sink: int, n_threads: int, roles: object) -> None:
         memory = self.memory
         memory.call("compress")
         if not memory.armed or memory.window_left:
@@ -115,6 +117,7 @@ class FakeLlama:
     """The parts of llama_cpp.Llama 0.3.36 that a session touches."""
 
     def __init__(self, n_ctx: int = 4096, n_batch: int = 64) -> None:
+        self.model_path = "fake.gguf"
         self.memory = FakeMemory()
         self.n_batch = n_batch
         self.n_threads_batch = 2
@@ -182,3 +185,10 @@ class FakeLlama:
 
     def load_state(self, state: SimpleNamespace) -> None:
         self.n_tokens = state.n_tokens
+
+
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that finds a fake native side and a model file without keys and profile."""
+    monkeypatch.setattr(session, "Native", FakeNative)
+    monkeypatch.setattr(session, "read_gguf_metadata", lambda path: {})
+    monkeypatch.setattr(session, "find_profile", lambda path, metadata, shape, file: None)

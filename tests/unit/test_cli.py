@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pyheadkv import lookup
 from pyheadkv.cli import chat, inspect
 from pyheadkv.cli.app import CacheOptions, ChatOptions, app
 from pyheadkv.errors import NativeError
@@ -37,6 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     Path("model.gguf").write_bytes(b"GGUF")
     for module in (chat, inspect):
         monkeypatch.setattr(module, "read_gguf_metadata", lambda _: METADATA)
+    monkeypatch.setattr(lookup, "fingerprint", lambda _: "llama:another:model:here")
     return lambda *arguments, stdin="": CliRunner().invoke(app, arguments, input=stdin)
 
 
@@ -59,7 +61,7 @@ def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOpt
         " --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
     )
     cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
-    assert cache == CacheOptions("m.gguf", "1.5%", "headkv:beta=1.1", Path("heads.json"), 4096, "q8_0", "q4_0")
+    assert cache == CacheOptions("m.gguf", "1.5%", "headkv:beta=1.1", Path("heads.json"), None, 4096, "q8_0", "q4_0")
     assert options == ChatOptions(
         n_threads=3,
         n_gpu_layers=99,
@@ -77,9 +79,8 @@ def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOpt
 
 def test_defaults(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
     cache, options = parsed("m.gguf", "-p", "-", "-n", "-1", "-ngl", "-1")
-    assert (cache.budget, cache.policy_text, cache.n_ctx, cache.type_k) == ("25%", "snapkv", 0, "f16")
+    assert (cache.budget, cache.policy, cache.n_ctx, cache.type_k) == (None, "auto", 0, "f16")
     assert (options.prompt, options.n_predict, options.n_gpu_layers, options.seed) == ("-", -1, -1, None)
-    assert parsed("m.gguf", "--profile", "heads.json")[0].policy_text == "headkv"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
         (["model.gguf", "--budget", "0"], "budget 0 must be above 0"),
         (["model.gguf", "--budget", "101%"], "budget 101% is above 100%"),
         (["model.gguf", "--budget", "8"], "budget 8 is below the floor of 20 rows per KV head (4 sinks + 16 observed)"),
-        (["model.gguf", "--policy", "nope"], "unknown policy 'nope', known are snapkv, headkv"),
+        (["model.gguf", "--policy", "nope"], "unknown policy 'nope', known are auto, snapkv, headkv"),
         (["model.gguf", "--policy", "headkv"], "--profile FILE"),
         (["model.gguf", "--profile", "no.json"], "profile no.json: cannot be read"),
         (["model.gguf", "-ctk", "q9"], "unknown cache type 'q9'"),

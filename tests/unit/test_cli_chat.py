@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from pyheadkv import session
 from pyheadkv.cli.app import ChatOptions
 from pyheadkv.cli.chat import Talk
 from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
 from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.errors import UsageError
 from pyheadkv.session import HeadKV
-from tests.unit.fake_llama import FakeLlama, FakeNative
+from tests.unit.fake_llama import FakeLlama, without_library
 
 OPTIONS = ChatOptions(None, 0, None, (), None, False, 3, 0.0, None, False, False)
 
@@ -57,7 +56,7 @@ class ChatLlama(FakeLlama):
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
-    monkeypatch.setattr(session, "Native", FakeNative)
+    without_library(monkeypatch)
     with HeadKV(ChatLlama(n_ctx=1000)) as headkv:
         yield Talk(headkv, OPTIONS, ReadingBar())
 
@@ -164,7 +163,7 @@ def test_full_context_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) ->
 def test_without_a_template_text_is_continued(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(session, "Native", FakeNative)
+    without_library(monkeypatch)
     llama = ChatLlama()
     del llama.metadata["tokenizer.chat_template"]
     talk = Talk(HeadKV(llama), OPTIONS, ReadingBar())
@@ -190,7 +189,7 @@ def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_system_prompt_survives_clear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Native", FakeNative)
+    without_library(monkeypatch)
     conversation = Conversation(HeadKV(ChatLlama()), "be brief", Sampling(max_tokens=2))
     list(conversation.answer("hi"))
     conversation.clear()

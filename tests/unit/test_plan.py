@@ -107,7 +107,7 @@ def test_an_absolute_budget_below_the_floor(request_: str) -> None:
 
 
 def test_profiles_are_needed_and_must_fit() -> None:
-    with pytest.raises(ProfileError, match="policy headkv needs a profile file"):
+    with pytest.raises(ProfileError, match="policy headkv needs a profile"):
         make_plan(SMOLLM2, HEADKV, Budget.parse("10%"), 1000)
     with pytest.raises(ProfileError, match=r"skewed\.json has 7 KV heads in 3 layers, this model has 90 in 30"):
         make_plan(SMOLLM2, HEADKV, Budget.parse("10%"), 1000, profile=SKEWED)

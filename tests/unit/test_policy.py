@@ -28,13 +28,17 @@ def test_presets() -> None:
     assert snapkv.scorer == Scorer("snapkv", n_obs=16, pool_kernel=7, pool="max", fold="mean")
     headkv = Policy.preset("headkv")
     assert (headkv.allocator, headkv.n_sink, headkv.needs_profile) == ("headkv", 4, True)
-    assert headkv.scorer == Scorer("snapkv", n_obs=16, pool_kernel=7, pool="max", fold="max")
+    assert headkv.scorer == Scorer(
+        "snapkv", n_obs=16, pool_kernel=1, fold="max", reduce="max", retrieval_share=0.15, retrieval_kernel=21, vote=0.5
+    )
     assert (snapkv.floor_rows, snapkv.floor_words) == (20, "4 sinks + 16 observed")
 
 
 def test_overrides() -> None:
-    policy = parse_policy(" headkv : beta=1.1, n_obs=32, pool=13, fold=mean, n_sink=8 ")
-    assert policy == Policy("headkv", "headkv", Scorer("snapkv", 32, 13, "max", "mean"), 8, {"beta": 1.1})
+    policy = parse_policy(" headkv : beta=1.1, n_obs=32, pool=13, fold=mean, n_sink=8, vote=0, retrieval_share=1 ")
+    scorer = Scorer("snapkv", 32, 13, "max", "mean", "max", retrieval_share=1, vote=0)
+    assert policy == Policy("headkv", "headkv", scorer, 8, {"beta": 1.1})
+    assert parse_policy("snapkv:retrieval_share=0.1").needs_profile
     assert parse_policy("snapkv:pool=avg,pool_kernel=5").scorer == Scorer("snapkv", 16, 5, "avg", "mean")
     assert parse_policy("snapkv") == Policy.preset("snapkv")
 
@@ -42,16 +46,21 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "unknown policy '', known are snapkv, headkv"),
-        ("h2o", "unknown policy 'h2o', known are snapkv, headkv"),
+        ("", "unknown policy '', known are auto, snapkv, headkv"),
+        ("h2o", "unknown policy 'h2o', known are auto, snapkv, headkv"),
         ("snapkv:", "policy setting '' cannot be read, expected key=value"),
         ("snapkv:n_obs", "policy setting 'n_obs' cannot be read, expected key=value"),
         ("snapkv:n_obs=", "policy setting 'n_obs=' cannot be read"),
         ("snapkv:n_obs=8,", "policy setting '' cannot be read"),
         ("snapkv:n_obs=8,n_obs=9", "policy setting n_obs is given twice, 8 and 9"),
         ("snapkv:pool=5,pool_kernel=7", "policy setting pool_kernel is given twice, 5 and 7"),
-        ("snapkv:beta=1.2", "policy snapkv has no setting 'beta', it has n_sink, n_obs, pool_kernel, pool, fold"),
-        ("headkv:gamma=1", "policy headkv has no setting 'gamma', it has n_sink, n_obs, pool_kernel, pool, fold, beta"),
+        ("snapkv:beta=1.2", "policy snapkv has no setting 'beta', it has n_sink, n_obs, pool_kernel, "),
+        ("headkv:gamma=1", "policy headkv has no setting 'gamma', it has n_sink, n_obs, pool_kernel, "),
+        ("snapkv:retrieval_kernel=4", "retrieval_kernel is 4, expected an odd number from 1 to 255"),
+        ("snapkv:retrieval_share=1.5", "retrieval_share is 1.5, expected 0 to 1"),
+        ("snapkv:vote=nan", "vote is nan, expected 0 to 1"),
+        ("snapkv:reduce=sum", "reduce is 'sum', expected mean or max"),
+        ("auto:n_obs=8", "policy auto takes its settings from the profile: name another one to set 'n_obs=8'"),
         ("snapkv:n_obs=0", "n_obs is 0, expected 1 to 512"),
         ("snapkv:n_obs=513", "n_obs is 513, expected 1 to 512"),
         ("snapkv:n_obs=1.5", "n_obs is '1.5', expected a whole number"),
@@ -112,7 +121,8 @@ def test_text_names_only_what_differs() -> None:
 
 def test_own_policies(presets: None) -> None:
     mine = Policy("wide", "uniform", Scorer(n_obs=64), n_sink=0)
-    assert str(mine) == "wide:n_sink=0,n_obs=64,pool_kernel=7,pool=max,fold=mean"
+    scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=21,vote=0.0"
+    assert str(mine) == f"wide:n_sink=0,{scorer}"
     register_policy(mine)
     assert "wide" in policy_names()
     assert parse_policy("wide") is mine

@@ -9,20 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyheadkv import session
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.errors import BudgetError, ModelError, NativeError, ProfileError, UsageError
 from pyheadkv.profile import Profile
 from pyheadkv.session import HeadKV
-from tests.unit.fake_llama import N_HEADS, FakeLlama, FakeNative
+from tests.unit.fake_llama import N_HEADS, FakeLlama, without_library
 
 Make = Callable[..., HeadKV]
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.setattr(session, "Native", FakeNative)
-    return lambda llama=None, **options: HeadKV(llama or FakeLlama(), **options)
+    without_library(monkeypatch)
+    return lambda llama=None, **options: HeadKV(llama or FakeLlama(), **({"policy": "snapkv"} | options))
 
 
 def answer(headkv: HeadKV, prompt: list[int], n: int = 3) -> list[int]:
@@ -277,7 +276,7 @@ def test_close_gives_the_llama_back(make: Make) -> None:
 def test_settings_that_cannot_work_are_refused_at_once(make: Make) -> None:
     with pytest.raises(BudgetError, match="floor of 20 rows"):
         make(budget="8")
-    with pytest.raises(ProfileError, match="needs a profile file"):
+    with pytest.raises(ProfileError, match="needs a profile"):
         make(policy="headkv")
     with pytest.raises(ProfileError, match="3 KV heads in 1 layers"):
         make(policy="headkv", profile=Profile(((0.5, 0.3, 0.2),), "test"))
@@ -304,7 +303,7 @@ def test_decode_failure_names_the_position(make: Make) -> None:
 def test_any_chat_keeps_cache_and_conversation_together(turns: list[tuple[int, int, int]]) -> None:
     """Each turn goes back to some position, adds new tokens there and generates."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "Native", FakeNative)
+        without_library(patch)
         headkv = HeadKV(FakeLlama())
         tokens: list[int] = []
         for turn, (keep, n_new, n_generated) in enumerate(turns):

@@ -1,0 +1,97 @@
+"""`auto`: what was measured for the budget, and what stands in for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pyheadkv.budget import Budget
+from pyheadkv.errors import BudgetError, ProfileError
+from pyheadkv.plan import check_budget, choose_budget, make_plan
+from pyheadkv.policy import Policy, parse_policy, settle
+from pyheadkv.profile import Profile, Setting
+from pyheadkv.shape import LayerShape, ModelShape
+
+SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 1, 64, 64)))
+AUTO = Policy.preset("auto")
+KINDS = {"retrieval": ((1.0, 0.0), (0.0,)), "reconstruction": ((0.2, 0.2), (0.6,))}
+PLAIN = Profile(((0.5, 0.2), (0.3,)), "test", kinds=KINDS)
+MEASURED = replace(
+    PLAIN,
+    settings=(
+        Setting(0.05, "headkv:beta=1.1,n_obs=8,n_sink=2", {"retrieval": 1.0}),
+        Setting(1.0, "snapkv:n_obs=32"),
+    ),
+)
+
+
+def test_without_a_profile_it_is_snapkv() -> None:
+    assert settle(AUTO, None, 0.1) == (Policy.preset("snapkv"), None)
+
+
+def test_other_policies_stay_as_they_are() -> None:
+    for policy in (Policy.preset("snapkv"), parse_policy("headkv:beta=3")):
+        assert settle(policy, MEASURED, 0.01) == (policy, MEASURED)
+
+
+def test_measured_choice_for_the_budget() -> None:
+    policy, profile = settle(AUTO, MEASURED, 0.05)
+    assert policy == parse_policy("headkv:beta=1.1,n_obs=8,n_sink=2")
+    assert profile is not None and profile.scores == KINDS["retrieval"]
+    policy, profile = settle(AUTO, MEASURED, 0.0501)
+    assert policy == parse_policy("snapkv:n_obs=32")
+    assert profile == MEASURED
+
+
+def test_a_mix_of_the_users_stays() -> None:
+    mine = MEASURED.with_mix({"reconstruction": 1})
+    policy, profile = settle(AUTO, mine, 0.01)
+    assert policy == parse_policy("headkv:beta=1.1,n_obs=8,n_sink=2")
+    assert profile is not None and profile.scores == mine.scores != MEASURED.scores
+
+
+def test_profile_without_choices_is_headkv_with_its_own_numbers() -> None:
+    assert settle(AUTO, PLAIN, 0.1) == (Policy.preset("headkv"), PLAIN)
+    policy, _ = settle(AUTO, replace(PLAIN, n_sink=1, n_obs=24, pool_kernel=9), 0.1)
+    assert (policy.n_sink, policy.scorer.n_obs, policy.scorer.pool_kernel) == (1, 24, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("square", "headkv.settings for budgets up to 100%: unknown policy 'square'"),
+        ("headkv:beta=0", "headkv.settings for budgets up to 100%: beta is 0"),
+        ("auto", "headkv.settings for budgets up to 100% is auto again"),
+    ],
+)
+def test_choice_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        settle(AUTO, replace(PLAIN, settings=(Setting(1.0, text),)), 0.1)
+
+
+def test_plan_follows_the_choice() -> None:
+    plan = make_plan(SHAPE, AUTO, Budget.parse("5%"), 2000, profile=MEASURED)
+    assert plan is not None
+    assert (plan.policy.name, plan.policy.n_obs, plan.policy.n_sink) == ("headkv", 8, 2)
+    assert plan.rows[0][0] > plan.rows[0][1] == plan.rows[1][0]  # all of the score is the first head's
+    wide = make_plan(SHAPE, AUTO, Budget.parse("50%"), 2000, profile=MEASURED)
+    assert wide is not None and (wide.policy.name, wide.policy.n_obs) == ("snapkv", 32)
+    assert wide.roles is None
+    # rows per head become a share of this prompt
+    few = make_plan(SHAPE, AUTO, Budget.parse("40"), 2000, profile=MEASURED)
+    assert few is not None and few.policy.name == "headkv"
+
+
+def test_floor_is_that_of_the_choice() -> None:
+    check_budget(SHAPE, AUTO, Budget.parse("10"), 2000, profile=MEASURED)
+    with pytest.raises(BudgetError, match=r"budget 10 is below the floor of 20 rows per KV head \(4 sinks"):
+        check_budget(SHAPE, AUTO, Budget.parse("10"), 2000)
+
+
+def test_budget_of_user_then_profile_then_default() -> None:
+    assert choose_budget(None, None) == Budget.parse("25%")
+    assert choose_budget(None, PLAIN) == Budget.parse("25%")
+    assert choose_budget(None, replace(PLAIN, keep_ratio=0.015)) == Budget.parse("1.5%")
+    assert choose_budget("512", replace(PLAIN, keep_ratio=0.015)) == Budget.parse("512")
+    assert choose_budget(Budget.parse("full"), None) == Budget.parse("full")
