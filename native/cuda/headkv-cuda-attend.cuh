@@ -56,7 +56,7 @@ struct attend {
 
     struct shared_memory {
         union {
-            uint32_t q[N_Q16][K_STEPS][WARP][4];             // queries, as the lanes' operands
+            alignas(16) uint32_t q[N_Q16][K_STEPS][WARP][4]; // queries, as the lanes' operands
             float    acc[N_SPLIT > 1 ? N_Q16 : 1][COLUMNS][4][N_SPLIT > 1 ? WARP : 1]; // while warps add up
         };
         float top[N_Q16][N_SPLIT][16];
