@@ -1,0 +1,35 @@
+"""Measure what a compressed cache is worth: needles, documents with questions, and prose, against the full cache.
+
+    runner = Runner(llama, shape)
+    cases = make_cases("single", 20, 2048, seed=0, prose=Prose(), sizes=runner.sizes)
+    records = run_sweep(runner, Sweep(run, cases, contenders, budgets, "in"), Results(path))
+
+`cases` and `tasks` are what is asked, `metrics` what it is worth, `engine` and `runner` measure one case, `sweep` many
+of them, `results` keeps what is done, `report` and `plots` show it, and `choose` picks the settings of a profile.
+"""
+
+from __future__ import annotations
+
+from pyheadkv.evaluate.cases import Case, read_cases, write_cases
+from pyheadkv.evaluate.results import Cell, Results, cells
+from pyheadkv.evaluate.runner import Contender, Outcome, Runner
+from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
+from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
+
+__all__ = [
+    "Case",
+    "Cell",
+    "Contender",
+    "Outcome",
+    "Prose",
+    "Results",
+    "Runner",
+    "Sweep",
+    "cells",
+    "make_cases",
+    "parse_tasks",
+    "read_cases",
+    "run_mark",
+    "run_sweep",
+    "write_cases",
+]

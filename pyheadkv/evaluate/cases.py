@@ -1,0 +1,190 @@
+"""A case: a long text, a question about it, and what the answer should be; JSON lines hold many.
+
+    {"id": "single_2048_0", "task": "single", "kind": "serial", "context": "...", "question": "...",
+     "prompt": "... the context ... the question", "answer_prefix": "The serial number is", "answers": ["4819230"],
+     "metric": "all_substr", "max_new_tokens": 24, "bucket": "2k", "length_tokens": 2010, "depths": [0.4]}
+
+Files with more fields load as they are. Without ``prompt`` the message is the context, an empty line and the question.
+A case with the metric "kl" has no question: its context is `length_tokens` tokens of prose and at least
+`max_new_tokens` more, over which the model's predictions are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyheadkv.errors import EvaluationError
+from pyheadkv.evaluate.metrics import METRICS
+
+KL = "kl"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to ask.
+
+    Parameters
+    ----------
+    id
+        unlike all others
+    task
+        cases of one task are averaged
+    kind
+        of the sentences in which the answers stand
+    context
+        the long text
+    question
+        after it
+    answers
+        strings to compare with, by `metric`
+    metric
+        one of `pyheadkv.evaluate.metrics.METRICS`, or "kl"
+    max_new_tokens
+        the answer is cut there
+    answer_prefix
+        how the answer begins, put into the model's mouth
+    prompt
+        the whole message; "" for context and question with an empty line between them
+    n_tokens
+        length, as known to whoever made it
+    bucket
+        name of the length under which cases are averaged
+    first_line
+        only the first line of the answer counts
+    depths
+        where the answers stand in the context, 0 to 1
+    """
+
+    id: str
+    task: str
+    kind: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    metric: str
+    max_new_tokens: int
+    answer_prefix: str = ""
+    prompt: str = ""
+    n_tokens: int = 0
+    bucket: str = ""
+    first_line: bool = False
+    depths: tuple[float, ...] = ()
+
+    @property
+    def length(self) -> str:
+        """The length that figures are given for."""
+        return self.bucket or str(self.n_tokens)
+
+    @property
+    def message(self) -> str:
+        """What the user sends."""
+        return self.prompt or f"{self.context}\n\n{self.question}"
+
+    def document(self) -> str:
+        """The message up to the end of the context: all that is there before the question is known.
+
+        Raises
+        ------
+        EvaluationError
+            the prompt does not hold the context
+        """
+        at = self.message.rfind(self.context) if self.context else -1
+        if at < 0:
+            raise EvaluationError(
+                f"case {self.id} cannot be asked after its text: its prompt does not hold its context"
+            )
+        return self.message[: at + len(self.context)]
+
+
+def read_cases(path: str | Path) -> list[Case]:
+    """Read cases from JSON lines.
+
+    Raises
+    ------
+    EvaluationError
+        naming the file, the line, and what is missing or wrong
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise EvaluationError(f"{path} cannot be read: {reason}") from None
+    cases: dict[str, Case] = {}
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            case = _from_json(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise EvaluationError(f"{path}, line {n}: {' '.join(str(error).split())[:160]}") from None
+        if case.id in cases:
+            raise EvaluationError(f"{path}, line {n}: id {case.id[:80]!r} is there twice")
+        cases[case.id] = case
+    if not cases:
+        raise EvaluationError(f"{path} has no cases")
+    return list(cases.values())
+
+
+def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
+    """Write cases as JSON lines; `read_cases` gives them back.
+
+    Raises
+    ------
+    EvaluationError
+        the file cannot be written
+    """
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(_to_json(case), ensure_ascii=False) + "\n" for case in cases)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _to_json(case: Case) -> dict[str, object]:
+    row: dict[str, object] = asdict(case)
+    row["length_tokens"] = row.pop("n_tokens")
+    return row
+
+
+def _from_json(row: Any) -> Case:
+    """ValueError says what is wrong."""
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    task = _get(row, "task", str)
+    answers = _get(row, "answers", list)
+    metric = _get(row, "metric", str)
+    if metric != KL and metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}, known are {', '.join([*METRICS, KL])}")
+    if not all(isinstance(answer, str) and answer for answer in answers) or not (answers or metric == KL):
+        raise ValueError("answers must be strings, at least one")
+    n_new = _get(row, "max_new_tokens", int)
+    if n_new < 1:
+        raise ValueError(f"max_new_tokens is {n_new}, expected at least 1")
+    return Case(
+        id=_get(row, "id", str),
+        task=task,
+        kind=_get(row, "kind", str, task),
+        context=_get(row, "context", str),
+        question=_get(row, "question", str, ""),
+        answers=tuple(answers),
+        metric=metric,
+        max_new_tokens=n_new,
+        answer_prefix=_get(row, "answer_prefix", str, ""),
+        prompt=_get(row, "prompt", str, ""),
+        n_tokens=_get(row, "length_tokens", int, 0),
+        bucket=_get(row, "bucket", str, ""),
+        first_line=bool(row.get("first_line")),
+        depths=tuple(float(depth) for depth in _get(row, "depths", list, [])),
+    )
+
+
+def _get(row: Mapping[str, Any], key: str, kind: type, default: object = None) -> Any:
+    value = row.get(key, default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "missing" if value is None else repr(value)[:80]
+        raise ValueError(f"{key} is {found}, expected {kind.__name__}")
+    return value

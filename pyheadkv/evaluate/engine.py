@@ -1,0 +1,103 @@
+"""A model whose cache can be kept aside, put back, and compressed by any plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pyheadkv._abi import STATUS_COMPUTE
+from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.native import Native
+from pyheadkv.plan import Plan
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A whole cache, aside: the tokens that were read, and the rows as llama.cpp writes them, uint8."""
+
+    tokens: list[int]
+    rows: npt.NDArray[np.uint8]
+
+
+class Engine:
+    """Reads tokens on the Llama of the caller, whose conversation is lost.
+
+    Parameters
+    ----------
+    llama
+        with flash attention, best made by `pyheadkv.load`
+
+    Raises
+    ------
+    ModelError
+        the model's cache cannot be compressed
+    UsageError
+        a HeadKV is on this Llama
+    """
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        if "eval" in vars(llama):
+            raise UsageError("this Llama has a HeadKV: close that one before evaluating")
+        self.llama = llama
+        self.native = Native(llama)
+
+    def forget(self) -> None:
+        """Empty the cache and give its memory back."""
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
+        self.native.score_arm(0)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Have exactly these tokens in a whole cache."""
+        self.forget()
+        self.native.reserve(len(tokens))
+        self.go_on(tokens)
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """Read tokens after those that are there."""
+        try:
+            if tokens:
+                self.llama.eval(tokens)
+        except RuntimeError as error:
+            raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
+        return np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
+
+    def keep_aside(self) -> Kept:
+        """A copy of the cache, which must be whole."""
+        tokens: list[int] = self.llama.input_ids[: self.llama.n_tokens].tolist()
+        return Kept(tokens, self.native.state_save())
+
+    def put_back(self, kept: Kept, n_tokens: int) -> None:
+        """Have the first tokens of a copy in a whole cache; there are no logits until a token is read."""
+        self.forget()
+        self.native.reserve(len(kept.tokens))
+        self.native.state_restore(kept.rows)
+        self.llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
+        self.llama.input_ids[:n_tokens] = kept.tokens[:n_tokens]
+        self.llama.n_tokens = n_tokens
+
+    def compress(self, kept: Kept, plan: Plan) -> None:
+        """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt."""
+        scorer = plan.policy.scorer
+        n_before = len(kept.tokens) - scorer.n_obs
+        self.put_back(kept, n_before)
+        self.native.score_arm(scorer.n_obs, scorer.reduce)
+        self.go_on(kept.tokens[n_before:])
+        n_threads = int(self.llama.n_threads_batch)
+        self.native.compress(plan.flat_rows(), scorer, plan.policy.n_sink, n_threads, plan.roles)
+
+    def compress_to(self, kept: Kept, positions: Sequence[npt.ArrayLike], n_obs: int) -> None:
+        """Put a copy back and keep the given positions of each KV head, as `Native.keep` takes them."""
+        self.put_back(kept, len(kept.tokens) - 1)
+        self.go_on(kept.tokens[-1:])
+        self.native.keep(positions, n_obs)

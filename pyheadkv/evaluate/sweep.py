@@ -1,0 +1,130 @@
+"""Cases x policies x budgets, measured one after the other; what is there already is not measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyheadkv.budget import Budget
+from pyheadkv.evaluate.cases import Case
+from pyheadkv.evaluate.results import FULL, Record, Results, key_of
+from pyheadkv.evaluate.runner import Contender, Outcome, Runner
+
+MEASURE_COST = 0.3  # of one measurement, in times that its prompt takes to read; only the time left depends on it
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be measured.
+
+    Parameters
+    ----------
+    run
+        `run_mark` of model and settings
+    cases
+        what is asked
+    contenders, budgets
+        each of the one with each of the other
+    question
+        "in" or "after"
+    """
+
+    run: str
+    cases: Sequence[Case]
+    contenders: Sequence[Contender]
+    budgets: Sequence[Budget]
+    question: str
+
+    def records(self, results: Results) -> list[Record]:
+        """Those of this sweep that are there, case by case."""
+        return [found for case in self.cases for key in self._keys(case) if (found := results.records.get(key))]
+
+    def missing(self, case: Case, results: Results) -> list[tuple[Contender, Budget]]:
+        """What is still to be measured with a case, the whole cache apart."""
+        return [
+            (contender, budget)
+            for contender in self.contenders
+            for budget in self.budgets
+            if self._key(case, contender.name, budget.request) not in results.records
+        ]
+
+    def is_done(self, case: Case, results: Results) -> bool:
+        """Whether all of a case is measured."""
+        return all(key in results.records for key in self._keys(case))
+
+    def _keys(self, case: Case) -> list[tuple[str, ...]]:
+        pairs = [(contender.name, budget.request) for contender in self.contenders for budget in self.budgets]
+        return [self._key(case, policy, budget) for policy, budget in [(FULL, FULL), *pairs]]
+
+    def _key(self, case: Case, policy: str, budget: str) -> tuple[str, ...]:
+        return key_of(self._head(case, policy, budget))
+
+    def _head(self, case: Case, policy: str, budget: str) -> Record:
+        return {"run": self.run, "question": self.question, "case": case.id, "policy": policy, "budget": budget}
+
+    def record(self, case: Case, policy: str, budget: str, outcome: Outcome) -> Record:
+        """A line of the results."""
+        values = asdict(outcome)
+        values["settled"] = values.pop("policy")  # what "auto" came to
+        about = {"task": case.task, "kind": case.kind, "length": case.length}
+        depth = {"depth": case.depths[0]} if case.depths else {}
+        return self._head(case, policy, budget) | about | depth | values | {"seconds": round(outcome.seconds, 2)}
+
+
+def run_sweep(runner: Runner, sweep: Sweep, results: Results, on_progress: Progress | None = None) -> list[Record]:
+    """Measure what is not measured yet.
+
+    Parameters
+    ----------
+    on_progress
+        called with (cost done, cost of all, what comes next); costs are about proportional to time
+
+    Returns
+    -------
+    the records of this sweep, those that were there included
+    """
+    todo = [case for case in sweep.cases if not sweep.is_done(case, results)]
+    costs = [case.n_tokens * (1 + MEASURE_COST * len(sweep.missing(case, results))) for case in todo]
+    meter = _Meter(on_progress, sum(costs))
+    try:
+        for case in todo:
+            meter.show(f"{case.task}, {case.length}: reading")
+            reading = runner.read(case, sweep.question)
+            results.add(sweep.record(case, FULL, FULL, reading.full))
+            meter.advance(case.n_tokens)
+            for contender, budget in sweep.missing(case, results):
+                meter.show(f"{case.task}, {case.length}: {contender.name} {budget.request}")
+                outcome = runner.measure(reading, contender, budget)
+                results.add(sweep.record(case, contender.name, budget.request, outcome))
+                meter.advance(MEASURE_COST * case.n_tokens)
+    finally:
+        runner.close()
+    meter.show("done")
+    return sweep.records(results)
+
+
+def run_mark(fingerprint: str, **settings: Any) -> str:
+    """A short name for everything beside case, policy and budget that figures depend on."""
+    text = json.dumps({"fingerprint": fingerprint, **settings}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class _Meter:
+    """Counts costs, in tokens read, for a progress bar."""
+
+    def __init__(self, on_progress: Progress | None, total: float) -> None:
+        self._call = on_progress
+        self._total = total
+        self._done = 0.0
+
+    def advance(self, cost: float) -> None:
+        self._done += cost
+
+    def show(self, what: str) -> None:
+        if self._call:
+            self._call(round(self._done), round(self._total), what)
