@@ -123,7 +123,7 @@ _PRESETS: dict[str, Policy] = {
         Policy(AUTO, "uniform", Scorer(fold="mean")),
         Policy("snapkv", "uniform", Scorer(fold="mean")),
         # a KV head matters mostly because of one of its query heads, and of one query: those speak for the rest
-        Policy("headkv", "headkv", Scorer(fold="max", reduce="max", pool_kernel=1, retrieval_share=0.15, vote=0.5)),
+        Policy("headkv", "headkv", Scorer(fold="max", reduce="max", pool_kernel=1, retrieval_share=0.2, vote=0.5)),
     )
 }
 

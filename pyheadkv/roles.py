@@ -5,7 +5,7 @@ https://arxiv.org/abs/2404.15574; DuoAttention, https://arxiv.org/abs/2410.10819
 so their scores are pooled over many positions; the other heads attend to single positions, and pooling only costs
 them rows. At the end of a question only some retrieval heads look at the answer already, so they share what they
 found: each heeds the vote of all heads, weighted by measured retrieval scores. On the demo model this is the difference
-between 57 % and 87 % of needles at 1.5 % of the rows.
+between 57 % and 96 % of needles at 1.5 % of the rows (23 cases).
 """
 
 from __future__ import annotations

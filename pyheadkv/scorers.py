@@ -59,7 +59,7 @@ class Scorer:
     fold: str = "mean"
     reduce: str = "mean"
     retrieval_share: float = 0.0
-    retrieval_kernel: int = 21
+    retrieval_kernel: int = 17
     vote: float = 0.0
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def test_presets() -> None:
     headkv = Policy.preset("headkv")
     assert (headkv.allocator, headkv.n_sink, headkv.needs_profile) == ("headkv", 4, True)
     assert headkv.scorer == Scorer(
-        "snapkv", n_obs=16, pool_kernel=1, fold="max", reduce="max", retrieval_share=0.15, retrieval_kernel=21, vote=0.5
+        "snapkv", n_obs=16, pool_kernel=1, fold="max", reduce="max", retrieval_share=0.2, retrieval_kernel=17, vote=0.5
     )
     assert (snapkv.floor_rows, snapkv.floor_words) == (20, "4 sinks + 16 observed")
 
@@ -121,7 +121,7 @@ def test_text_names_only_what_differs() -> None:
 
 def test_own_policies(presets: None) -> None:
     mine = Policy("wide", "uniform", Scorer(n_obs=64), n_sink=0)
-    scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=21,vote=0.0"
+    scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=17,vote=0.0"
     assert str(mine) == f"wide:n_sink=0,{scorer}"
     register_policy(mine)
     assert "wide" in policy_names()
