@@ -6,12 +6,13 @@ together; the session hands the result to the native side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.allocators import AllocRequest, get_allocator
+from pyheadkv.allocators import Allocator, AllocRequest, get_allocator
 from pyheadkv.budget import Budget, rows_to_bytes
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
 from pyheadkv.policy import Policy, settle
@@ -45,6 +46,10 @@ class Plan:
         the same rows in bytes, in the cache types in use
     roles
         how each KV head's positions are rated, where heads differ
+    complete
+        for allocators that look at the prompt: makes the real plan of the scores of its positions, for
+        each layer f32 [n_head_kv, n_prompt - n_obs]; `rows` are equal rows until then. None: the rows
+        are what they are
     """
 
     policy: Policy
@@ -57,6 +62,9 @@ class Plan:
     bytes_full: int
     bytes_kept: int
     roles: HeadRoles | None = None
+    complete: Callable[[Sequence[npt.NDArray[np.float32]]], Plan] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def flat_rows(self) -> npt.NDArray[np.uint32]:
         """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
@@ -95,6 +103,8 @@ def make_plan(
 ) -> Plan | None:
     """Decide the rows of every KV head for a prompt of `n_prompt` tokens.
 
+    Rows of a policy that looks at the prompt are decided by ``plan.complete`` when its positions have scores.
+
     Returns
     -------
     Plan or None
@@ -125,24 +135,25 @@ def make_plan(
     if total < policy.floor_rows * shape.n_kv_heads:
         budget.check(shape, n_prompt, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
 
+    policy = replace(policy, params=params)
     request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
-    rows = tuple(tuple(layer) for layer in get_allocator(policy.allocator).allocate(request))
-    _check_rows(rows, policy, request)
-    bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
-    bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
-    if budget.kind == "bytes" and bytes_kept > budget.value:
-        raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
-    return Plan(
-        replace(policy, params=params),
-        budget,
-        n_prompt,
-        rows,
-        rows_full,
-        total,
-        total / rows_full,
-        bytes_full,
-        bytes_kept,
-        roles,
+
+    def plan_of(allocator: Allocator, request: AllocRequest) -> Plan:
+        rows = tuple(tuple(layer) for layer in allocator.allocate(request))
+        _check_rows(rows, policy, request)
+        bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
+        bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
+        if budget.kind == "bytes" and bytes_kept > budget.value:
+            raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
+        keep_ratio = total / rows_full
+        return Plan(policy, budget, n_prompt, rows, rows_full, total, keep_ratio, bytes_full, bytes_kept, roles)
+
+    allocator = get_allocator(policy.allocator)
+    if not allocator.needs_token_scores:
+        return plan_of(allocator, request)
+    return replace(
+        plan_of(get_allocator("uniform"), request),
+        complete=lambda token_scores: plan_of(allocator, replace(request, token_scores=token_scores)),
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from pyheadkv.allocators import get_allocator
 from pyheadkv.errors import PolicyError, ProfileError
-from pyheadkv.profile import Profile
+from pyheadkv.profile import Profile, parse_mix
 from pyheadkv.scorers import Scorer
 
 MAX_N_SINK = 1024
@@ -46,6 +46,8 @@ class Policy:
         first positions, kept by every KV head
     params
         the allocator's parameters that were set; the rest come from the profile or are defaults
+    mix
+        kinds of head scores that belong to the policy, as `parse_mix` reads them; "": those in use
 
     Raises
     ------
@@ -58,6 +60,7 @@ class Policy:
     scorer: Scorer = field(default_factory=Scorer)
     n_sink: int = 4
     params: Mapping[str, float] = field(default_factory=dict, hash=False)
+    mix: str = ""
 
     def __post_init__(self) -> None:
         """Validate everything that does not depend on a model."""
@@ -124,6 +127,12 @@ _PRESETS: dict[str, Policy] = {
         Policy("snapkv", "uniform", Scorer(fold="mean")),
         # a KV head matters mostly because of one of its query heads, and of one query: those speak for the rest
         Policy("headkv", "headkv", Scorer(fold="max", reduce="max", pool_kernel=1, retrieval_share=0.2, vote=0.5)),
+        Policy("headkv-r", "headkv", Scorer(n_obs=8), mix="retrieval"),
+        Policy("headkv-r2", "headkv", Scorer(n_obs=8), mix="retrieval-reasoning"),
+        Policy("pyramidkv", "pyramid", Scorer(n_obs=8)),
+        Policy("ada-snapkv", "adakv"),
+        Policy("dynamic-kv", "dynamickv"),
+        Policy("global", "global"),
     )
 }
 
@@ -181,7 +190,7 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
     """Replace `auto` by what it stands for; any other policy stays as it is.
 
     With a profile: the choice measured for this share of the rows, with its mix of scores, or `headkv` where nothing
-    was chosen. Without one: `snapkv`.
+    was chosen. Without one: `snapkv`. A policy with a mix of its own gets the profile with that mix.
 
     Parameters
     ----------
@@ -198,6 +207,8 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
     ProfileError
         the profile's choice cannot be read, naming headkv.settings
     """
+    if policy.mix and profile is not None:
+        return policy, profile.with_mix(parse_mix(policy.mix))
     if policy.name != AUTO:
         return policy, profile
     if profile is None:

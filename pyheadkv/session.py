@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.budget import Budget
+from pyheadkv.compression import compress
 from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
@@ -304,8 +305,7 @@ class HeadKV:
     def _compress(self, plan: Plan) -> None:
         n_threads = int(self.llama.n_threads_batch)
         with self._turn.select():
-            self.native.compress(plan.flat_rows(), plan.policy.scorer, plan.policy.n_sink, n_threads, plan.roles)
-        self._plan = plan
+            self._plan = compress(self.native, plan, n_threads)
 
     def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
         n_total = len(tokens) if n_total is None else n_total

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv._abi import STATUS_COMPUTE
+from pyheadkv.compression import compress
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
@@ -93,8 +94,7 @@ class Engine:
         self.put_back(kept, n_before)
         self.native.score_arm(scorer.n_obs, scorer.reduce)
         self.go_on(kept.tokens[n_before:])
-        n_threads = int(self.llama.n_threads_batch)
-        self.native.compress(plan.flat_rows(), scorer, plan.policy.n_sink, n_threads, plan.roles)
+        compress(self.native, plan, int(self.llama.n_threads_batch))
 
     def compress_to(self, kept: Kept, positions: Sequence[npt.ArrayLike], n_obs: int) -> None:
         """Put a copy back and keep the given positions of each KV head, as `Native.keep` takes them."""

@@ -31,6 +31,7 @@ LEVELS = {
     "roles": 4,
     "plan": 5,
     "native": 6,
+    "compression": 7,
     "loading": 7,
     "lookup": 8,
     "metadata": 7,

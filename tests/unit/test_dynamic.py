@@ -1,0 +1,81 @@
+"""Policies that look at the prompt: their rows are decided when the scores are there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pyheadkv.budget import Budget
+from pyheadkv.compression import compress
+from pyheadkv.errors import PolicyError
+from pyheadkv.plan import Plan, make_plan
+from pyheadkv.policy import parse_policy
+from pyheadkv.shape import LayerShape, ModelShape
+from tests.reference.select import Floats
+
+SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64)))
+N_PROMPT = 300
+
+
+def scores_of(plan: Plan, loud: int) -> list[Floats]:
+    """Scores in which one head of the first layer has everything."""
+    n = plan.n_prompt - plan.policy.n_obs
+    first = np.full((2, n), 1e-4, dtype=np.float32)
+    first[loud] = 1.0
+    return [first, np.full((2, n), 0.5, dtype=np.float32)]
+
+
+def dynamic_plan(text: str, budget: str = "20%") -> Plan:
+    plan = make_plan(SHAPE, parse_policy(text), Budget.parse(budget), N_PROMPT)
+    assert plan is not None and plan.complete is not None
+    return plan
+
+
+@pytest.mark.parametrize("text", ["ada-snapkv", "dynamic-kv", "global"])
+def test_rows_are_equal_first_and_then_follow_the_scores(text: str) -> None:
+    plan = dynamic_plan(text)
+    assert {n for layer in plan.rows for n in layer} == {60}
+    assert plan.complete is not None
+    final = plan.complete(scores_of(plan, loud=1))
+    assert final.complete is None
+    assert sum(n for layer in final.rows for n in layer) == plan.rows_kept == final.rows_kept == 240
+    assert (final.policy, final.budget, final.keep_ratio) == (plan.policy, plan.budget, plan.keep_ratio)
+    if text != "dynamic-kv":  # deals to layers
+        assert final.rows[0][1] > final.rows[0][0]
+        assert plan.complete(scores_of(plan, loud=0)).rows[0][0] > final.rows[0][0]
+
+
+def test_static_policies_need_no_scores() -> None:
+    for text in ("snapkv", "pyramidkv"):
+        plan = make_plan(SHAPE, parse_policy(text), Budget.parse("20%"), N_PROMPT)
+        assert plan is not None and plan.complete is None
+
+
+def test_scores_that_are_none_are_refused() -> None:
+    plan = dynamic_plan("ada-snapkv")
+    assert plan.complete is not None
+    scores = scores_of(plan, loud=0)
+    scores[1][0, 3] = np.nan
+    with pytest.raises(PolicyError):
+        plan.complete(scores)
+
+
+def test_compress_reads_scores_only_when_they_are_needed() -> None:
+    calls: list[str] = []
+    dynamic = dynamic_plan("ada-snapkv")
+    scores = scores_of(dynamic, loud=1)
+
+    def score_read(i: int, scorer: object) -> Floats:
+        calls.append(f"read {i}")
+        return scores[i]
+
+    native = SimpleNamespace(score_read=score_read, compress=lambda *arguments: calls.append("compress"))
+    static = make_plan(SHAPE, parse_policy("snapkv"), Budget.parse("20%"), N_PROMPT)
+    assert static is not None
+    assert compress(native, static, 1) is static  # type: ignore[arg-type]
+    assert calls == ["compress"]
+    final = compress(native, dynamic, 1)  # type: ignore[arg-type]
+    assert calls[1:] == ["read 0", "read 1", "compress"]
+    assert final.rows[0][1] > final.rows[0][0]
