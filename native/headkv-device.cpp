@@ -18,8 +18,9 @@ static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
     }
 
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(k->buffer));
-    if (!dev || strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)), "CUDA") != 0) {
-        return "only main memory and CUDA devices are supported";
+    const char * name = dev ? ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)) : "";
+    if (strcmp(name, "CUDA") != 0 && strcmp(name, "MTL") != 0) {
+        return "only main memory, CUDA and Metal devices are supported";
     }
 
     const auto &   hparams = headkv_access::hparams(kv);
