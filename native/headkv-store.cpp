@@ -360,6 +360,7 @@ void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
 }
 
 static void check_head_params(const headkv_compress_params & params) {
+    check_score_params(params.score);
     const std::string error = headkv_vote_error({ params.voters, params.heeds, params.n_rows_size });
     if (!error.empty()) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
@@ -377,12 +378,18 @@ std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
     const size_t n = plan.n_pos_prefix();
 
     std::vector<std::vector<float>> scores(layers.size()); // [n_layer][n_head_kv][n]
-    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) { scores[i] = read_folded(i, params.score); });
-
     std::vector<size_t> first = { 0 }; // of each layer's heads among all
     for (const auto & layer : layers) {
         first.push_back(first.back() + layer.shape.n_head_kv);
     }
+
+    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
+        if (params.scores) {
+            scores[i].assign(params.scores + first[i]*n, params.scores + first[i + 1]*n);
+        } else {
+            scores[i] = read_folded(i, params.score);
+        }
+    });
 
     // in order and by one thread, so that sums are the same for any number of threads
     std::vector<float> vote(params.voters ? n : 0);
@@ -418,6 +425,14 @@ void headkv_store::compress(const headkv_compress_params & params) {
     std::string error;
     if (!headkv_plan_make(n_pos(), params.score.n_obs, params.n_sink, n_head_kv(), params.n_rows, params.n_rows_size, plan, error)) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
+    }
+
+    if (params.scores && params.n_scores != (size_t) params.n_rows_size*plan.n_pos_prefix()) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
+            format("n_scores = %zu, expected %u heads x %u positions", params.n_scores, params.n_rows_size, plan.n_pos_prefix()) };
+    }
+    if (params.scores && !headkv_all_finite(params.scores, params.n_scores)) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "scores holds a value that is not finite" };
     }
 
     const int64_t t_start = ggml_time_us();

@@ -41,7 +41,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 2
+#define HEADKV_ABI_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -114,6 +114,11 @@ struct headkv_compress_params {
     const float    * voters;       // >= 0: weight of each head's scores in the common vote
     const float    * heeds;        // 0 to 1: share of the vote in each head's scores; goes with voters
     uint32_t         vote_kernel;  // odd: pooling of the vote
+
+    // optional: scores made elsewhere, head after head [n_rows_size][n_pos - n_obs], pooled and voted on like those of the
+    // window, which need not be armed then
+    const float * scores;
+    size_t        n_scores; // elements
 };
 
 struct headkv_stats {

@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -46,6 +46,8 @@ struct headkv_compress_params {
     const float    * voters;
     const float    * heeds;
     uint32_t         vote_kernel;
+    const float * scores;
+    size_t        n_scores;
 };
 
 struct headkv_stats {

@@ -240,6 +240,7 @@ class Native:
         n_sink: int,
         n_threads: int = 1,
         roles: HeadRoles | None = None,
+        scores: Sequence[npt.NDArray[np.float32]] | None = None,
     ) -> None:
         """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
 
@@ -255,6 +256,9 @@ class Native:
             for selection and gather
         roles
             what each KV head's scores are made of, where heads differ
+        scores
+            for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
+            those of the armed window
         """
         rows = np.ascontiguousarray(rows, dtype=np.uint32)
         params = _ffi.new("struct headkv_compress_params *")
@@ -268,6 +272,9 @@ class Native:
             voters, heeds = _ffi.new("float[]", list(roles.voters)), _ffi.new("float[]", list(roles.heeds))
             params.pool_kernels, params.voters, params.heeds = kernels, voters, heeds
             params.vote_kernel = roles.vote_kernel
+        if scores is not None:
+            flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in scores])
+            params.scores, params.n_scores = _ffi.from_buffer("float[]", flat), flat.size
         _check(self._lib.headkv_compress(self._ctx, params))
 
     def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:

@@ -165,6 +165,14 @@ INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
         lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4)),
         "vote_kernel = 4 is not an odd number",
     ),
+    "too few scores": (
+        lambda c: c.native.compress(rows(), HOW, 4, 1, None, [np.zeros((6, N_PREFIX - 1))]),
+        f"n_scores = {6 * (N_PREFIX - 1)}, expected 6 heads x {N_PREFIX} positions",
+    ),
+    "scores that are none": (
+        lambda c: c.native.compress(rows(), HOW, 4, 1, None, [np.full((6, N_PREFIX), np.nan)]),
+        "scores holds a value that is not finite",
+    ),
     "share above 1": (
         lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
         "heeds holds a value outside 0 to 1",

@@ -178,6 +178,27 @@ def test_heads_heed_the_vote(open_context: MakeContext, scorer: str, roles: str,
             np.testing.assert_array_equal(kept, expected, err_msg=f"layer {il} head {ih}")
 
 
+@pytest.mark.parametrize("is_armed", [False, True])
+def test_scores_made_elsewhere(open_context: MakeContext, is_armed: bool) -> None:
+    tiny, tokens, how, n_sink, who = SHAPES["unequal"], make_tokens(N_POS, 64), SCORERS["snapkv"], 4, ROLES["some heed"]
+    context = open_context(tiny)
+    if is_armed:  # the window's own scores are not looked at
+        context.arm_and_decode(tokens, how.n_obs)
+    else:
+        context.decode(tokens)
+    rng = np.random.default_rng(8)
+    raw = [rng.random((n, N_POS - how.n_obs), dtype=np.float32) for n in tiny.n_head_kv]
+    heeds = np.array(who.heeds)
+    scores = heed_vote(raw, np.array(who.voters), heeds, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
+    wanted = [30, 50, 25, 60, 100, 210, 77]
+    context.native.compress(np.array(wanted), how, n_sink, 1, who, raw)
+    rows_of = iter(wanted)
+    for il, layer in enumerate(context.kept()):
+        for ih, kept in enumerate(layer):
+            expected = select_positions(scores[il][ih], n_sink, next(rows_of) - how.n_obs)
+            np.testing.assert_array_equal(kept, expected, err_msg=f"layer {il} head {ih}")
+
+
 def test_compressed_by_scores_is_kept_by_positions(open_context: MakeContext) -> None:
     tiny, tokens, how = SHAPES["unequal"], make_tokens(N_POS + 40, 64), SCORERS["snapkv"]
     chosen, given = open_context(tiny), open_context(tiny)
