@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
 
 
-def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
+def compress(native: Native, plan: Plan, n_threads: int, n_ahead: int = 0) -> Plan:
     """Keep the rows of a plan and free the full cache.
 
     Parameters
     ----------
     native
-        its window, as long as the plan's, was armed and decoded
+        its window, as long as the plan's and n_ahead more, was armed and decoded
     plan
         of the prompt in the cache
     n_threads
         for selection and gather
+    n_ahead
+        tokens after the prompt that were observed with it; they are kept whole, beside the plan's rows
 
     Returns
     -------
@@ -28,8 +32,8 @@ def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
     NativeError, PolicyError
         nothing has changed then
     """
-    scorer = plan.policy.scorer
+    scorer = replace(plan.policy.scorer, n_obs=plan.policy.n_obs + n_ahead)
     if plan.complete is not None:
         plan = plan.complete([native.score_read(i, scorer) for i in range(len(plan.rows))])
-    native.compress(plan.flat_rows(), scorer, plan.policy.n_sink, n_threads, plan.roles)
+    native.compress(plan.flat_rows() + n_ahead, scorer, plan.policy.n_sink, n_threads, plan.roles)
     return plan

@@ -5,12 +5,12 @@ As text, for a command line: a preset's name, then what differs from it,
     snapkv
     headkv:beta=1.1,n_obs=32,pool=13,fold=max,n_sink=4
 
-Keys are n_sink, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
+Keys are n_sink, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
 pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
 allocator. ``str(policy)`` gives this text back.
 
 `auto` is whatever was measured to be best for the model and the budget: `settle` looks it up in the
-profile.
+profile. Only lookahead can be set with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from pyheadkv.profile import Profile, parse_mix
 from pyheadkv.scorers import Scorer
 
 MAX_N_SINK = 1024
+MAX_LOOKAHEAD = 256
 AUTO = "auto"
+_OWN_INTS = ("n_sink", "lookahead")
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
 _SCORER_FLOATS = ("retrieval_share", "vote")
 _SCORER_WORDS = ("pool", "fold", "reduce")
@@ -46,6 +48,10 @@ class Policy:
         first positions, kept by every KV head
     params
         the allocator's parameters that were set; the rest come from the profile or are defaults
+    lookahead
+        so many generated tokens observe on the whole cache, after the window, before it is compressed; they
+        stay. The query that is about to copy finds the rows (Wang et al., Lookahead Q-Cache,
+        https://arxiv.org/abs/2505.20334), at the cost of as many slow steps
     mix
         kinds of head scores that belong to the policy, as `parse_mix` reads them; "": those in use
 
@@ -61,11 +67,14 @@ class Policy:
     n_sink: int = 4
     params: Mapping[str, float] = field(default_factory=dict, hash=False)
     mix: str = ""
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         """Validate everything that does not depend on a model."""
         if not 0 <= self.n_sink <= MAX_N_SINK:
             raise PolicyError(f"n_sink is {self.n_sink}, expected 0 to {MAX_N_SINK}")
+        if not 0 <= self.lookahead <= MAX_LOOKAHEAD:
+            raise PolicyError(f"lookahead is {self.lookahead}, expected 0 to {MAX_LOOKAHEAD}")
         get_allocator(self.allocator).check_params(self.params)
 
     @classmethod
@@ -108,6 +117,7 @@ def _settings(policy: Policy) -> dict[str, object]:
     scorer = policy.scorer
     return {
         "n_sink": policy.n_sink,
+        "lookahead": policy.lookahead,
         "n_obs": scorer.n_obs,
         "pool_kernel": scorer.pool_kernel,
         "pool": scorer.pool,
@@ -161,14 +171,14 @@ def parse_policy(text: str) -> Policy:
     policy = Policy.preset(name.strip())
     if not colon:
         return policy
-    if policy.name == AUTO:
-        raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {settings!r}")
+    own: dict[str, int] = {}
     scorer: dict[str, int | float | str] = {}
     params: dict[str, float] = {}
-    n_sink: int | None = None
     for key, value in _split_settings(settings):
-        if key == "n_sink":
-            n_sink = _int(key, value)
+        if policy.name == AUTO and key != "lookahead":
+            raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {key}")
+        if key in _OWN_INTS:
+            own[key] = _int(key, value)
         elif key in _SCORER_INTS:
             scorer[key] = _int(key, value)
         elif key in _SCORER_FLOATS:
@@ -181,8 +191,9 @@ def parse_policy(text: str) -> Policy:
     return replace(
         policy,
         scorer=replace(policy.scorer, **scorer),  # type: ignore[arg-type]
-        n_sink=policy.n_sink if n_sink is None else n_sink,
         params={**policy.params, **params},
+        n_sink=own.get("n_sink", policy.n_sink),
+        lookahead=own.get("lookahead", policy.lookahead),
     )
 
 
@@ -211,6 +222,11 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
         return policy, profile.with_mix(parse_mix(policy.mix))
     if policy.name != AUTO:
         return policy, profile
+    chosen, profile = _settled_auto(profile, keep_ratio)
+    return replace(chosen, lookahead=policy.lookahead), profile
+
+
+def _settled_auto(profile: Profile | None, keep_ratio: float) -> tuple[Policy, Profile | None]:
     if profile is None:
         return Policy.preset("snapkv"), None
     setting = profile.setting_for(keep_ratio)
@@ -248,7 +264,7 @@ def _split_settings(text: str) -> list[tuple[str, str]]:
 
 
 def _check_key(policy: Policy, key: str) -> None:
-    known = ("n_sink", *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
+    known = (*_OWN_INTS, *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
     if key not in known:
         raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {', '.join(known)}")
 

@@ -6,6 +6,9 @@ streaming, stop words, grammars and samplers of llama-cpp-python go on working.
     eval(prompt):   prompt[:-n_obs] in batches | arm scoring | prompt[-n_obs:] | plan -> compress
     eval(token):    as it was, on the compressed cache
 
+With a lookahead of m tokens, scoring stays armed while the first m tokens of the answer are generated on the whole
+cache, and compression comes after them.
+
 Positions never change, so `Llama.generate` may go on reusing a matching prefix: what it keeps reaches into the tail, or
 the native side refuses to cut, and generate then evaluates everything anew from position 0. Three rules follow:
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +53,14 @@ _DECODE_FAILURES = {
     -2: "memory for the computation could not be allocated",
     -3: "the computation failed",
 }
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A plan that is carried out when n_end positions are in the cache."""
+
+    plan: Plan
+    n_end: int
 
 
 class HeadKV:
@@ -103,7 +115,7 @@ class HeadKV:
         self.on_notice = on_notice
         self.on_progress = on_progress
         self.llama = llama
-        _refuse_unfit(llama)
+        _refuse_unfit(llama, self.policy)
         self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
         self.native = Native(llama)
         self.shape = _native_shape(llama, self.native)
@@ -111,6 +123,7 @@ class HeadKV:
         self.budget = choose_budget(budget, self.profile)
         self._check_settings()
         self._plan: Plan | None = None
+        self._waiting: _Waiting | None = None
         self._turn = TurnTimer()
         self._is_generating = False
         self._wrap()
@@ -158,6 +171,7 @@ class HeadKV:
 
     def clear(self) -> None:
         """Forget the conversation and give its memory back."""
+        self._stop_looking_ahead()
         self.llama.reset()  # type: ignore[no-untyped-call]
         self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
 
@@ -207,6 +221,8 @@ class HeadKV:
         else:
             with self._turn.decode(len(tokens)):
                 self._stock_eval(tokens)
+            if self._waiting:
+                self._look_ahead(self._waiting)
 
     def _set_cache(self, cache: Any) -> None:
         if cache is not None:
@@ -233,6 +249,7 @@ class HeadKV:
         if self._turn.is_used:  # a caller's own loop of eval and sample, without generate
             self._turn = TurnTimer()
         self._turn.n_prompt = n_prompt
+        self._stop_looking_ahead()
         with self._turn.prefill():
             if not self.is_compressed:
                 self._read_whole(tokens)
@@ -291,9 +308,12 @@ class HeadKV:
         n_head = len(tokens) - scorer.n_obs
         self._read(tokens[:n_head], n_total=len(tokens))
         try:
-            self.native.score_arm(scorer.n_obs, scorer.reduce)
+            self.native.score_arm(scorer.n_obs + plan.policy.lookahead, scorer.reduce)
             self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
-            self._compress(plan)
+            if plan.policy.lookahead:
+                self._waiting = _Waiting(plan, n_end=self.llama.n_tokens + plan.policy.lookahead)
+            else:
+                self._compress(plan)
         except BaseException as error:
             with suppress(NativeError):
                 self.native.score_arm(0)
@@ -302,10 +322,27 @@ class HeadKV:
             self._notify(f"the chat goes on uncompressed: {error}")
             self._read(tokens[len(tokens) - (plan.n_prompt - self.llama.n_tokens) :])
 
-    def _compress(self, plan: Plan) -> None:
+    def _stop_looking_ahead(self) -> None:
+        if self._waiting:
+            self._waiting = None
+            self.native.score_arm(0)
+
+    def _look_ahead(self, waiting: _Waiting) -> None:
+        """Compress when the last observing token of the answer is in the cache."""
+        if self.llama.n_tokens < waiting.n_end:
+            return
+        self._waiting = None
+        try:
+            self._compress(waiting.plan, waiting.plan.policy.lookahead)
+        except NativeError as error:
+            with suppress(NativeError):
+                self.native.score_arm(0)
+            self._notify(f"the chat goes on uncompressed: {error}")
+
+    def _compress(self, plan: Plan, n_ahead: int = 0) -> None:
         n_threads = int(self.llama.n_threads_batch)
         with self._turn.select():
-            self._plan = compress(self.native, plan, n_threads)
+            self._plan = compress(self.native, plan, n_threads, n_ahead)
 
     def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
         n_total = len(tokens) if n_total is None else n_total
@@ -329,11 +366,13 @@ class HeadKV:
             self.on_notice(line)
 
 
-def _refuse_unfit(llama: llama_cpp.Llama) -> None:
+def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy) -> None:
     if any(name in vars(llama) for name in _WRAPPED):
         raise UsageError("this Llama has a HeadKV already: close that one first")
     if llama.cache is not None:
         raise UsageError(_NO_STATES)
+    if policy.lookahead and getattr(llama, "draft_model", None) is not None:
+        raise UsageError("lookahead observes one token after the other: it does not go with a draft model")
 
 
 def _type_name(params: Any, which: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from pyheadkv.errors import ProfileError
 from pyheadkv.export import export_model
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.lookup import find_profile
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.native import Native, read_gguf_metadata
 from pyheadkv.plan import make_plan
 from pyheadkv.profile import Profile, Setting, write_profile
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import shape_from_metadata
+from tests.reference.select import select_positions
 from tests.tiny import Tiny, write_tiny
 
 TINY = Tiny(n_vocab=256)
@@ -128,3 +130,32 @@ def test_rows_by_the_scores_of_the_prompt(tiny: Path, opened: Any, policy: str) 
             for ih, n in enumerate(layer):
                 assert headkv.native.positions(i, ih).size == n - plan.policy.n_obs
         assert json.loads(json.dumps(headkv.kv_json()))["kv"]["rows_per_head"] == [list(layer) for layer in plan.rows]
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "ada-snapkv"])
+def test_lookahead_observes_the_answer(tiny: Path, opened: Any, policy: str) -> None:
+    tokens = np.random.default_rng(3).integers(0, TINY.n_vocab, N_PROMPT).tolist()
+    ahead, by_hand = opened(tiny), opened(tiny)
+    with HeadKV(ahead, policy=f"{policy}:lookahead=6", budget="20%") as headkv:
+        stream = ahead.generate(tokens, temp=0.0)
+        said = [next(stream) for _ in range(7)]
+        stream.close()
+        plan = headkv.plan
+        assert plan is not None and plan.n_prompt == N_PROMPT
+        stats = headkv.stats().native
+        assert (stats.n_pos_prefix, stats.n_pos) == (N_PROMPT - 16, N_PROMPT + 6)
+        assert stats.n_rows_prefix + 16 * headkv.shape.n_kv_heads == plan.rows_kept
+        kept = [headkv.native.positions(i, ih) for i, n in enumerate(TINY.n_head_kv) for ih in range(n)]
+
+    native = Native(by_hand)
+    by_hand.eval(tokens[:-16])
+    native.score_arm(22)
+    by_hand.eval(tokens[-16:])
+    for token in said[:6]:
+        by_hand.eval([token])
+    scorer = replace(plan.policy.scorer, n_obs=22)
+    scores = [native.score_read(i, scorer) for i in range(len(TINY.n_head_kv))]
+    rows = [n - 16 for layer in plan.rows for n in layer]
+    chosen = [select_positions(head, 4, n) for head, n in zip(np.concatenate(scores), rows, strict=True)]
+    for ours, theirs in zip(kept, chosen, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -54,13 +54,14 @@ def test_overrides() -> None:
         ("snapkv:n_obs=8,", "policy setting '' cannot be read"),
         ("snapkv:n_obs=8,n_obs=9", "policy setting n_obs is given twice, 8 and 9"),
         ("snapkv:pool=5,pool_kernel=7", "policy setting pool_kernel is given twice, 5 and 7"),
-        ("snapkv:beta=1.2", "policy snapkv has no setting 'beta', it has n_sink, n_obs, pool_kernel, "),
-        ("headkv:gamma=1", "policy headkv has no setting 'gamma', it has n_sink, n_obs, pool_kernel, "),
+        ("snapkv:beta=1.2", "policy snapkv has no setting 'beta', it has n_sink, lookahead, n_obs, pool_kernel, "),
+        ("headkv:gamma=1", "policy headkv has no setting 'gamma', it has n_sink, lookahead, n_obs, pool_kernel, "),
         ("snapkv:retrieval_kernel=4", "retrieval_kernel is 4, expected an odd number from 1 to 255"),
         ("snapkv:retrieval_share=1.5", "retrieval_share is 1.5, expected 0 to 1"),
         ("snapkv:vote=nan", "vote is nan, expected 0 to 1"),
         ("snapkv:reduce=sum", "reduce is 'sum', expected mean or max"),
-        ("auto:n_obs=8", "policy auto takes its settings from the profile: name another one to set 'n_obs=8'"),
+        ("auto:n_obs=8", "policy auto takes its settings from the profile: name another one to set n_obs"),
+        ("auto:lookahead=257", "lookahead is 257, expected 0 to 256"),
         ("snapkv:n_obs=0", "n_obs is 0, expected 1 to 512"),
         ("snapkv:n_obs=513", "n_obs is 513, expected 1 to 512"),
         ("snapkv:n_obs=1.5", "n_obs is '1.5', expected a whole number"),
@@ -122,7 +123,7 @@ def test_text_names_only_what_differs() -> None:
 def test_own_policies(presets: None) -> None:
     mine = Policy("wide", "uniform", Scorer(n_obs=64), n_sink=0)
     scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=17,vote=0.0"
-    assert str(mine) == f"wide:n_sink=0,{scorer}"
+    assert str(mine) == f"wide:n_sink=0,lookahead=0,{scorer}"
     register_policy(mine)
     assert "wide" in policy_names()
     assert parse_policy("wide") is mine

@@ -309,3 +309,51 @@ def test_any_chat_keeps_cache_and_conversation_together(turns: list[tuple[int, i
         for turn, (keep, n_new, n_generated) in enumerate(turns):
             prompt = [*tokens[:keep], *prompt_of(n_new, first=100 * turn)]
             tokens = [*prompt, *answer(headkv, prompt, n_generated)]
+
+
+def test_lookahead_compresses_after_the_first_tokens_of_the_answer(make: Make) -> None:
+    headkv = make(policy="snapkv:lookahead=8", budget="25%")
+    answer(headkv, prompt_of(400), 8)  # the last one is not evaluated yet
+    assert not headkv.is_compressed and headkv.plan is None
+    answer(headkv, prompt_of(400, first=7), 9)
+    assert headkv.is_compressed
+    memory = headkv.llama.memory
+    assert memory.calls.count("score_arm(24)") == 2
+    assert memory.n_prefix == 400 - 16  # the window and the lookahead are in the tail
+    assert headkv.plan is not None and headkv.plan.n_prompt == 400
+    assert (memory.rows == headkv.plan.flat_rows() + 8).all()
+
+
+def test_answer_that_ends_before_the_lookahead_is_compressed_with_the_next_prompt(make: Make) -> None:
+    headkv = make(policy="snapkv:lookahead=8", budget="25%")
+    first = prompt_of(400)
+    said = answer(headkv, first, 3)
+    second = [*first, *said, *prompt_of(300, first=5)]
+    answer(headkv, second, 12)
+    assert headkv.is_compressed
+    assert headkv.plan is not None and headkv.plan.n_prompt == len(second)
+
+
+def test_lookahead_is_forgotten_with_the_conversation(make: Make) -> None:
+    headkv = make(policy="snapkv:lookahead=8", budget="25%")
+    answer(headkv, prompt_of(400), 3)
+    headkv.clear()
+    answer(headkv, prompt_of(50), 20)  # short: nothing to compress
+    assert not headkv.is_compressed
+    assert headkv.llama.memory.armed == 0
+
+
+def test_no_memory_after_the_lookahead_goes_on_uncompressed(make: Make) -> None:
+    notices: list[str] = []
+    headkv = make(policy="snapkv:lookahead=8", budget="25%", on_notice=notices.append)
+    headkv.llama.memory.fail["compress"] = STATUS_NO_MEMORY
+    answer(headkv, prompt_of(400), 20)
+    assert not headkv.is_compressed
+    assert len(notices) == 1 and notices[0].startswith("the chat goes on uncompressed")
+
+
+def test_lookahead_and_drafts_do_not_go_together(make: Make) -> None:
+    llama = FakeLlama()
+    llama.draft_model = object()
+    with pytest.raises(UsageError, match="does not go with a draft model"):
+        make(llama, policy="snapkv:lookahead=8")

@@ -30,6 +30,13 @@ def test_without_a_profile_it_is_snapkv() -> None:
     assert settle(AUTO, None, 0.1) == (Policy.preset("snapkv"), None)
 
 
+def test_lookahead_goes_with_it() -> None:
+    ahead = parse_policy("auto:lookahead=16")
+    assert settle(ahead, None, 0.1)[0] == parse_policy("snapkv:lookahead=16")
+    assert settle(ahead, PLAIN, 0.1)[0] == parse_policy("headkv:lookahead=16")
+    assert settle(ahead, MEASURED, 0.5)[0] == parse_policy("snapkv:n_obs=32,lookahead=16")
+
+
 def test_other_policies_stay_as_they_are() -> None:
     for policy in (Policy.preset("snapkv"), parse_policy("headkv:beta=3")):
         assert settle(policy, MEASURED, 0.01) == (policy, MEASURED)
