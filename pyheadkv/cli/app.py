@@ -68,6 +68,30 @@ class CalibrateOptions:
     n_threads: int | None
     n_gpu_layers: int
     force: bool
+    is_choosing: bool = False
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What `eval` asks."""
+
+    model: str
+    tasks: str | None
+    policies: str
+    budgets: str
+    lengths: str
+    question: str
+    n_cases: int
+    output: Path | None
+    data: tuple[Path, ...]
+    text: Path | None
+    seed: int
+    profile: Path | None
+    profile_mix: str | None
+    type_k: str
+    type_v: str
+    n_threads: int | None
+    n_gpu_layers: int
 
 
 @dataclass(frozen=True)
@@ -263,12 +287,80 @@ def calibrate(
     threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Begin anew over what another calibration left.")] = False,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="Also measure which settings are best at which budget, for auto.")
+    ] = False,
 ) -> None:
     """Measure which heads a model needs, and write their scores to a file. Ctrl-C stops, the same command goes on."""
     from pyheadkv.cli.calibrate import run_calibrate
 
     run_calibrate(
-        CalibrateOptions(model, output, examples, lengths, seed, fold, profile_mix, threads, gpu_layers, force)
+        CalibrateOptions(model, output, examples, lengths, seed, fold, profile_mix, threads, gpu_layers, force, choose)
+    )
+
+
+@app.command("eval")
+@_known_errors
+def evaluate(
+    model: Model,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="needles (single, multikey, multivalue, multiquery), reasoning, tracking, kl, all. "
+            "[default: needles,kl]",
+        ),
+    ] = None,
+    policies: Annotated[
+        str, typer.Option("--policies", help="Apart by commas, with settings: auto,headkv:beta=2,vote=0.5,snapkv.")
+    ] = "auto,snapkv",
+    budgets: Annotated[str, typer.Option("--budgets", help="Apart by commas: shares, rows or bytes.")] = (
+        "50%,25%,10%,5%,1.5%"
+    ),
+    ctx: Annotated[str, typer.Option("--ctx", help="Lengths of the prompts: 2k,4k or tokens.")] = "2k",
+    question: Annotated[
+        str, typer.Option("--question", help="in the prompt that is compressed, or after its compression.")
+    ] = "in",
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Of each task and length.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results. [default: MODEL.eval]")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Cases of a JSONL file; repeatable. Instead of --tasks, or beside."),
+    ] = None,
+    text: Annotated[Path | None, typer.Option("--text", help="Prose for the tasks. [default: pyheadkv's own]")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the cases.")] = 0,
+    profile: ProfilePath = None,
+    profile_mix: ProfileMix = None,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
+    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
+) -> None:
+    """Measure what policies and budgets are worth on a model. Ctrl-C stops, the same command goes on."""
+    from pyheadkv.cli.eval import run_eval
+
+    run_eval(
+        EvalOptions(
+            model=model,
+            tasks=tasks,
+            policies=policies,
+            budgets=budgets,
+            lengths=ctx,
+            question=question,
+            n_cases=cases,
+            output=output,
+            data=tuple(data or ()),
+            text=text,
+            seed=seed,
+            profile=profile,
+            profile_mix=profile_mix,
+            type_k=cache_type_k,
+            type_v=cache_type_v,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+        )
     )
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pyheadkv.calibrate import Settings, calibrate
 from pyheadkv.cli.app import CalibrateOptions
+from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.render import console, note
 from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.fingerprint import fingerprint
@@ -38,7 +39,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
     settings = read_settings(options)
     path = resolve_model(options.model, note)
     output = options.output or Path(f"{path.stem}.headkv.json")
-    part = output.with_name(f"{output.name}.part")
+    part, choices = (output.with_name(f"{output.name}{end}") for end in (".part", ".choose.part"))
     try:
         profile = calibrate_model(
             path,
@@ -48,12 +49,15 @@ def run_calibrate(options: CalibrateOptions) -> None:
             n_threads=options.n_threads,
             n_gpu_layers=options.n_gpu_layers,
         )
+        if options.is_choosing:
+            profile = choose_for_model(path, profile, choices, options.n_threads, options.n_gpu_layers)
     except KeyboardInterrupt:
         if part.is_file():
             note(f"stopped; what is measured is in {part}, and the same command goes on from there")
         raise
     write_profile(output, profile)
-    part.unlink(missing_ok=True)
+    for measured in (part, choices):
+        measured.unlink(missing_ok=True)
     print("\n".join(report_lines(profile)))
     print(output)
 

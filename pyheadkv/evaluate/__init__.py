@@ -2,7 +2,7 @@
 
     runner = Runner(llama, shape)
     cases = make_cases("single", 20, 2048, seed=0, prose=Prose(), sizes=runner.sizes)
-    records = run_sweep(runner, Sweep(run, cases, contenders, budgets, "in"), Results(path))
+    records = run_sweep(runner, Sweep(run, cases, trials, "in"), Results(path))
 
 `cases` and `tasks` are what is asked, `metrics` what it is worth, `engine` and `runner` measure one case, `sweep` many
 of them, `results` keeps what is done, `report` and `plots` show it, and `choose` picks the settings of a profile.

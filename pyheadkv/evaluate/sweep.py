@@ -1,4 +1,4 @@
-"""Cases x policies x budgets, measured one after the other; what is there already is not measured again."""
+"""Cases x trials (a policy at a budget), measured one after the other; what is there already is not measured again."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ class Sweep:
         `run_mark` of model and settings
     cases
         what is asked
-    contenders, budgets
-        each of the one with each of the other
+    trials
+        each is done with each case
     question
         "in" or "after"
     """
 
     run: str
     cases: Sequence[Case]
-    contenders: Sequence[Contender]
-    budgets: Sequence[Budget]
+    trials: Sequence[tuple[Contender, Budget]]
     question: str
 
     def records(self, results: Results) -> list[Record]:
@@ -48,8 +47,7 @@ class Sweep:
         """What is still to be measured with a case, the whole cache apart."""
         return [
             (contender, budget)
-            for contender in self.contenders
-            for budget in self.budgets
+            for contender, budget in self.trials
             if self._key(case, contender.name, budget.request) not in results.records
         ]
 
@@ -58,7 +56,7 @@ class Sweep:
         return all(key in results.records for key in self._keys(case))
 
     def _keys(self, case: Case) -> list[tuple[str, ...]]:
-        pairs = [(contender.name, budget.request) for contender in self.contenders for budget in self.budgets]
+        pairs = [(contender.name, budget.request) for contender, budget in self.trials]
         return [self._key(case, policy, budget) for policy, budget in [(FULL, FULL), *pairs]]
 
     def _key(self, case: Case, policy: str, budget: str) -> tuple[str, ...]:
