@@ -52,6 +52,7 @@ class ChatOptions:
     seed: int | None
     as_json: bool
     verbose: bool
+    lookahead: int
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,10 @@ def chat(
         list[Path] | None, typer.Option("-f", "--file", help="Text for the first message; repeatable.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="First message; - reads stdin.")] = None,
+    lookahead: Annotated[
+        int,
+        typer.Option("--lookahead", min=0, max=256, help="First tokens of an answer that observe on the whole cache."),
+    ] = 0,
     single_turn: Annotated[bool, typer.Option("-st", "--single-turn", help="Answer once, then leave.")] = False,
     n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of an answer; -1: no limit.")] = -1,
     temp: Annotated[float, typer.Option("--temp", min=0.0, help="0 always takes the likeliest token.")] = 0.8,
@@ -214,6 +219,7 @@ def chat(
             seed=seed,
             as_json=as_json,
             verbose=verbose,
+            lookahead=lookahead,
         ),
     )
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         Ctrl-C while nothing is being answered
     """
     policy = parse_policy(cache.policy)
+    policy = replace(policy, lookahead=chat.lookahead or policy.lookahead)
     budget = Budget.parse(cache.budget) if cache.budget else None
     prompt = _first_prompt(chat)
     path = resolve_model(cache.model, note)

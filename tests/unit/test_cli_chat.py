@@ -16,7 +16,7 @@ from pyheadkv.errors import UsageError
 from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
 
-OPTIONS = ChatOptions(None, 0, None, (), None, False, 3, 0.0, None, False, False)
+OPTIONS = ChatOptions(None, 0, None, (), None, False, 3, 0.0, None, False, False, 0)
 
 
 class ChatLlama(FakeLlama):
