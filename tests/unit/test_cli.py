@@ -57,8 +57,8 @@ def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Cac
 
 def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
     line = (
-        "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --json --verbose --lookahead 8 --budget 1.5%"
-        " --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
+        "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --json --verbose --lookahead 8"
+        " --budget 1.5% --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
     )
     cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
     assert cache == CacheOptions("m.gguf", "1.5%", "headkv:beta=1.1", Path("heads.json"), None, 4096, "q8_0", "q4_0")
