@@ -48,9 +48,11 @@ class Engine:
             raise UsageError("this Llama has a HeadKV: close that one before evaluating")
         self.llama = llama
         self.native = Native(llama)
+        self._waiting: Plan | None = None  # until its lookahead is read
 
     def forget(self) -> None:
         """Empty the cache and give its memory back."""
+        self._waiting = None
         self.llama.reset()  # type: ignore[no-untyped-call]
         self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
         self.native.score_arm(0)
@@ -62,12 +64,16 @@ class Engine:
         self.go_on(tokens)
 
     def go_on(self, tokens: Sequence[int]) -> None:
-        """Read tokens after those that are there."""
+        """Read tokens after those that are there; one by one while a policy looks ahead."""
         try:
             if tokens:
                 self.llama.eval(tokens)
         except RuntimeError as error:
             raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
+        plan = self._waiting
+        if plan is not None and self.llama.n_tokens >= plan.n_prompt + plan.policy.lookahead:
+            self._waiting = None
+            self._carry_out(plan)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
@@ -88,13 +94,19 @@ class Engine:
         self.llama.n_tokens = n_tokens
 
     def compress(self, kept: Kept, plan: Plan) -> None:
-        """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt."""
+        """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
         scorer = plan.policy.scorer
         n_before = len(kept.tokens) - scorer.n_obs
         self.put_back(kept, n_before)
-        self.native.score_arm(scorer.n_obs, scorer.reduce)
+        self.native.score_arm(scorer.n_obs + plan.policy.lookahead, scorer.reduce)
         self.go_on(kept.tokens[n_before:])
-        compress(self.native, plan, int(self.llama.n_threads_batch))
+        if plan.policy.lookahead:
+            self._waiting = plan
+        else:
+            self._carry_out(plan)
+
+    def _carry_out(self, plan: Plan) -> None:
+        compress(self.native, plan, int(self.llama.n_threads_batch), plan.policy.lookahead)
 
     def compress_to(self, kept: Kept, positions: Sequence[npt.ArrayLike], n_obs: int) -> None:
         """Put a copy back and keep the given positions of each KV head, as `Native.keep` takes them."""

@@ -161,6 +161,8 @@ class Runner:
         plan = make_plan(self.shape, contender.policy, budget, n_prompt, profile=profile, **self._types)
         if plan is None:
             return reading.full
+        if plan.policy.lookahead and reading.rest and reading.case.metric != KL:
+            raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
         self.engine.compress(reading.kept, plan)
         figures, output = self._after(reading)
         return Outcome(
