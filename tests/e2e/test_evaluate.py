@@ -1,0 +1,204 @@
+"""The harness itself: a cache put back is the cache, oracles score what they must, and KL notices lost rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pyheadkv.budget import Budget
+from pyheadkv.errors import EvaluationError, NativeError
+from pyheadkv.evaluate.engine import Engine
+from pyheadkv.evaluate.runner import AFTER, Contender, Reading, Runner
+from pyheadkv.evaluate.tasks import Prose, make_cases
+from pyheadkv.native import Native, read_gguf_metadata
+from pyheadkv.plan import make_plan
+from pyheadkv.policy import parse_policy
+from pyheadkv.session import HeadKV, load
+from pyheadkv.shape import shape_from_metadata
+from tests.tiny import Tiny, write_tiny
+
+TINY = Tiny(n_vocab=256)
+PROMPT = np.random.default_rng(5).integers(0, TINY.n_vocab, 400).tolist()
+NEXT = [7, 3, 200, 41, 9]
+N_OBS = 16
+LENGTH = 320
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", TINY)
+
+
+@pytest.fixture
+def llama(library: None, tiny: Path) -> Iterator[Any]:
+    llama = load(tiny, n_threads=1, n_ctx=512)
+    yield llama
+    llama.close()
+
+
+def logits_after(llama: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    found = []
+    for token in tokens:
+        llama.eval([token])
+        found.append(np.ctypeslib.as_array(llama._ctx.get_logits_ith(-1), shape=(llama.n_vocab(),)).copy())
+    return np.array(found)
+
+
+def kept_positions(native: Native) -> list[list[int]]:
+    return [
+        native.positions(i, ih).tolist() for i, layer in enumerate(native.layers()) for ih in range(layer.n_head_kv)
+    ]
+
+
+def test_a_cache_put_back_is_the_cache(llama: Any) -> None:
+    engine = Engine(llama)
+    engine.read(PROMPT)
+    kept = engine.keep_aside()
+    wanted = logits_after(llama, NEXT)
+    engine.read(PROMPT[::-1])
+    engine.put_back(kept, len(PROMPT))
+    np.testing.assert_array_equal(logits_after(llama, NEXT), wanted)
+    engine.put_back(kept, 300)
+    assert llama.n_tokens == 300 and engine.native.stats().n_pos == 300
+    np.testing.assert_array_equal(logits_after(llama, PROMPT[300:302]).argmax(axis=1), _direct(engine, 300, 302))
+
+
+def _direct(engine: Engine, start: int, end: int) -> npt.NDArray[np.intp]:
+    engine.read(PROMPT[:start])
+    return logits_after(engine.llama, PROMPT[start:end]).argmax(axis=1)
+
+
+@pytest.mark.parametrize("policy", ["snapkv", "snapkv:n_obs=9,n_sink=2,pool=3", "snapkv:lookahead=3", "ada-snapkv"])
+def test_compressed_as_a_session_does(llama: Any, policy: str) -> None:
+    with HeadKV(llama, policy=policy, budget="20%", min_prompt=1) as headkv:
+        next(iter(headkv.llama.generate(PROMPT, temp=0)))
+        headkv._is_generating = True  # what follows is an answer
+        wanted = logits_after(llama, NEXT)
+        positions = kept_positions(headkv.native)
+        shape = headkv.shape
+    engine = Engine(llama)
+    plan = make_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
+    assert plan is not None
+    engine.read(PROMPT)
+    kept = engine.keep_aside()
+    for _ in range(2):  # the second time there is a compressed cache to begin with
+        engine.compress(kept, plan)
+        for token in NEXT[: plan.policy.lookahead]:
+            engine.go_on([token])
+        assert kept_positions(engine.native) == positions
+        found = logits_after(llama, NEXT[plan.policy.lookahead :])
+        np.testing.assert_allclose(found, wanted[plan.policy.lookahead :], atol=2e-2)
+
+
+def test_a_compressed_cache_is_not_kept_aside(llama: Any) -> None:
+    engine = Engine(llama)
+    engine.read(PROMPT)
+    kept = engine.keep_aside()
+    engine.compress_to(kept, [[0, 1, 2]] * sum(TINY.n_head_kv), N_OBS)
+    with pytest.raises(NativeError, match="cannot be saved"):
+        engine.keep_aside()
+    engine.put_back(kept, 10)
+    assert engine.native.stats().n_pos_prefix == 0
+
+
+# ---- on the demo model ----
+
+
+@pytest.fixture(scope="module")
+def runner(library: None, demo_path: Path) -> Iterator[Runner]:
+    llama = load(demo_path, n_ctx=512, n_threads=1)
+    yield Runner(llama, shape_from_metadata(read_gguf_metadata(demo_path)))
+    llama.close()
+
+
+@pytest.fixture(scope="module")
+def readings(runner: Runner) -> list[Reading]:
+    """Two cases that the whole cache answers."""
+    found = []
+    for case in make_cases("single", 6, LENGTH, 0, Prose(), runner.sizes):
+        reading = runner.read(case)
+        if reading.full.figures["score"] == 1:
+            found.append(reading)
+        if len(found) == 2:
+            return found
+    raise AssertionError("the demo model should find needles in short texts")
+
+
+def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
+    case = reading.case
+    prompt = runner.prompter.prompt(case.message, case.answer_prefix)
+    assert prompt.tokens == reading.kept.tokens
+    return set(prompt.positions(part).tolist())
+
+
+def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, float]:
+    n_before = len(reading.kept.tokens) - N_OBS
+    head = sorted(position for position in positions if position < n_before)
+    return runner.measure_kept(reading, [head] * runner.shape.n_kv_heads, N_OBS)
+
+
+def test_oracles(runner: Runner, readings: list[Reading]) -> None:
+    for reading in readings:
+        everything = set(range(len(reading.kept.tokens)))
+        answer = positions_of(runner, reading, reading.case.answers[0])
+        first = min(answer)
+        needle = (
+            set(range(first - 24, max(answer) + 2))
+            | set(range(4))
+            | positions_of(runner, reading, reading.case.question)
+        )
+        assert keep(runner, reading, needle)["score"] == reading.full.figures["score"] == 1
+        without = keep(runner, reading, everything - answer)
+        assert without["score"] == 0 and without["digits"] < 0.6
+        assert keep(runner, reading, everything)["score"] == 1
+
+
+def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, readings: list[Reading]) -> None:
+    contender = Contender("snapkv", parse_policy("snapkv"))
+    whole = runner.measure(readings[0], contender, Budget.parse("100%"))
+    assert whole.figures == readings[0].full.figures and whole.keep_ratio == 1
+    little = runner.measure(readings[0], contender, Budget.parse("8%"))
+    assert little.figures["score"] == 0 and little.keep_ratio == pytest.approx(0.08, abs=0.01)
+    assert little.bytes_kept == round(little.keep_ratio * little.bytes_full) and "beta" not in little.policy
+    again = runner.measure(readings[0], contender, Budget.parse("100%"))
+    assert again.output == whole.output
+    assert runner.measure(readings[0], contender, Budget.parse("full")) is readings[0].full
+
+
+def test_question_after(runner: Runner, readings: list[Reading]) -> None:
+    case = readings[0].case
+    reading = runner.read(case, AFTER)
+    text = b"".join(map(runner.prompter.piece, reading.kept.tokens)).decode()
+    rest = b"".join(map(runner.prompter.piece, reading.rest)).decode()
+    assert text.endswith(case.context[-20:]) and rest.strip().startswith(case.question)
+    assert reading.kept.tokens + reading.rest == readings[0].kept.tokens
+    assert reading.full.figures == readings[0].full.figures
+    assert runner.measure(reading, Contender("s", parse_policy("snapkv")), Budget.parse("100%")).figures["score"] == 1
+    with pytest.raises(EvaluationError, match="looks ahead at the answer"):
+        runner.measure(reading, Contender("s", parse_policy("snapkv:lookahead=4")), Budget.parse("50%"))
+
+
+def test_kl_notices_lost_rows(runner: Runner) -> None:
+    (case,) = make_cases("kl", 1, 200, 0, Prose(), runner.sizes)
+    case = replace(case, max_new_tokens=12)
+    reading = runner.read(case)
+    assert reading.full.figures == {"kl": 0, "top1": 1} and len(reading.rest) == 12
+    assert len(reading.kept.tokens) == 200
+    everything = keep(runner, reading, set(range(200)))
+    little = keep(runner, reading, set(range(4)))
+    assert 0 <= everything["kl"] < 0.02 and little["kl"] > 5 * everything["kl"] + 0.05
+    assert everything["top1"] > little["top1"] - 0.01
+
+
+def test_what_does_not_fit_is_refused(runner: Runner) -> None:
+    (case,) = make_cases("single", 1, 600, 0, Prose(), runner.sizes)
+    with pytest.raises(EvaluationError, match=r"case single_600_0_0 needs \d+ positions, the context has 512"):
+        runner.read(case)
+    with pytest.raises(EvaluationError, match="tokens of prose, 5128 are needed"):
+        runner.read(replace(make_cases("kl", 1, 200, 0, Prose(), runner.sizes)[0], n_tokens=5000))
