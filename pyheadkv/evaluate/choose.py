@@ -23,7 +23,8 @@ from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile, Setting, format_mix
 
-NEEDLES = ("single", "multikey", "multivalue", "reasoning")
+# cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache
+TASKS = {"single": 3, "multikey": 1, "reasoning": 1, KL: 1}
 MIN_NEEDLES = 8  # that the whole cache finds
 _RECONSTRUCTION = {"reconstruction": 1.0}
 _BOTH = {"retrieval-reasoning": 1.0, "reconstruction": 1.0}
@@ -86,7 +87,7 @@ def choose_settings(
     results: Results,
     *,
     fingerprint: str = "",
-    n_cases: int = 6,
+    n_cases: int = 5,
     n_tokens: int = 2048,
     seed: int = 0,
     ranges: Sequence[Range] = RANGES,
@@ -100,7 +101,7 @@ def choose_settings(
     results
         what is there already is not measured again
     n_cases
-        of each task
+        of each task, in the proportions of `TASKS`
     n_tokens
         length of the prompts
     on_notice
@@ -119,7 +120,9 @@ def choose_settings(
     ]
     prose, split = Prose(), -1 - seed  # eval's seeds are not negative
     cases = [
-        case for task in (*NEEDLES, KL) for case in make_cases(task, n_cases, n_tokens, split, prose, runner.sizes)
+        case
+        for task, n_times in TASKS.items()
+        for case in make_cases(task, n_times * n_cases, n_tokens, split, prose, runner.sizes)
     ]
     run = run_mark(fingerprint, kinds=profile.kinds, purpose="choose")
     records = run_sweep(runner, Sweep(run, cases, trials, IN), results, on_progress)

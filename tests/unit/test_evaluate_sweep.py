@@ -243,7 +243,7 @@ def test_choosing_writes_settings_with_figures() -> None:
         "keep_ratio": 0.1,
         "needles": 1.0,
         "needles_error": 0.0,
-        "n_needles": 12.0,
+        "n_needles": 15.0,
         "prose_kl": 0.1,
         "prose_kl_error": 0.0,
     }
@@ -253,7 +253,7 @@ def test_choosing_writes_settings_with_figures() -> None:
 
 
 def test_too_few_needles_to_choose_by() -> None:
-    with pytest.raises(EvaluationError, match="the whole cache finds 4 of 4 needles, at least 8"):
+    with pytest.raises(EvaluationError, match="the whole cache finds 5 of 5 needles, at least 8"):
         choose_settings(Judge(), PROFILE, Results(), n_cases=1, n_tokens=400, ranges=RANGES)  # type: ignore[arg-type]
 
 
