@@ -4,11 +4,13 @@ Cases are needles of several kinds, facts in two places, and prose, with seeds o
 those of `pyheadkv eval`, and other sentences than those that the head scores come from). The rule, for each range:
 
 1. Needles count where the whole cache gives all answers. Best is who gives the largest share of them.
-2. Among those within one standard error of the best, the one with the lowest KL of prose is taken.
+2. Among those within one standard error of the best, those within one standard error of the lowest KL of prose stay.
+3. Of these, the one that finds most needles is taken; equals: the one with the lowest KL, then the first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -160,11 +162,16 @@ def measured(records: Sequence[Record], part: Range) -> list[Measured]:
 
 
 def pick(candidates: Sequence[Measured]) -> Measured:
-    """The rule at the top of this file. Equals: the first."""
+    """The rule at the top of this file."""
     best = max(candidates, key=lambda one: one.needles[0])
-    error = best.needles[1] if best.needles[1] == best.needles[1] else 0.0  # nan: a single case
-    good = [one for one in candidates if one.needles[0] >= best.needles[0] - error]
-    return min(good, key=lambda one: one.kl[0])
+    good = [one for one in candidates if one.needles[0] >= best.needles[0] - _error(best.needles)]
+    lowest = min(good, key=lambda one: one.kl[0])
+    near = [one for one in good if one.kl[0] <= lowest.kl[0] + _error(lowest.kl)]
+    return min(near, key=lambda one: (-one.needles[0], one.kl[0]))
+
+
+def _error(figure: tuple[float, float]) -> float:
+    return 0.0 if math.isnan(figure[1]) else figure[1]  # nan: of a single case
 
 
 def figures_text(one: Measured) -> str:

@@ -199,6 +199,10 @@ def one(name: str, needles: float, kl: float, error: float = 0.05) -> Measured:
         ([one("a", 0.9, 0.2), one("b", 0.84, 0.1)], "a"),
         ([one("a", 0.9, 0.2, math.nan), one("b", 0.89, 0.1)], "a"),
         ([one("a", 1.0, 0.1, 0.0), one("b", 1.0, 0.1, 0.0)], "a"),
+        (
+            [one("a", 0.88, 0.1), one("b", 0.9, 0.105), one("c", 0.92, 0.12)],
+            "b",
+        ),  # KL of a and b: the same within errors
         ([one("b", 0.86, 0.1, 0.5), one("c", 0.5, 0.01), one("a", 0.9, 0.2)], "b"),
     ],
 )
