@@ -230,6 +230,11 @@ def mutate(mutant: Mutant) -> None:
 
 def check_mutants(tool: Path) -> str:
     """Each of MUTANTS must be noticed, by numbers and not by a compiler."""
+    code, said = call(
+        [tool, "test-orders", MUTANT_CASE], ORDERS=" ".join(sorted({o for m in MUTANTS for o in m.orders}))
+    )
+    if code != 0:
+        return f"fails without a mutant\n{said}"
     missed = []
     for mutant in MUTANTS:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from itertools import chain
 
 import numpy as np
@@ -13,7 +14,9 @@ from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits, make_tokens, relative_error
 from tests.tiny import Tiny
 
-pytestmark = pytest.mark.skipif(not any(library_dir().glob("libggml-metal*")), reason="no Metal in this library")
+BACKEND = next(library_dir().glob("libggml-metal.*"), None)
+
+pytestmark = pytest.mark.skipif(BACKEND is None, reason="no Metal in this library")
 
 TINY = Tiny()
 N_HEADS = sum(TINY.n_head_kv)
@@ -26,6 +29,12 @@ KEPT = ([0, 1, 5, 9, 30], [3], [], list(range(20)))
 DEVICE_ERROR = 2e-2
 # near-ties of scores may fall the other way
 SAME_ROWS = 0.9
+
+
+@pytest.fixture(autouse=True, scope="module")
+def symbols() -> None:
+    """Kernels of the emulation are libraries that look for its symbols."""
+    ctypes.CDLL(str(BACKEND), mode=ctypes.RTLD_GLOBAL)
 
 
 def on_device(open_context: MakeContext, cache_type: str, is_device: bool) -> Context:
