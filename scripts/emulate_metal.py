@@ -7,7 +7,8 @@
 
 The emulation is `metalshim`, in tools/ of the folder HEADKV_SHARED or of ../shared; it needs clang 19 and GNUstep.
 Without them all is skipped, and the last line says why. What it proves is in native/README.md; it is no Mac, and tells
-no times. The library in pyheadkv/lib must be built. On two idle cores the first run takes some 5 minutes, --all 20.
+no times. The library in pyheadkv/lib must be built. The first run compiles each kernel, a second or two of a core for
+each; later runs compile what changed.
 """
 
 from __future__ import annotations
