@@ -3,6 +3,7 @@
 
 #include "headkv.h"
 #include "headkv-device.h"
+#include "headkv-rate.h"
 #include "headkv-store.h"
 #include "headkv-tail.h"
 
@@ -117,13 +118,13 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
     return guarded([&] { get_store(ctx).reserve(n_cells); });
 }
 
-int32_t headkv_score_arm(llama_context * ctx, uint32_t n_obs, int32_t reduce) {
+int32_t headkv_score_arm(llama_context * ctx, uint32_t n_tokens, int32_t reduce) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
-        if (reduce != HEADKV_REDUCE_MEAN && reduce != HEADKV_REDUCE_MAX) {
+        if (reduce < HEADKV_REDUCE_MEAN || reduce > HEADKV_REDUCE_MOMENTS) {
             throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("reduce = %d is not an enum headkv_reduce", reduce) };
         }
-        store.arm(n_obs, (headkv_reduce) reduce);
+        store.arm(n_tokens, (headkv_reduce) reduce);
     });
 }
 
@@ -141,7 +142,7 @@ int32_t headkv_attention_read(llama_context * ctx, uint32_t i, float * dst, size
         check_index("i", i, store.layers.size());
 
         ctx->synchronize();
-        copy_out(store.read_attention(i), i, dst, n);
+        copy_out(headkv_rate_attention(store, i, store.n_armed), i, dst, n);
     });
 }
 
@@ -153,7 +154,7 @@ int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_pa
         check_index("i", i, store.layers.size());
 
         ctx->synchronize();
-        copy_out(store.read_scores(i, *params), i, dst, n);
+        copy_out(headkv_rate(store, i, *params), i, dst, n);
     });
 }
 

@@ -126,7 +126,7 @@ void headkv_hook_memory(const llama_kv_cache & kv, std::map<ggml_backend_buffer_
 
 ggml_tensor * headkv_hook_attn(const llm_graph_context & g, ggml_tensor * fa, int il) {
     headkv_store & store = *g.cparams.headkv;
-    if (store.n_obs > 0 && store.layer(il)) {
+    if (store.n_armed > 0 && store.layer(il)) {
         headkv_score_build(g, store, fa, il);
     }
     return headkv_attn_build(g, store, fa, il);

@@ -1,7 +1,9 @@
-// headkv-score.h: graph nodes that gather the attention of the observation window, per query head and cell.
+// headkv-score.h: graph nodes that gather what the observing tokens tell, behind the attention node of each layer.
 //
-// Built behind the attention node of each layer while the store is armed. Works with flash attention on, since the
-// window's softmax is computed again from q and the cached K: n_obs rows against all cells, a small part of a prefill.
+// attention: per query head and cell, what the tokens attend to. Works with flash attention on, since their softmax is
+//            computed again from q and the cached K, in blocks of queries: the window's against all cells is a small part
+//            of a prefill; all tokens of a prompt cost about as much as its attention once more.
+// moments:   per query head, sums of q and q q^T before rotation, from which Expected Attention is computed later.
 
 #pragma once
 
@@ -9,5 +11,5 @@ struct headkv_store;
 struct llm_graph_context;
 struct ggml_tensor;
 
-// fa: the FLASH_ATTN_EXT node of layer il, which carries q, k, mask, sinks and scale
+// fa: the FLASH_ATTN_EXT node of layer il, which carries q, k, mask, sinks and scale. The store is armed
 void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il);

@@ -9,6 +9,13 @@
 #include <thread>
 
 void headkv_fold(const headkv_score_shape & shape, headkv_fold_type fold, const float * attn, float * score) {
+    if (fold == headkv_fold_type::layer) {
+        headkv_fold({ shape.n_head, 1, shape.n_pos }, headkv_fold_type::mean, attn, score);
+        for (uint32_t ih = 1; ih < shape.n_head_kv; ++ih) {
+            std::copy_n(score, shape.n_pos, score + (size_t) ih*shape.n_pos);
+        }
+        return;
+    }
     const uint32_t n_gqa = shape.n_head / shape.n_head_kv;
     const size_t   n     = shape.n_pos;
 

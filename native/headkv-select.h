@@ -1,7 +1,7 @@
 // headkv-select.h: from window attention to the positions that each KV head keeps. Plain arrays, no llama.cpp.
 //
-// Scores come in as attention of the observation window, one row of positions per query head. They are folded over the query heads of each KV head, pooled along the positions, and the best are chosen
-// (SnapKV, arXiv 2404.14469; fold before pooling as in kvpress and KVCache-Factory).
+// Scores come in as attention of the observation window, one row of positions per query head. They are folded over the
+// query heads of each KV head, pooled along the positions, and the best are chosen (SnapKV, arXiv 2404.14469; fold before pooling as in kvpress and KVCache-Factory).
 
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-enum class headkv_fold_type { mean, max };
+enum class headkv_fold_type { mean, max, layer };
 enum class headkv_pool_type { max, avg };
 
 struct headkv_score_shape {
@@ -20,7 +20,7 @@ struct headkv_score_shape {
     uint32_t n_pos; // scored positions, the window excluded
 };
 
-// attn: [n_head][n_pos] -> score: [n_head_kv][n_pos], folded over each group
+// attn: [n_head][n_pos] -> score: [n_head_kv][n_pos], folded over each group; layer: the mean over all heads, for each KV head
 void headkv_fold(const headkv_score_shape & shape, headkv_fold_type fold, const float * attn, float * score);
 
 // pool n values in place, stride 1, "same" padding: the window is cut off at both ends. kernel is odd

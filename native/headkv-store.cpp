@@ -1,5 +1,6 @@
 #include "headkv-store.h"
 #include "headkv-gather.h"
+#include "headkv-rate.h"
 #include "headkv-tail.h"
 #include "headkv-vote.h"
 
@@ -208,7 +209,12 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
     headkv_buffers buffers(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
         auto & layer = layers[i];
-        layer.score = ggml_new_tensor_2d(buffers.ctx_beside(headkv_access::k(kv, i)), GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
+        const int64_t d = layer.shape.n_embd_head_k;
+
+        ggml_context * ctx = buffers.ctx_beside(headkv_access::k(kv, i));
+        layer.score = how == HEADKV_REDUCE_MOMENTS
+            ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, layer.shape.n_head)
+            : ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
         ggml_format_name(layer.score, "headkv_score_l%u", layer.shape.il);
     }
     try {
@@ -220,14 +226,14 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
         throw;
     }
 
-    n_obs  = n;
-    reduce = how;
+    n_armed = n;
+    reduce  = how;
     account();
     bump_epoch();
 }
 
 void headkv_store::disarm() {
-    if (n_obs == 0) {
+    if (n_armed == 0) {
         return;
     }
     lctx->synchronize();
@@ -237,7 +243,7 @@ void headkv_store::disarm() {
         layer.score = nullptr;
     }
     scores.clear();
-    n_obs      = 0;
+    n_armed    = 0;
     n_scored   = 0;
     pos_scored = -1;
 }
@@ -246,94 +252,6 @@ void headkv_store::forget_scored(int32_t p0) {
     if (n_scored > 0 && p0 < (int32_t) n_pos()) {
         pos_scored = -1;
     }
-}
-
-// cells of positions [p0, p1) in position order
-static std::vector<uint32_t> cells_of(const llama_kv_cells & cells, int32_t p0, int32_t p1) {
-    std::vector<uint32_t> res;
-    for (const auto & [pos, cell] : cells.seq_pos_get(0)) {
-        if (pos >= p0 && pos < p1) {
-            res.push_back(cell);
-        }
-    }
-    return res;
-}
-
-static void check_kernel(const char * name, uint32_t kernel) {
-    if (kernel % 2 == 0) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("%s = %u is not an odd number", name, kernel) };
-    }
-}
-
-static void check_score_params(const headkv_score_params & params) {
-    check_kernel("pool_kernel", params.pool_kernel);
-    if (params.pool != HEADKV_POOL_MAX && params.pool != HEADKV_POOL_AVG) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("pool = %d is not an enum headkv_pool", params.pool) };
-    }
-    if (params.fold != HEADKV_FOLD_MEAN && params.fold != HEADKV_FOLD_MAX) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("fold = %d is not an enum headkv_fold", params.fold) };
-    }
-}
-
-std::vector<float> headkv_store::read_attention(uint32_t i) const {
-    const uint32_t n = n_pos();
-    if (n_obs == 0 || n_scored != n_obs || pos_scored + (int32_t) n_obs != (int32_t) n) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE,
-            format("the last %u positions were not all scored: %u of %u armed tokens were decoded, from position %d on", n_obs, n_scored, n_obs, pos_scored) };
-    }
-
-    const auto & layer = layers[i];
-    const auto   cells = cells_of(headkv_access::cells(kv), 0, n - n_obs);
-
-    std::vector<float> raw(ggml_nelements(layer.score));
-    ggml_backend_tensor_get(layer.score, raw.data(), 0, ggml_nbytes(layer.score));
-
-    const float scale = reduce == HEADKV_REDUCE_MEAN ? 1.0f / n_obs : 1.0f;
-
-    std::vector<float> attn;
-    attn.reserve((size_t) layer.shape.n_head*cells.size());
-    for (uint32_t h = 0; h < layer.shape.n_head; ++h) {
-        for (const uint32_t cell : cells) {
-            attn.push_back(scale*raw[(size_t) h*layer.score->ne[0] + cell]);
-        }
-    }
-    if (!headkv_all_finite(attn.data(), attn.size())) {
-        throw headkv_error { HEADKV_STATUS_COMPUTE, format("the scores of layer %u are not finite", layer.shape.il) };
-    }
-    return attn;
-}
-
-std::vector<float> headkv_store::read_folded(uint32_t i, const headkv_score_params & params) const {
-    check_score_params(params);
-
-    const std::vector<float> attn = read_attention(i);
-    if (params.n_obs != n_obs) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n_obs = %u, but %u tokens were scored", params.n_obs, n_obs) };
-    }
-
-    const auto & layer = layers[i].shape;
-
-    const headkv_score_shape shape { layer.n_head, layer.n_head_kv, (uint32_t) (attn.size()/layer.n_head) };
-
-    std::vector<float> res((size_t) shape.n_head_kv*shape.n_pos);
-    headkv_fold(shape, params.fold == HEADKV_FOLD_MAX ? headkv_fold_type::max : headkv_fold_type::mean, attn.data(), res.data());
-
-    return res;
-}
-
-static headkv_pool_type pool_type(const headkv_score_params & params) {
-    return params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
-}
-
-std::vector<float> headkv_store::read_scores(uint32_t i, const headkv_score_params & params) const {
-    std::vector<float> res = read_folded(i, params);
-
-    const uint32_t n_head_kv = layers[i].shape.n_head_kv;
-    const size_t   n         = res.size()/n_head_kv;
-    for (uint32_t ih = 0; ih < n_head_kv; ++ih) {
-        headkv_pool_row(pool_type(params), params.pool_kernel, res.data() + ih*n, n);
-    }
-    return res;
 }
 
 //
@@ -360,16 +278,20 @@ void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
 }
 
 static void check_head_params(const headkv_compress_params & params) {
-    check_score_params(params.score);
+    headkv_rate_check(params.score);
     const std::string error = headkv_vote_error({ params.voters, params.heeds, params.n_rows_size });
     if (!error.empty()) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
     }
     if (params.voters) {
-        check_kernel("vote_kernel", params.vote_kernel);
+        headkv_rate_check_kernel("vote_kernel", params.vote_kernel);
+        const bool is_negative = params.score.kind == HEADKV_SCORE_KNORM || params.score.kind == HEADKV_SCORE_KEYDIFF;
+        if (is_negative && !params.scores) {
+            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by keys alone: these scores are negative" };
+        }
     }
     for (uint32_t h = 0; params.pool_kernels && h < params.n_rows_size; ++h) {
-        check_kernel("pool_kernels", params.pool_kernels[h]);
+        headkv_rate_check_kernel("pool_kernels", params.pool_kernels[h]);
     }
 }
 
@@ -383,11 +305,14 @@ std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
         first.push_back(first.back() + layer.shape.n_head_kv);
     }
 
-    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
+    // a graph on the context's backend has threads of its own, and there is one backend
+    const bool is_parallel = params.scores || headkv_rate_is_parallel(params.score);
+
+    headkv_parallel_for(layers.size(), is_parallel ? params.n_threads : 1, [&](size_t i) {
         if (params.scores) {
             scores[i].assign(params.scores + first[i]*n, params.scores + first[i + 1]*n);
         } else {
-            scores[i] = read_folded(i, params.score);
+            scores[i] = headkv_rate_folded(*this, i, params.score);
         }
     });
 
@@ -398,7 +323,7 @@ std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
             headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, params.voters[first[i] + ih], vote.data());
         }
     }
-    headkv_pool_row(pool_type(params.score), params.vote_kernel, vote.data(), vote.size());
+    headkv_pool_row(headkv_rate_pool(params.score), params.vote_kernel, vote.data(), vote.size());
 
     std::vector<std::vector<std::vector<int32_t>>> pos(layers.size());
     headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
@@ -407,7 +332,7 @@ std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
             const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : params.score.pool_kernel;
             float        * score  = scores[i].data() + ih*n;
 
-            headkv_pool_row(pool_type(params.score), kernel, score, n);
+            headkv_pool_row(headkv_rate_pool(params.score), kernel, score, n);
             if (params.heeds && params.heeds[h] > 0.0f) {
                 headkv_vote_heed(score, n, plan.n_sink, params.heeds[h], vote.data());
             }
@@ -492,13 +417,13 @@ static void set_meta(const headkv_layer_store & layer) {
     ggml_backend_tensor_set(layer.meta, meta.data(), 0, ggml_nbytes(layer.meta));
 }
 
-// the context's own backend for the device on which t lies
-static ggml_backend_t backend_of(const llama_context & lctx, const ggml_tensor * t) {
-    ggml_backend_sched_t     sched = lctx.get_sched();
-    const ggml_backend_dev_t dev   = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
+ggml_backend_t headkv_store::backend_of(const ggml_tensor * t) const {
+    ggml_backend_sched_t     sched = lctx->get_sched();
+    const ggml_backend_dev_t dev   = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)); // null: main memory
     for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
         ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        if (ggml_backend_get_device(backend) == dev) {
+        const ggml_backend_dev_t own = ggml_backend_get_device(backend);
+        if (dev ? own == dev : ggml_backend_dev_type(own) == GGML_BACKEND_DEVICE_TYPE_CPU) {
             return backend;
         }
     }
@@ -521,7 +446,7 @@ void headkv_store::gather(const std::vector<headkv_layer_store> & fresh, const s
     });
     for (size_t i = 0; i < fresh.size(); ++i) {
         if (!is_host(i)) {
-            headkv_gather_device(backend_of(*lctx, fresh[i].k), pairs(i), row_index(fresh[i], cell_of));
+            headkv_gather_device(backend_of(fresh[i].k), pairs(i), row_index(fresh[i], cell_of));
         }
         set_meta(fresh[i]);
     }
@@ -530,8 +455,7 @@ void headkv_store::gather(const std::vector<headkv_layer_store> & fresh, const s
 void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads) {
     const int64_t t_start = ggml_time_us();
 
-    const auto & cells   = headkv_access::cells(kv);
-    const auto   cell_of = cells_of(cells, 0, plan.n_pos_prefix());
+    const auto cell_of = headkv_access::cells_of(kv, 0, plan.n_pos_prefix());
 
     // 1. make everything new beside what is there
     std::vector<headkv_layer_store> fresh = layers;
@@ -549,7 +473,7 @@ void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vecto
     const int64_t t_gathered = ggml_time_us();
 
     const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
-    headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, cells_of(cells, plan.n_pos_prefix(), plan.n_pos));
+    headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, headkv_access::cells_of(kv, plan.n_pos_prefix(), plan.n_pos));
 
     account(headkv_bytes(fresh_prefix) + headkv_bytes(tail.buffers));
 

@@ -13,6 +13,7 @@
 
 #include "headkv.h"
 #include "headkv-buffer.h"
+#include "headkv-expect.h"
 #include "headkv-plan.h"
 #include "headkv-select.h"
 
@@ -33,7 +34,12 @@ struct headkv_layer_store {
     ggml_tensor * k     = nullptr; // cache type [n_embd_head_k, max(1, n_rows)], head-contiguous
     ggml_tensor * v     = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
     ggml_tensor * meta  = nullptr; // I32 [2*n_head_kv]: first row of each head, then rows of each head
-    ggml_tensor * score = nullptr; // F32 [n_cells, n_head] attention of the window, summed or its maximum; only while armed
+    // only while armed: attention of the observing tokens, summed or its maximum, F32 [n_cells, n_head]; or, for moments,
+    // sums over their queries, F32 [n_embd_head_k, n_embd_head_k + 1, n_head], and what the graph told of these
+    ggml_tensor   * score = nullptr;
+    headkv_rotation rotation;
+    bool            is_rotation_known = false;
+    float           logit_scale       = 0.0f;
 
     headkv_layer_rows                 rows { {} };
     std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
@@ -50,8 +56,8 @@ struct headkv_store {
 
     bool is_composed = false; // attention by stock ops instead of the fused kernel
 
-    // observation window
-    uint32_t n_obs        = 0;  // armed for so many tokens; 0: not armed
+    // observing tokens
+    uint32_t n_armed      = 0;  // armed for so many; 0: not armed
     headkv_reduce reduce  = HEADKV_REDUCE_MEAN;
     uint32_t n_scored     = 0;  // of them decoded
     int32_t  pos_scored   = -1; // first scored position
@@ -78,20 +84,17 @@ struct headkv_store {
 
     void reserve(uint32_t n_cells);
 
-    void arm(uint32_t n_obs, headkv_reduce reduce);
+    void arm(uint32_t n, headkv_reduce reduce);
     void disarm();
 
     // positions from p0 on are removed: scores that they added to are of no use any more
     void forget_scored(int32_t p0);
 
-    // [n_head][n_pos - n_obs] of layer i, mean or maximum over the window
-    std::vector<float> read_attention(uint32_t i) const;
+    // throws what speaks against compressing now, n_obs positions left out
+    void check_can_compress(uint32_t n_obs) const;
 
-    // [n_head_kv][n_pos - n_obs] of layer i, folded
-    std::vector<float> read_folded(uint32_t i, const headkv_score_params & params) const;
-
-    // the same, pooled
-    std::vector<float> read_scores(uint32_t i, const headkv_score_params & params) const;
+    // the context's own backend for the device on which t lies
+    ggml_backend_t backend_of(const ggml_tensor * t) const;
 
     void compress(const headkv_compress_params & params);
     void keep(const headkv_plan & plan, const int32_t * pos, uint32_t n_threads);
@@ -120,8 +123,6 @@ private:
     double   ms_select    = 0;
     double   ms_gather    = 0;
     double   ms_shrink    = 0;
-
-    void check_can_compress(uint32_t n_obs) const;
 
     // positions that each head keeps in the prefix, [n_layer][n_head_kv][rows]
     std::vector<std::vector<std::vector<int32_t>>> choose(const headkv_plan & plan, const headkv_compress_params & params) const;

@@ -9,6 +9,16 @@ bool headkv_access::is_plain(const llama_kv_cache & kv) {
            kv.layers.size() == kv.map_layer_ids.size();
 }
 
+std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1) {
+    std::vector<uint32_t> res;
+    for (const auto & [pos, cell] : cells(kv).seq_pos_get(0)) {
+        if (pos >= p0 && pos < p1) {
+            res.push_back(cell);
+        }
+    }
+    return res;
+}
+
 size_t headkv_access::bytes(const llama_kv_cache & kv) {
     size_t res = 0;
     for (const auto & [ctx, buf] : kv.ctxs_bufs) {

@@ -44,6 +44,9 @@ struct headkv_access {
 
     static const llama_kv_cells & cells(const llama_kv_cache & kv) { return kv.v_cells[0]; }
 
+    // cells of positions [p0, p1) in position order
+    static std::vector<uint32_t> cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1);
+
     static size_t bytes(const llama_kv_cache & kv);
 
     // a tail of n_cells cells that holds the given cells of kv, in this order; throws headkv_error

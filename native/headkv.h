@@ -41,7 +41,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 3
+#define HEADKV_ABI_VERSION 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -58,16 +58,27 @@ enum headkv_status {
     HEADKV_STATUS_COMPUTE          = -5, // the scores are not finite
 };
 
-// how the observed tokens share their attention to a position
+// what is gathered from the observing tokens: how they share their attention to a position, or their queries
 enum headkv_reduce {
-    HEADKV_REDUCE_MEAN = 0, // SnapKV
-    HEADKV_REDUCE_MAX  = 1, // KVzip: what any token once needed
+    HEADKV_REDUCE_MEAN    = 0, // SnapKV
+    HEADKV_REDUCE_MAX     = 1, // KVzip: what any token once needed
+    HEADKV_REDUCE_MOMENTS = 2, // Expected Attention: no attention, but mean and covariance of the queries before rotation
+};
+
+// what positions are rated by; higher scores are kept
+enum headkv_score {
+    HEADKV_SCORE_ATTENTION = 0, // attention of the armed tokens
+    HEADKV_SCORE_POSITION  = 1, // StreamingLLM: the later the better
+    HEADKV_SCORE_KNORM     = 2, // minus the length of the key
+    HEADKV_SCORE_KEYDIFF   = 3, // minus the cosine between the key and the mean direction of its head's keys
+    HEADKV_SCORE_EXPECTED  = 4, // attention that later queries are expected to pay, times |value|; armed for moments
 };
 
 // how the query heads of one KV head share their scores
 enum headkv_fold {
-    HEADKV_FOLD_MEAN = 0,
-    HEADKV_FOLD_MAX  = 1,
+    HEADKV_FOLD_MEAN  = 0,
+    HEADKV_FOLD_MAX   = 1,
+    HEADKV_FOLD_LAYER = 2, // TOVA: the mean over all query heads of the layer, the same for each KV head
 };
 
 // pooling of the scores along the positions, stride 1, "same" padding
@@ -93,10 +104,11 @@ struct headkv_layer {
 };
 
 struct headkv_score_params {
-    uint32_t n_obs;       // observation window: the last n_obs positions, which scored and stay in the tail; >= 1
+    uint32_t n_obs;       // observation window: the last n_obs positions stay in the tail; >= 1, and of the attending tokens
     uint32_t pool_kernel; // odd, >= 1; 1 is no pooling
     int32_t  pool;        // enum headkv_pool
-    int32_t  fold;        // enum headkv_fold, done before pooling
+    int32_t  fold;        // enum headkv_fold, of attention, before pooling
+    int32_t  kind;        // enum headkv_score
 };
 
 struct headkv_compress_params {
@@ -162,17 +174,18 @@ HEADKV_API int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i
 // Make room for n_cells tail cells at once (at most n_ctx), before a long prompt. Never shrinks.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 
-// The next n_obs decoded tokens are the observation window: their attention is gathered per query head and position, by
-// reduce (enum headkv_reduce). They may lie in several batches. Only without a prefix. Arming again starts over; n_obs = 0
-// disarms and frees the scores.
-HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs, int32_t reduce);
+// The next n_tokens decoded tokens observe: their attention is gathered per query head and position, or their queries, by
+// reduce (enum headkv_reduce). They may lie in several batches, and are the window (SnapKV) or the whole prompt (H2O).
+// Only without a prefix. Arming again starts over; n_tokens = 0 disarms and frees what was gathered. Scores by position or
+// by keys need no arming.
+HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t reduce);
 
-// What the window of layer i attended to, per query head: softmax attention, mean or maximum over the window, neither
-// folded nor pooled. dst: [n_head][n_pos - n_obs] f32; n = its number of elements.
+// What the armed tokens attended to in layer i, per query head: softmax attention, mean or maximum over them, neither
+// folded nor pooled. dst: [n_head][n_pos - n_tokens] f32; n = its number of elements.
 HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 
-// Scores of layer i after the window was decoded: the attention of headkv_attention_read(), folded over the group, then
-// pooled. dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
+// Scores of layer i after the armed tokens were decoded: attention is folded over the group; all scores are pooled.
+// dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
 HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 

@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -11,8 +11,9 @@ STATUS_WRONG_STATE = -3
 STATUS_NO_MEMORY = -4
 STATUS_COMPUTE = -5
 
-REDUCES = {"mean": 0, "max": 1}
-FOLDS = {"mean": 0, "max": 1}
+REDUCES = {"mean": 0, "max": 1, "moments": 2}
+SCORES = {"attention": 0, "position": 1, "knorm": 2, "keydiff": 3, "expected": 4}
+FOLDS = {"mean": 0, "max": 1, "layer": 2}
 POOLS = {"max": 0, "avg": 1}
 ATTENTIONS = {"fused": 0, "composed": 1}
 
@@ -34,6 +35,7 @@ struct headkv_score_params {
     uint32_t pool_kernel;
     int32_t  pool;
     int32_t  fold;
+    int32_t  kind;
 };
 
 struct headkv_compress_params {
@@ -75,7 +77,7 @@ int32_t headkv_attach(struct llama_context * ctx);
 uint32_t headkv_n_layer(const struct llama_context * ctx);
 int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
 int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
-int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_obs, int32_t reduce);
+int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t reduce);
 int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 int32_t headkv_score_read(
     struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);

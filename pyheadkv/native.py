@@ -27,6 +27,7 @@ from pyheadkv._abi import (
     HEADKV_CDEF,
     POOLS,
     REDUCES,
+    SCORES,
     STATUS_COMPUTE,
     STATUS_OK,
     STATUS_UNSUPPORTED,
@@ -207,18 +208,18 @@ class Native:
         """Make room for n_cells tail cells at once; never shrinks."""
         _check(self._lib.headkv_reserve(self._ctx, n_cells))
 
-    def score_arm(self, n_obs: int, reduce: str = "mean") -> None:
-        """The next n_obs decoded tokens are the observation window; 0 disarms.
+    def score_arm(self, n_tokens: int, reduce: str = "mean") -> None:
+        """The next n_tokens decoded tokens observe; 0 disarms.
 
         Parameters
         ----------
         reduce
-            how the window's tokens share their attention to a position: "mean" or "max"
+            what is gathered: their attention to each position, "mean" or "max", or "moments" of their queries
         """
-        _check(self._lib.headkv_score_arm(self._ctx, n_obs, REDUCES[reduce]))
+        _check(self._lib.headkv_score_arm(self._ctx, n_tokens, REDUCES[reduce]))
 
     def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
-        """What the n_obs armed tokens attended to in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
+        """What all n_obs armed tokens attended to in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
         n_head = self.layers()[i].n_head
         attention = np.empty((n_head, self.stats().n_pos - n_obs), dtype=np.float32)
         buffer = _ffi.from_buffer("float[]", attention)
@@ -226,7 +227,7 @@ class Native:
         return attention
 
     def score_read(self, i: int, scorer: Scorer) -> npt.NDArray[np.float32]:
-        """Scores of layer i after the window was decoded, f32 [n_head_kv, n_pos - n_obs]."""
+        """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs]."""
         n_head_kv = self.layers()[i].n_head_kv
         scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
         params = _ffi.new("struct headkv_score_params *", _score_params(scorer))
@@ -249,7 +250,7 @@ class Native:
         rows
             uint32 [sum of n_head_kv]
         scorer
-            how the armed scores are pooled and folded; its n_obs is the one that was armed
+            how positions are rated; what it gathers was armed for its last tokens
         n_sink
             first positions that are always kept
         n_threads
@@ -337,7 +338,8 @@ def _score_params(scorer: Scorer) -> dict[str, int]:
         "n_obs": scorer.n_obs,
         "pool_kernel": scorer.pool_kernel,
         "pool": POOLS[scorer.pool],
-        "fold": FOLDS[scorer.fold],
+        "fold": FOLDS[scorer.native_fold],
+        "kind": SCORES[scorer.kind],
     }
 
 

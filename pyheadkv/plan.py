@@ -66,6 +66,11 @@ class Plan:
         default=None, compare=False, repr=False
     )
 
+    @property
+    def n_last(self) -> int:
+        """So many of the prompt's last tokens observe, and are read by themselves."""
+        return self.policy.scorer.n_last(self.n_prompt, self.policy.n_sink)
+
     def flat_rows(self) -> npt.NDArray[np.uint32]:
         """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
         return np.array([n for layer in self.rows for n in layer], dtype=np.uint32)

@@ -143,6 +143,12 @@ _PRESETS: dict[str, Policy] = {
         Policy("ada-snapkv", "adakv"),
         Policy("dynamic-kv", "dynamickv"),
         Policy("global", "global"),
+        Policy("h2o", "uniform", Scorer("h2o", pool_kernel=1), n_sink=0),
+        Policy("streamingllm", "uniform", Scorer("streaming", n_obs=1, pool_kernel=1)),
+        Policy("tova", "uniform", Scorer("tova", n_obs=1, pool_kernel=1), n_sink=0),
+        Policy("keydiff", "uniform", Scorer("keydiff", n_obs=1, pool_kernel=1), n_sink=0),
+        Policy("knorm", "uniform", Scorer("knorm", n_obs=1, pool_kernel=1), n_sink=0),
+        Policy("expected-attention", "uniform", Scorer("expected_attention", n_obs=1, pool_kernel=1)),
     )
 }
 

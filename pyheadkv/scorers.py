@@ -1,8 +1,8 @@
-"""Names and parameters of the native scorers; the maths is in native/headkv-score.
+"""Names and parameters of the native scorers; the maths is in native/headkv-score, -keys and -expect.
 
-A scorer rates every position of every KV head by the attention that the last `n_obs` queries of the
-prompt pay to it. With a profile, the heads that retrieve are treated in their own way: their scores
-are pooled more widely, since what they find is copied as a whole, and they share what they found.
+A scorer rates every position of every KV head: by the attention that the last `n_obs` queries of the prompt pay to it,
+or by one of the other ways in `SCORERS`. With a profile, the heads that retrieve are treated in their own way: their
+scores are pooled more widely, since what they find is copied as a whole, and they share what they found.
 """
 
 from __future__ import annotations
@@ -11,7 +11,75 @@ from dataclasses import dataclass
 
 from pyheadkv.errors import PolicyError
 
-SCORERS = {"snapkv": "mean attention of the observation window, folded over the group, then pooled"}
+
+@dataclass(frozen=True)
+class ScorerKind:
+    """A way to rate positions.
+
+    Parameters
+    ----------
+    about
+        paper, formula, and where it differs from the paper
+    native
+        the library's name for it
+    observers
+        which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks", or
+        "none"
+    is_signed
+        whether scores may be negative, so that heads cannot vote with them
+    """
+
+    about: str
+    native: str = "attention"
+    observers: str = "window"
+    is_signed: bool = False
+
+
+SCORERS = {
+    "snapkv": ScorerKind(
+        """SnapKV, Li et al., https://arxiv.org/abs/2404.14469: mean attention of the observation window, folded over
+        the query heads of a KV head, then pooled. Differs from the paper: one score for each KV head, as in kvpress."""
+    ),
+    "h2o": ScorerKind(
+        """H2O, Zhang et al., https://arxiv.org/abs/2306.14048: attention received from all queries of the prompt,
+        mean over the group. Differs from the paper: the recent rows are the window and not half of the budget, and
+        nothing is evicted while generating. Reading costs the prompt's attention once more.""",
+        observers="prompt",
+    ),
+    "tova": ScorerKind(
+        """TOVA, Oren et al., https://arxiv.org/abs/2401.06104: attention of the last query (n_obs=1; with more, their
+        mean), mean over all heads of the layer, the same for each KV head. Differs from the paper: nothing is evicted
+        while generating."""
+    ),
+    "streaming": ScorerKind(
+        """StreamingLLM, Xiao et al., https://arxiv.org/abs/2309.17453: the later the better; the policy protects the
+        sinks. Differs from the paper: positions stay those of the prompt, and nothing is evicted while generating.""",
+        native="position",
+        observers="none",
+    ),
+    "knorm": ScorerKind(
+        """Devoto et al., https://arxiv.org/abs/2406.11430: minus the length of the key. Differs from the paper: all
+        layers are compressed.""",
+        native="knorm",
+        observers="none",
+        is_signed=True,
+    ),
+    "keydiff": ScorerKind(
+        """KeyDiff, Park et al., https://arxiv.org/abs/2504.15364: minus the cosine between the key and the mean of the
+        head's keys of length 1. Differs from the paper: all keys at once, not block by block.""",
+        native="keydiff",
+        observers="none",
+        is_signed=True,
+    ),
+    "expected_attention": ScorerKind(
+        """Expected Attention, Devoto et al., https://arxiv.org/abs/2510.00636: queries to come are normal, with mean m
+        and covariance S of the prompt's before rotation, turned by the mean rotation of the next 512 positions;
+        softmax(k m / sqrt(d) + k S k / 2d), mean over the group, plus 0.01, times the length of the value. Sinks are
+        left out of all sums. Differs from the paper: soft caps of logits are not followed.""",
+        native="expected",
+        observers="behind sinks",
+    ),
+}
 REDUCES = ("mean", "max")
 POOLS = ("max", "avg")
 FOLDS = ("mean", "max")
@@ -21,22 +89,23 @@ MAX_POOL_KERNEL = 255
 
 @dataclass(frozen=True)
 class Scorer:
-    """Parameters of a scorer. Paper: Li et al., SnapKV, https://arxiv.org/abs/2404.14469
+    """A way to rate positions, with its parameters. `SCORERS` names the papers.
 
     Parameters
     ----------
     name
         one of `SCORERS`
     n_obs
-        observation window: the last queries of the prompt, which score and whose rows are kept
+        observation window: the last queries of the prompt, whose rows are kept, and which score where the
+        scorer looks at the window
     pool_kernel
         odd positions pooled into each score, stride 1, same length; 1 is no pooling
     pool
         "max" or "avg"
     fold
-        how the query heads of a KV head share their scores, before pooling: "mean" or "max"
+        how the query heads of a KV head share their attention, before pooling: "mean" or "max"
     reduce
-        how the queries of the window share their attention: "mean" or "max"
+        how the observing queries share their attention: "mean" or "max"
     retrieval_share
         so many of the KV heads, 0 to 1, are treated as retrieval heads: those with the highest
         retrieval scores of the profile
@@ -74,7 +143,41 @@ class Scorer:
         for key, share in (("retrieval_share", self.retrieval_share), ("vote", self.vote)):
             if not 0 <= share <= 1:
                 raise PolicyError(f"{key} is {share:g}, expected 0 to 1")
+        if self.retrieval_share > 0 and SCORERS[self.name].is_signed:
+            raise PolicyError(
+                f"retrieval_share is {self.retrieval_share:g}, expected 0: heads cannot vote by {self.name}"
+            )
         words = (("pool", self.pool, POOLS), ("fold", self.fold, FOLDS), ("reduce", self.reduce, REDUCES))
         for key, word, known in words:
             if word not in known:
                 raise PolicyError(f"{key} is {word!r}, expected {' or '.join(known)}")
+
+    @property
+    def kind(self) -> str:
+        """The library's name for what positions are rated by."""
+        return SCORERS[self.name].native
+
+    @property
+    def native_fold(self) -> str:
+        """The library's name for how query heads share their attention."""
+        return "layer" if self.name == "tova" else self.fold
+
+    @property
+    def gathers(self) -> str | None:
+        """What is gathered from the observing tokens: "mean", "max", "moments", or None."""
+        if SCORERS[self.name].observers == "none":
+            return None
+        return "moments" if self.kind == "expected" else self.reduce
+
+    def n_last(self, n_prompt: int, n_sink: int) -> int:
+        """So many of the prompt's last tokens are read by themselves, those that observe: at least the window.
+
+        Parameters
+        ----------
+        n_prompt
+            tokens of the prompt, more than n_sink + n_obs
+        n_sink
+            first positions that the policy keeps
+        """
+        observers = {"prompt": n_prompt, "behind sinks": n_prompt - n_sink}
+        return observers.get(SCORERS[self.name].observers, self.n_obs)

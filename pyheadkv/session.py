@@ -3,8 +3,10 @@
 `HeadKV` wraps `generate` and `eval` of one Llama instance (and refuses to save states), so create_chat_completion,
 streaming, stop words, grammars and samplers of llama-cpp-python go on working.
 
-    eval(prompt):   prompt[:-n_obs] in batches | arm scoring | prompt[-n_obs:] | plan -> compress
+    eval(prompt):   prompt[:-n_last] in batches | arm scoring | prompt[-n_last:] | plan -> compress
     eval(token):    as it was, on the compressed cache
+
+The last n_last tokens are those that the scorer observes: the window, or all of the prompt.
 
 With a lookahead of m tokens, scoring stays armed while the first m tokens of the answer are generated on the whole
 cache, and compression comes after them.
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.budget import Budget
-from pyheadkv.compression import compress
+from pyheadkv.compression import arm, compress
 from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
@@ -268,7 +270,7 @@ class HeadKV:
         if plan is None:
             self._read(tokens)
         else:
-            self._read_and_compress(self._with_window(tokens, plan.policy.n_obs), plan)
+            self._read_and_compress(self._with_last(tokens, plan.n_last), plan)
 
     def _starts_in_prefix(self) -> bool:
         """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
@@ -296,19 +298,18 @@ class HeadKV:
             profile=self.profile,
         )
 
-    def _with_window(self, tokens: list[int], n_obs: int) -> list[int]:
-        """Take back the last tokens of a whole cache where the new ones do not fill the observation window."""
+    def _with_last(self, tokens: list[int], n_last: int) -> list[int]:
+        """Take back the last tokens of a whole cache where the new ones are fewer than those that observe."""
         n_past = self.llama.n_tokens
-        n_back = max(0, n_obs - len(tokens))
+        n_back = max(0, n_last - len(tokens))
         self.llama.n_tokens = n_past - n_back  # the next eval cuts the cache there
         return [*self.llama.input_ids[n_past - n_back : n_past].tolist(), *tokens]
 
     def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
-        scorer = plan.policy.scorer
-        n_head = len(tokens) - scorer.n_obs
+        n_head = len(tokens) - plan.n_last
         self._read(tokens[:n_head], n_total=len(tokens))
         try:
-            self.native.score_arm(scorer.n_obs + plan.policy.lookahead, scorer.reduce)
+            arm(self.native, plan, plan.policy.lookahead)
             self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
             if plan.policy.lookahead:
                 self._waiting = _Waiting(plan, n_end=self.llama.n_tokens + plan.policy.lookahead)

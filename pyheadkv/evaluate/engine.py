@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv._abi import STATUS_COMPUTE
-from pyheadkv.compression import compress
+from pyheadkv.compression import arm, compress
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
@@ -95,10 +95,9 @@ class Engine:
 
     def compress(self, kept: Kept, plan: Plan) -> None:
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
-        scorer = plan.policy.scorer
-        n_before = len(kept.tokens) - scorer.n_obs
+        n_before = len(kept.tokens) - plan.n_last
         self.put_back(kept, n_before)
-        self.native.score_arm(scorer.n_obs + plan.policy.lookahead, scorer.reduce)
+        arm(self.native, plan, plan.policy.lookahead)
         self.go_on(kept.tokens[n_before:])
         if plan.policy.lookahead:
             self._waiting = plan

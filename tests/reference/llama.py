@@ -36,11 +36,16 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Forward:
-    """Logits [n, n_vocab]; queries and keys of each layer after rotation, [n, n_head, d] and [n, n_head_kv, d]."""
+    """Logits [n, n_vocab]; of each layer queries and keys after rotation, values, and queries before rotation.
+
+    Queries are [n, n_head, d], keys and values [n, n_head_kv, d].
+    """
 
     logits: Array
     q: list[Array]
     k: list[Array]
+    v: list[Array]
+    q_before_rope: list[Array]
 
 
 def forward(
@@ -60,21 +65,23 @@ def forward(
     w = {name: values.astype(np.float64) for name, values in weights.items()}
     ids = np.asarray(tokens)
     x = w["token_embd"][ids]
-    queries, keys = [], []
+    queries, keys, values, plain_queries = [], [], [], []
     for il in range(tiny.n_layer):
         h = norm(x, w[f"blk.{il}.attn_norm"])
         q, k, v = (heads(h @ w[f"blk.{il}.attn_{name}"].T, tiny.head_size) for name in "qkv")
+        plain_queries.append(q)
         q, k = rotate(q), rotate(k)
         if is_f16:
             k, v = round_f16(k), round_f16(v)
         queries.append(q)
         keys.append(k)
+        values.append(v)
         out = attention(q, k, v, visible_keys(len(ids), tiny.n_head_kv[il], il, compressed))
         x = x + out.reshape(len(ids), -1) @ w[f"blk.{il}.attn_output"].T
         h = norm(x, w[f"blk.{il}.ffn_norm"])
         gate = h @ w[f"blk.{il}.ffn_gate"].T
         x = x + (gate / (1 + np.exp(-gate)) * (h @ w[f"blk.{il}.ffn_up"].T)) @ w[f"blk.{il}.ffn_down"].T
-    return Forward(norm(x, w["output_norm"]) @ w["output"].T, queries, keys)
+    return Forward(norm(x, w["output_norm"]) @ w["output"].T, queries, keys, values, plain_queries)
 
 
 def visible_keys(n: int, n_head_kv: int, il: int, compressed: Compressed | None) -> Mask:

@@ -40,6 +40,7 @@ def test_version_and_enums() -> None:
     ours["HEADKV_STATUS_INVALID_ARGUMENT"] = -1  # nothing in Python needs a name for it
     for prefix, words in (
         ("REDUCE", _abi.REDUCES),
+        ("SCORE", _abi.SCORES),
         ("FOLD", _abi.FOLDS),
         ("POOL", _abi.POOLS),
         ("ATTENTION", _abi.ATTENTIONS),
@@ -60,4 +61,4 @@ def test_declarations_parse() -> None:
     ffi = cffi.FFI()
     ffi.cdef(_abi.HEADKV_CDEF)
     ffi.cdef(_abi.UPSTREAM_CDEF)
-    assert ffi.sizeof("struct headkv_compress_params") == 88
+    assert ffi.sizeof("struct headkv_compress_params") == 96

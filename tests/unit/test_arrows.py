@@ -57,13 +57,17 @@ INCLUDES: dict[str, set[str]] = {
     "vote": set(),
     "buffer": {""},
     "gather": {"buffer"},
-    "store": {"", "buffer", "gather", "plan", "select", "tail", "vote"},
+    "graph": {"buffer"},
+    "keys": {"graph"},
+    "expect": {"graph"},
+    "rate": {"", "expect", "keys", "select", "store", "tail"},
+    "store": {"", "buffer", "expect", "gather", "plan", "rate", "select", "tail", "vote"},
     "tail": {"store"},
     "attn": {"store"},
     "score": {"attn", "store"},
     "hooks": {"attn", "score", "store", "tail"},
     "device": {"attn", "gather", "tail"},
-    "api": {"", "device", "store", "tail"},
+    "api": {"", "device", "rate", "store", "tail"},
 }
 STANDARD_ONLY = {"", "plan", "select", "vote"}  # no header of llama.cpp or ggml, so that their tests build in seconds
 

@@ -47,7 +47,7 @@ def test_overrides() -> None:
     ("text", "message"),
     [
         ("", "unknown policy '', known are auto, snapkv, headkv"),
-        ("h2o", "unknown policy 'h2o', known are auto, snapkv, headkv"),
+        ("h3o", "unknown policy 'h3o', known are auto, snapkv, headkv"),
         ("snapkv:", "policy setting '' cannot be read, expected key=value"),
         ("snapkv:n_obs", "policy setting 'n_obs' cannot be read, expected key=value"),
         ("snapkv:n_obs=", "policy setting 'n_obs=' cannot be read"),
@@ -83,8 +83,10 @@ def test_refused(text: str, message: str) -> None:
 
 
 def test_what_text_cannot_say_is_refused_too() -> None:
-    with pytest.raises(PolicyError, match="unknown scorer 'h2o', known are snapkv"):
-        Scorer("h2o")
+    with pytest.raises(PolicyError, match="unknown scorer 'h3o', known are snapkv, h2o, tova"):
+        Scorer("h3o")
+    with pytest.raises(PolicyError, match=r"retrieval_share is 0\.2, expected 0: heads cannot vote by knorm"):
+        Scorer("knorm", retrieval_share=0.2)
     with pytest.raises(PolicyError, match="pool is 'sum', expected max or avg"):
         Scorer(pool="sum")
     with pytest.raises(PolicyError, match="unknown allocator 'square'"):

@@ -1,0 +1,183 @@
+#include "headkv-expect.h"
+#include "headkv-graph.h"
+
+#include "ggml.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+// positions to come over which rotations are averaged, and the attention that every row is given before its value counts:
+// both as in kvpress, which ranks methods by them
+static constexpr int32_t N_FUTURE = 512;
+static constexpr float   EPSILON  = 1e-2f;
+
+// below this share of the mean variance a direction holds nothing but rounding
+static constexpr double EPS_VARIANCE = 1e-9;
+
+using doubles = std::vector<double>;
+
+// the mean rotation: pairs of elements (a, b) become (c a - s b, s a + c b)
+struct mean_rotation {
+    struct pair {
+        int64_t a;
+        int64_t b;
+        double  c;
+        double  s;
+    };
+    std::vector<pair> pairs;
+
+    void apply(double * x, int64_t stride) const {
+        for (const auto & p : pairs) {
+            const double a = x[p.a*stride];
+            const double b = x[p.b*stride];
+            x[p.a*stride] = p.c*a - p.s*b;
+            x[p.b*stride] = p.s*a + p.c*b;
+        }
+    }
+};
+
+// upstream's own rotation is asked, with every kind of scaling that it knows: a vector of ones at each position to come
+static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rotation, int64_t n_embd_head, int32_t n_pos) {
+    const int32_t n_dims = rotation.rope[1];
+    const int32_t mode   = rotation.rope[2];
+    float params[6]; // freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow
+    memcpy(params, rotation.rope + 5, sizeof(params));
+
+    const std::vector<float> ones(n_embd_head*N_FUTURE, 1.0f);
+    std::vector<int32_t> pos(N_FUTURE);
+    std::iota(pos.begin(), pos.end(), n_pos);
+
+    headkv_graph graph(backend);
+    const std::vector<float> turned = graph.compute(ggml_rope_ext(graph.ctx(),
+        graph.input(ones, n_embd_head, 1, N_FUTURE), graph.input(pos.data(), N_FUTURE), rotation.factors,
+        n_dims, mode, rotation.rope[4], params[0], params[1], params[2], params[3], params[4], params[5]));
+
+    doubles mean(n_embd_head, 0.0);
+    for (int32_t p = 0; p < N_FUTURE; ++p) {
+        for (int64_t i = 0; i < n_embd_head; ++i) {
+            mean[i] += turned[p*n_embd_head + i]/N_FUTURE;
+        }
+    }
+
+    mean_rotation res;
+    for (int64_t i = 0; i < n_dims/2; ++i) {
+        const int64_t a = mode == GGML_ROPE_TYPE_NEOX ? i : 2*i;
+        const int64_t b = mode == GGML_ROPE_TYPE_NEOX ? i + n_dims/2 : 2*i + 1;
+        res.pairs.push_back({ a, b, (mean[a] + mean[b])/2, (mean[b] - mean[a])/2 });
+    }
+    return res;
+}
+
+// multiply by the Walsh-Hadamard matrix, blocks of n elements, as upstream does before it quantises
+static void mix(double * x, int64_t n_embd_head, int64_t stride, int64_t n) {
+    for (int64_t half = 1; half < n; half *= 2) {
+        for (int64_t i = 0; i < n_embd_head; ++i) {
+            if (i & half) {
+                continue;
+            }
+            const double a = x[i*stride];
+            const double b = x[(i + half)*stride];
+            x[i*stride]          = (a + b)*M_SQRT1_2;
+            x[(i + half)*stride] = (a - b)*M_SQRT1_2;
+        }
+    }
+}
+
+// lower triangle T with T T^T = m, [n][n]; directions without variance are left out
+static doubles triangle(const doubles & m, int64_t n) {
+    double trace = 0.0;
+    for (int64_t i = 0; i < n; ++i) {
+        trace += m[i*n + i];
+    }
+    doubles res(n*n, 0.0);
+    for (int64_t j = 0; j < n; ++j) {
+        const double * row = res.data() + j*n;
+        const double square = m[j*n + j] - std::inner_product(row, row + j, row, 0.0);
+        if (!(square > EPS_VARIANCE*trace/n)) {
+            continue;
+        }
+        res[j*n + j] = std::sqrt(square);
+        for (int64_t i = j + 1; i < n; ++i) {
+            const double * other = res.data() + i*n;
+            res[i*n + j] = (m[i*n + j] - std::inner_product(row, row + j, other, 0.0))/res[j*n + j];
+        }
+    }
+    return res;
+}
+
+headkv_expected headkv_expect(
+        ggml_backend_t backend, const headkv_moments & moments, const headkv_rotation & rotation, int32_t n_pos, float logit_scale) {
+    const int64_t d = moments.n_embd_head;
+
+    const mean_rotation turn  = average(backend, rotation, d, n_pos);
+    const double        scale = (double) rotation.scale*logit_scale;
+
+    const auto transform = [&](double * x, int64_t stride) {
+        turn.apply(x, stride);
+        mix(x, d, stride, rotation.n_hadamard);
+    };
+
+    headkv_expected res;
+    res.linear .resize(moments.n_head*d);
+    res.squared.resize(moments.n_head*d*d);
+    for (int64_t h = 0; h < moments.n_head; ++h) {
+        const float * second = moments.sums.data() + h*(d + 1)*d;
+
+        doubles mean(second + d*d, second + (d + 1)*d);
+        doubles covariance(second, second + d*d);
+        for (auto & m : mean) {
+            m /= moments.n_tokens;
+        }
+        for (int64_t i = 0; i < d*d; ++i) {
+            covariance[i] = covariance[i]/moments.n_tokens - mean[i/d]*mean[i % d];
+        }
+
+        transform(mean.data(), 1);
+        for (int64_t i = 0; i < d; ++i) {
+            transform(covariance.data() + i*d, 1);
+        }
+        for (int64_t i = 0; i < d; ++i) {
+            transform(covariance.data() + i, d);
+        }
+
+        const doubles lower = triangle(covariance, d);
+        for (int64_t i = 0; i < d; ++i) {
+            res.linear[h*d + i] = (float) (scale*mean[i]);
+            for (int64_t j = 0; j < d; ++j) {
+                res.squared[(h*d + i)*d + j] = (float) (scale*M_SQRT1_2*lower[j*d + i]);
+            }
+        }
+    }
+    return res;
+}
+
+std::vector<float> headkv_expect_scores(const std::vector<float> & logits, const std::vector<float> & norms, int64_t n_head_kv) {
+    const int64_t n_pos = norms.size()/n_head_kv;
+    const int64_t n_gqa = logits.size()/norms.size();
+
+    std::vector<float> res(norms.size());
+    for (int64_t ih = 0; ih < n_head_kv; ++ih) {
+        const float * x = logits.data() + ih*n_pos*n_gqa;
+
+        doubles share(n_pos, 0.0);
+        for (int64_t g = 0; g < n_gqa; ++g) {
+            float max = x[g];
+            for (int64_t p = 1; p < n_pos; ++p) {
+                max = std::max(max, x[p*n_gqa + g]);
+            }
+            double sum = 0.0;
+            for (int64_t p = 0; p < n_pos; ++p) {
+                sum += std::exp((double) x[p*n_gqa + g] - max);
+            }
+            for (int64_t p = 0; p < n_pos; ++p) {
+                share[p] += std::exp((double) x[p*n_gqa + g] - max)/(sum*n_gqa);
+            }
+        }
+        for (int64_t p = 0; p < n_pos; ++p) {
+            res[ih*n_pos + p] = (float) ((share[p] + EPSILON)*norms[ih*n_pos + p]);
+        }
+    }
+    return res;
+}

@@ -1,0 +1,177 @@
+"""Every way to rate positions, against the papers' formulas in NumPy, and the rows that are kept because of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pyheadkv.errors import NativeError
+from pyheadkv.scorers import SCORERS, Scorer
+from pyheadkv.session import HeadKV
+from tests.e2e.conftest import MakeContext
+from tests.e2e.context import Context, make_tokens
+from tests.reference import score as reference
+from tests.reference.llama import ROPE_BASE, Forward, forward, round_f16
+from tests.reference.select import pool_positions, select_positions
+from tests.tiny import Tiny, make_weights
+
+N_POS, N_SINK = 210, 4
+SHAPES = {
+    "gqa3": Tiny(n_head=(6, 6), n_head_kv=(2, 2), head_size=80),
+    "unequal": Tiny(n_head=(6, 4, 8), n_head_kv=(2, 4, 1)),
+}
+NAMES = [name for name in SCORERS if name != "snapkv"]
+
+# largest difference over the spread of a head's scores: stock reads Q and K in f16, and the second layer has the errors
+# of stock's attention in its input
+ERRORS = (5e-3, 5e-2, 5e-2)
+# what the rows lose themselves
+CACHE_ERRORS = {"f16": 0.0, "f32": 0.0, "bf16": 0.1, "q8_0": 0.1}
+
+
+def scorer_of(name: str, n_obs: int = 8) -> Scorer:
+    return Scorer(name, n_obs=1 if name == "tova" else n_obs, pool_kernel=1)
+
+
+def observe(context: Context, tokens: list[int], scorer: Scorer, n_sink: int = N_SINK) -> None:
+    """Read a prompt, with the tokens armed that the scorer wants to see."""
+    n_before = len(tokens) - scorer.n_last(len(tokens), n_sink)
+    if n_before:
+        context.decode(tokens[:n_before])
+    if scorer.gathers:
+        context.native.score_arm(len(tokens) - n_before, scorer.gathers)
+    context.decode(tokens[n_before:])
+
+
+def expected_scores(truth: Forward, il: int, scorer: Scorer) -> np.ndarray:
+    """The reference's scores of a layer, [n_head_kv, n_pos - n_obs]."""
+    q, k, v, n_obs = round_f16(truth.q[il]), truth.k[il], truth.v[il], scorer.n_obs
+    d = k.shape[2]
+    theta = ROPE_BASE ** (-np.arange(0, d, 2) / d)
+    return {
+        "h2o": lambda: reference.h2o(q, k, n_obs) / len(k),  # the mean ranks as the sum does
+        "tova": lambda: reference.tova(q, k, n_obs),
+        "streaming": lambda: reference.streaming(k.shape[1], len(k) - n_obs),
+        "knorm": lambda: reference.knorm(k, n_obs),
+        "keydiff": lambda: reference.keydiff(k, n_obs),
+        "expected_attention": lambda: reference.expected_attention(
+            truth.q_before_rope[il], k, v, theta, n_obs, is_neox=False, n_sink=N_SINK
+        ),
+    }[scorer.name]()
+
+
+def spread_error(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Largest difference over the standard deviation of the head's true scores."""
+    return float((np.abs(scores - truth) / truth.std(axis=1, keepdims=True)).max())
+
+
+def check_scores(context: Context, tiny: Tiny, tokens: list[int], scorer: Scorer, slack: float = 0.0) -> None:
+    truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
+    for il in range(tiny.n_layer):
+        scores = context.native.score_read(il, scorer)
+        expected = expected_scores(truth, il, scorer)
+        assert scores.shape == expected.shape == (tiny.n_head_kv[il], len(tokens) - scorer.n_obs)
+        assert spread_error(scores, expected) < ERRORS[il] + slack, f"layer {il}"
+
+
+@pytest.mark.parametrize("n_ubatch", [512, 150, 37])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_the_papers(open_context: MakeContext, name: str, shape: str, n_ubatch: int) -> None:
+    tiny, tokens, scorer = SHAPES[shape], make_tokens(N_POS, 64), scorer_of(name)
+    context = open_context(tiny, n_ubatch=n_ubatch)
+    observe(context, tokens, scorer)
+    check_scores(context, tiny, tokens, scorer)
+
+
+@pytest.mark.parametrize("cache_type", ["f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "expected_attention"])
+def test_rows_of_other_cache_types(open_context: MakeContext, name: str, cache_type: str) -> None:
+    tiny, tokens, scorer = SHAPES["unequal"], make_tokens(N_POS, 64), scorer_of(name)
+    context = open_context(tiny, cache_type=cache_type)
+    observe(context, tokens, scorer)
+    check_scores(context, tiny, tokens, scorer, CACHE_ERRORS[cache_type])
+
+
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "expected_attention"])
+def test_prompt_of_several_pieces(open_context: MakeContext, name: str) -> None:
+    tiny, tokens, scorer = Tiny(n_head=(4,), n_head_kv=(2,)), make_tokens(1100, 64), scorer_of(name)
+    context = open_context(tiny, n_ctx=1200, n_batch=600)
+    observe(context, tokens, scorer)
+    check_scores(context, tiny, tokens, scorer)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_positions_are_sinks_and_best_scores(open_context: MakeContext, name: str, n_threads: int) -> None:
+    tiny, tokens, scorer = SHAPES["unequal"], make_tokens(N_POS, 64), replace(scorer_of(name), pool_kernel=3)
+    context = open_context(tiny, n_threads=n_threads)
+    observe(context, tokens, scorer)
+    scores = [context.native.score_read(i, scorer) for i in range(tiny.n_layer)]
+    plain = [context.native.score_read(i, replace(scorer, pool_kernel=1)) for i in range(tiny.n_layer)]
+    wanted = [30, 50, 25, 60, 100, 210, 77]
+    context.native.compress(np.array(wanted), scorer, N_SINK, n_threads)
+    rows_of = iter(wanted)
+    for il, layer in enumerate(context.kept()):
+        np.testing.assert_array_equal(scores[il], pool_positions(plain[il], 3, "max"))
+        for ih, kept in enumerate(layer):
+            expected = select_positions(scores[il][ih], N_SINK, next(rows_of) - scorer.n_obs)
+            np.testing.assert_array_equal(kept, expected, err_msg=f"layer {il} head {ih}")
+    assert np.isfinite(context.decode(tokens[:3])).all()
+
+
+def test_observed_prompt_has_the_logits_of_stock(open_context: MakeContext) -> None:
+    tokens = make_tokens(N_POS, 64)
+    logits = open_context(SHAPES["unequal"], attach=False).decode(tokens)
+    for reduce in ("mean", "moments"):
+        context = open_context(SHAPES["unequal"])
+        context.native.score_arm(N_POS, reduce)
+        np.testing.assert_array_equal(context.decode(tokens), logits)
+
+
+def test_tova_rates_all_heads_alike(open_context: MakeContext) -> None:
+    context, scorer = open_context(SHAPES["unequal"]), scorer_of("tova")
+    observe(context, make_tokens(N_POS, 64), scorer)
+    for i in range(3):
+        scores = context.native.score_read(i, scorer)
+        assert (scores == scores[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("armed", "name", "message"),
+    [
+        ("mean", "expected_attention", "armed for attention, but these scores need HEADKV_REDUCE_MOMENTS"),
+        ("moments", "h2o", "armed for moments, but these scores need attention"),
+        (None, "expected_attention", "the last 0 positions were not all scored"),
+    ],
+)
+def test_wrong_observation_is_refused(open_context: MakeContext, armed: str | None, name: str, message: str) -> None:
+    context, tokens = open_context(SHAPES["unequal"]), make_tokens(N_POS, 64)
+    if armed:
+        context.native.score_arm(N_POS, armed)
+    context.decode(tokens)
+    with pytest.raises(NativeError, match=message):
+        context.native.compress(np.full(7, 50), scorer_of(name), N_SINK)
+    context.decode(tokens[:3])
+
+
+POLICIES = ["h2o", "streamingllm", "tova", "keydiff", "knorm", "expected-attention"]
+
+
+@pytest.mark.parametrize("n_past", [0, 100])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_session(open_context: MakeContext, policy: str, n_past: int) -> None:
+    tokens = make_tokens(400, 64)
+    llama = open_context(SHAPES["unequal"], attach=False).llama
+    with HeadKV(llama, policy=policy, budget="25%") as headkv:
+        if n_past:
+            llama.eval(tokens[:n_past])
+            assert not headkv.is_compressed
+        llama.eval(tokens[n_past:])
+        assert headkv.is_compressed and llama.n_tokens == 400
+        stats = headkv.stats()
+        assert stats.native.n_rows_prefix + stats.native.n_rows_tail == headkv.plan.rows_kept
+        llama.eval([5])
+        assert np.isfinite(llama.scores[400]).all()
