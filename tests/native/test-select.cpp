@@ -24,6 +24,9 @@ static void test_fold() {
 
     headkv_fold({ 4, 2, 3 }, headkv_fold_type::max, attn.data(), score.data());
     CHECK_EQUAL(score, (floats { 4, 4, 6, 8, 8, 8 }));
+
+    headkv_fold({ 4, 2, 3 }, headkv_fold_type::layer, attn.data(), score.data());
+    CHECK_EQUAL(score, (floats { 3.5f, 3.5f, 5, 3.5f, 3.5f, 5 }));
 }
 
 static void test_pool() {

@@ -1,0 +1,91 @@
+// test-expect.cpp: queries expected at later positions, against rotations written out pair by pair.
+
+#include "check.h"
+#include "headkv-expect.h"
+
+#include "ggml-backend.h"
+#include "ggml.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+static constexpr int64_t D     = 8;
+static constexpr int32_t N_POS = 100;
+static constexpr float   BASE  = 10000.0f;
+
+static headkv_rotation make_rotation(int32_t n_dims, int32_t mode) {
+    const float params[6] = { BASE, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f };
+
+    headkv_rotation res;
+    res.rope[1] = n_dims;
+    res.rope[2] = mode;
+    memcpy(res.rope + 5, params, sizeof(params));
+    return res;
+}
+
+// the mean of x over the rotations of the 512 positions from N_POS on
+static std::vector<double> turned(const std::vector<double> & x, int32_t n_dims, bool is_neox) {
+    std::vector<double> res(x.begin(), x.end());
+    for (int32_t i = 0; i < n_dims/2; ++i) {
+        const int32_t a = is_neox ? i : 2*i;
+        const int32_t b = is_neox ? i + n_dims/2 : 2*i + 1;
+        res[a] = res[b] = 0.0;
+        for (int32_t p = N_POS; p < N_POS + 512; ++p) {
+            const double angle = p*std::pow((double) BASE, -2.0*i/n_dims);
+            res[a] += (x[a]*std::cos(angle) - x[b]*std::sin(angle))/512;
+            res[b] += (x[a]*std::sin(angle) + x[b]*std::cos(angle))/512;
+        }
+    }
+    return res;
+}
+
+// two queries, mean m and difference 2 e: the covariance is e e^T
+static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, bool is_neox) {
+    std::vector<double> m(D), e(D);
+    for (int64_t i = 0; i < D; ++i) {
+        m[i] = 0.5 + 0.25*i;
+        e[i] = i % 3 - 1.25;
+    }
+    headkv_moments moments { D, 1, 2, std::vector<float>((D + 1)*D) };
+    for (int64_t i = 0; i < D; ++i) {
+        for (int64_t j = 0; j < D; ++j) {
+            moments.sums[i*D + j] = (float) (2*m[i]*m[j] + 2*e[i]*e[j]);
+        }
+        moments.sums[D*D + i] = (float) (2*m[i]);
+    }
+    const float scale = 0.5f;
+    const auto  res   = headkv_expect(backend, moments, make_rotation(n_dims, is_neox ? GGML_ROPE_TYPE_NEOX : 0), N_POS, scale);
+
+    const auto m_turned = turned(m, n_dims, is_neox);
+    const auto e_turned = turned(e, n_dims, is_neox);
+    for (int64_t i = 0; i < D; ++i) {
+        CHECK(std::fabs(res.linear[i] - scale*m_turned[i]) < 1e-4);
+        for (int64_t j = 0; j < D; ++j) { // L^T L
+            double sum = 0.0;
+            for (int64_t r = 0; r < D; ++r) {
+                sum += (double) res.squared[r*D + i]*res.squared[r*D + j];
+            }
+            CHECK(std::fabs(sum - 0.5*scale*scale*e_turned[i]*e_turned[j]) < 1e-4);
+        }
+    }
+}
+
+static void test_scores() {
+    // one KV head, two query heads, two positions: softmax of each query head, their mean, plus 0.01, times the length
+    const float log3 = std::log(3.0f);
+    const auto  res  = headkv_expect_scores({ 0.0f, 100.0f, log3, 100.0f }, { 2.0f, 1.0f }, 1);
+    CHECK(std::fabs(res[0] - (0.375f + 0.01f)*2.0f) < 1e-6f);
+    CHECK(std::fabs(res[1] - (0.625f + 0.01f)*1.0f) < 1e-6f);
+}
+
+int main() {
+    ggml_backend_t backend = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+    for (const bool is_neox : { false, true }) {
+        test_mean_and_covariance(backend, D, is_neox);
+        test_mean_and_covariance(backend, D/2, is_neox); // only some of the elements are rotated
+    }
+    test_scores();
+    ggml_backend_free(backend);
+    return n_failed != 0;
+}
