@@ -139,7 +139,15 @@ def test_ctrl_c_at_the_command(library: None, demo_path: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "pyheadkv.cli.app", "calibrate", str(demo_path), "-t", "1", "--lengths", "384"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     part = tmp_path / f"{demo_path.stem}.headkv.json.part"
-    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # whoever runs the tests in the background may ignore Ctrl-C, and children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         end = time.monotonic() + TIMEOUT_S
         while time.monotonic() < end and child.poll() is None and _n_lines(part) < 3:
