@@ -138,7 +138,7 @@ def test_chat_on_a_terminal(terminal: pexpect.spawn, document: Path, tmp_path: P
     terminal.expect("stopped")
     terminal.sendline("/stats")
     terminal.expect(r"positions +\d+, of which \d+ compressed")
-    terminal.expect(r"plan +snapkv, budget 50%")
+    terminal.expect(r"plan +headkv:.*, budget 50%")
     terminal.sendline("/clear")
     terminal.expect("a new conversation")
     terminal.sendline("/exit")
