@@ -83,7 +83,7 @@ def test_single_turn_as_text(demo: str, document: Path) -> None:
     ("arguments", "message"),
     [
         (["-c", "256"], "tokens, the context holds 256: shorten it or raise -c"),
-        (["--budget", "10KiB"], "is below the floor of 20 rows per KV head"),
+        (["--budget", "10KiB"], "is below the floor of 18 rows per KV head (2 sinks + 16 observed)"),
     ],
 )
 def test_errors_are_one_line(demo: str, document: Path, arguments: list[str], message: str) -> None:
