@@ -8,8 +8,8 @@ from pyheadkv.native import Native
 from pyheadkv.plan import Plan
 
 
-def arm(native: Native, plan: Plan, n_ahead: int = 0) -> None:
-    """Have the tokens that are read from here on observe, as the plan's scorer wants it.
+def arm(native: Native, plan: Plan) -> None:
+    """Have the tokens that are read from here on observe, as the plan's scorer wants it, and its lookahead after them.
 
     Parameters
     ----------
@@ -17,8 +17,6 @@ def arm(native: Native, plan: Plan, n_ahead: int = 0) -> None:
         the prompt was read up to the last tokens, ``plan.n_last`` of them
     plan
         of the whole prompt
-    n_ahead
-        tokens after the prompt that observe with it
 
     Raises
     ------
@@ -29,22 +27,20 @@ def arm(native: Native, plan: Plan, n_ahead: int = 0) -> None:
     if gathers is None:
         native.score_arm(0)
     else:
-        native.score_arm(plan.n_last + n_ahead, gathers)
+        native.score_arm(plan.n_last + plan.policy.lookahead, gathers)
 
 
-def compress(native: Native, plan: Plan, n_threads: int, n_ahead: int = 0) -> Plan:
+def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
     """Keep the rows of a plan and free the full cache.
 
     Parameters
     ----------
     native
-        after `arm` with this plan and n_ahead, the last tokens and n_ahead more were decoded
+        after `arm` with this plan, the last tokens of the prompt and those of the lookahead were decoded
     plan
-        of the prompt in the cache
+        of the prompt in the cache; the tokens of the lookahead are kept whole, beside its rows
     n_threads
         for selection and gather
-    n_ahead
-        tokens after the prompt that were observed with it; they are kept whole, beside the plan's rows
 
     Returns
     -------
@@ -56,6 +52,7 @@ def compress(native: Native, plan: Plan, n_threads: int, n_ahead: int = 0) -> Pl
     NativeError, PolicyError
         nothing has changed then
     """
+    n_ahead = plan.policy.lookahead
     scorer = replace(plan.policy.scorer, n_obs=plan.policy.n_obs + n_ahead)
     if plan.complete is not None:
         plan = plan.complete([native.score_read(i, scorer) for i in range(len(plan.rows))])

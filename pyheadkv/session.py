@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +54,6 @@ _DECODE_FAILURES = {
     -2: "memory for the computation could not be allocated",
     -3: "the computation failed",
 }
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A plan that is carried out when n_end positions are in the cache."""
-
-    plan: Plan
-    n_end: int
 
 
 class HeadKV:
@@ -125,7 +116,7 @@ class HeadKV:
         self.budget = choose_budget(budget, self.profile)
         self._check_settings()
         self._plan: Plan | None = None
-        self._waiting: _Waiting | None = None
+        self._waiting: Plan | None = None  # until its lookahead is generated
         self._turn = TurnTimer()
         self._is_generating = False
         self._wrap()
@@ -309,10 +300,10 @@ class HeadKV:
         n_head = len(tokens) - plan.n_last
         self._read(tokens[:n_head], n_total=len(tokens))
         try:
-            arm(self.native, plan, plan.policy.lookahead)
+            arm(self.native, plan)
             self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
             if plan.policy.lookahead:
-                self._waiting = _Waiting(plan, n_end=self.llama.n_tokens + plan.policy.lookahead)
+                self._waiting = plan
             else:
                 self._compress(plan)
         except BaseException as error:
@@ -328,22 +319,22 @@ class HeadKV:
             self._waiting = None
             self.native.score_arm(0)
 
-    def _look_ahead(self, waiting: _Waiting) -> None:
+    def _look_ahead(self, plan: Plan) -> None:
         """Compress when the last observing token of the answer is in the cache."""
-        if self.llama.n_tokens < waiting.n_end:
+        if self.llama.n_tokens < plan.n_prompt + plan.policy.lookahead:
             return
         self._waiting = None
         try:
-            self._compress(waiting.plan, waiting.plan.policy.lookahead)
+            self._compress(plan)
         except NativeError as error:
             with suppress(NativeError):
                 self.native.score_arm(0)
             self._notify(f"the chat goes on uncompressed: {error}")
 
-    def _compress(self, plan: Plan, n_ahead: int = 0) -> None:
+    def _compress(self, plan: Plan) -> None:
         n_threads = int(self.llama.n_threads_batch)
         with self._turn.select():
-            self._plan = compress(self.native, plan, n_threads, n_ahead)
+            self._plan = compress(self.native, plan, n_threads)
 
     def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
         n_total = len(tokens) if n_total is None else n_total

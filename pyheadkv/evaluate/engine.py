@@ -97,7 +97,7 @@ class Engine:
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
         n_before = len(kept.tokens) - plan.n_last
         self.put_back(kept, n_before)
-        arm(self.native, plan, plan.policy.lookahead)
+        arm(self.native, plan)
         self.go_on(kept.tokens[n_before:])
         if plan.policy.lookahead:
             self._waiting = plan
@@ -105,7 +105,7 @@ class Engine:
             self._carry_out(plan)
 
     def _carry_out(self, plan: Plan) -> None:
-        compress(self.native, plan, int(self.llama.n_threads_batch), plan.policy.lookahead)
+        compress(self.native, plan, int(self.llama.n_threads_batch))
 
     def compress_to(self, kept: Kept, positions: Sequence[npt.ArrayLike], n_obs: int) -> None:
         """Put a copy back and keep the given positions of each KV head, as `Native.keep` takes them."""
