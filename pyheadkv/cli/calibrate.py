@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from pyheadkv.calibrate import Settings, calibrate
 from pyheadkv.cli.app import CalibrateOptions
 from pyheadkv.cli.choose import choose_for_model
-from pyheadkv.cli.render import console, note
+from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.loading import load
@@ -86,23 +84,15 @@ def calibrate_model(
     mark = fingerprint(path)
     llama = load(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its errors come back as exceptions
-    columns = (
-        TextColumn("calibrating"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}"),
-    )
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("calibrating", what="")
+        with progress_bar("calibrating") as on_progress:
             return calibrate(
                 llama,
                 settings,
                 fingerprint=mark,
                 part=part,
                 force=force,
-                on_progress=lambda done, total, what: progress.update(task, completed=done, total=total, what=what),
+                on_progress=on_progress,
                 on_notice=note,
             )
     finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyheadkv.cli.eval import open_runner, progress_bar
-from pyheadkv.cli.render import note
+from pyheadkv.cli.eval import open_runner
+from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.choose import choose_settings
 from pyheadkv.evaluate.results import Results

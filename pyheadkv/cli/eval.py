@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pyheadkv.budget import Budget
 from pyheadkv.cli.app import EvalOptions
-from pyheadkv.cli.render import console, note
+from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError, ModelError, ProfileError, UsageError
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.plots import write_curves, write_depths
 from pyheadkv.evaluate.report import markdown, tables
 from pyheadkv.evaluate.results import FULL, Cell, Record, Results, cells
 from pyheadkv.evaluate.runner import QUESTIONS, Contender, Runner
-from pyheadkv.evaluate.sweep import Progress as OnProgress
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
@@ -237,21 +235,6 @@ def open_runner(
     finally:
         with log_lines([]):  # upstream says that the buffers grew
             llama.close()
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[OnProgress]:
-    """A bar with the time left; invisible where stderr is no terminal."""
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[what]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, what="")
-        yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
 
 
 def _report(options: EvalOptions, model: _Model, records: list[Record], folder: Path) -> None:

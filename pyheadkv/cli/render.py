@@ -5,8 +5,11 @@ Plain text where stderr is no terminal or NO_COLOR is set; rich sees to that.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pyheadkv.stats import SessionStats
 
@@ -63,6 +66,24 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
             f"{stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",
         )
     )
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left; invisible where stderr is no terminal.
+
+    Gives a function of (done, total, what comes next).
+    """
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, what="")
+        yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
 
 
 class ReadingBar:
