@@ -52,7 +52,8 @@ def _ready_profile(path: str | Path, shape: ModelShape) -> Profile | None:
         if not file.name.endswith(".headkv.json"):
             continue
         body = json.loads(file.read_text(encoding="utf-8"))["headkv"]
-        if not body["fingerprint"].startswith(f"{shape.architecture}:"):
+        is_alike = body["fingerprint"].startswith(f"{shape.architecture}:")
+        if not is_alike or body["n_head_kv"] != list(shape.n_head_kv):
             continue
         of_model = of_model or fingerprint(path)  # reads the vocabulary: only where it may be of use
         if body["fingerprint"] == of_model:
