@@ -313,7 +313,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--tasks",
-            help="needles (single, multikey, multivalue, multiquery), reasoning, tracking, kl, all. "
+            help="needles (single, multikey, multivalue, multiquery), open (single, its answer not begun), reasoning, tracking, kl, all. "
             "[default: needles,kl]",
         ),
     ] = None,

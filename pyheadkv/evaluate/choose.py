@@ -26,7 +26,7 @@ from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile, Setting, format_mix
 
 # cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache
-TASKS = {"single": 3, "multikey": 1, "reasoning": 1, KL: 1}
+TASKS = {"single": 2, "open": 1, "multikey": 1, "reasoning": 1, KL: 1}
 MIN_NEEDLES = 8  # that the whole cache finds
 _RECONSTRUCTION = {"reconstruction": 1.0}
 _BOTH = {"retrieval-reasoning": 1.0, "reconstruction": 1.0}

@@ -128,7 +128,11 @@ def test_cases_are_drawn_again_alike() -> None:
     first = make_cases("single", 3, 400, 7, Prose(), SIZES)
     assert make_cases("single", 5, 400, 7, Prose(), SIZES)[:3] == first
     assert make_cases("single", 3, 400, 8, Prose(), SIZES) != first
-    assert {case.answer_prefix == "" for case in first} == {True, False}
+
+
+def test_open_cases_leave_the_whole_answer_to_the_model() -> None:
+    assert all(case.answer_prefix for case in make_cases("single", 5, 400, 0, Prose(), SIZES))
+    assert not any(case.answer_prefix for case in make_cases("open", 5, 400, 0, Prose(), SIZES))
 
 
 def test_prose_of_a_file_stays_in_its_order(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pyheadkv.evaluate.tasks.prose import Prose
 
 TASKS: dict[str, riddles.Draw | None] = {
     "single": riddles.single,
+    "open": riddles.unprefixed,
     "multikey": riddles.multikey,
     "multivalue": riddles.multivalue,
     "multiquery": riddles.multiquery,
@@ -86,10 +87,8 @@ def _case(task: str, i: int, n_tokens: int, seed: int, prose: Prose, sizes: Size
     if draw is None:
         return _passage(name, task, rng, n_tokens, prose, sizes)
     riddle = draw(rng, i)
-    # every other case of one answer goes without the beginning of it, as in a real chat
-    prefix = "" if len(riddle.answers) == 1 and i % 2 else riddle.prefix
     parts = list(riddle.parts)
-    taken = sizes.n_frame + SLACK + sum(map(sizes.count, (*parts, riddle.question, prefix)))
+    taken = sizes.n_frame + SLACK + sum(map(sizes.count, (*parts, riddle.question, riddle.prefix)))
     if taken > n_tokens:
         raise EvaluationError(f"task {task} does not fit into {n_tokens} tokens, it needs {taken}")
     written = hide(rng, parts, fill(prose.draw(rng), n_tokens - taken, sizes.count))
@@ -103,7 +102,7 @@ def _case(task: str, i: int, n_tokens: int, seed: int, prose: Prose, sizes: Size
         answers=riddle.answers,
         metric="all_substr",
         max_new_tokens=riddle.max_new_tokens,
-        answer_prefix=prefix,
+        answer_prefix=riddle.prefix,
         n_tokens=n_tokens,
         bucket=length_name(n_tokens),
         depths=tuple(round(context.index(part) / len(context), 3) for part in parts),

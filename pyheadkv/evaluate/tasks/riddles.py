@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from pyheadkv.evaluate.tasks import phrases
@@ -30,7 +30,7 @@ class Riddle:
     parts
         each to be hidden in a place of its own
     prefix
-        how the answer begins
+        how the answer begins; "" leaves that to the model
     answers
         all of them are wanted
     """
@@ -53,6 +53,11 @@ Draw = Callable[[random.Random, int], Riddle]
 def single(rng: random.Random, i: int) -> Riddle:
     """One number in one sentence."""
     return _one_of(rng, i, n_keys=1)
+
+
+def unprefixed(rng: random.Random, i: int) -> Riddle:
+    """The same, asked as in a chat: how the answer begins is left to the model."""
+    return replace(single(rng, i), prefix="")
 
 
 def multikey(rng: random.Random, i: int) -> Riddle:
