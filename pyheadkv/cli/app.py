@@ -313,8 +313,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--tasks",
-            help="needles (single, multikey, multivalue, multiquery), open (single, its answer not begun), reasoning, tracking, kl, all. "
-            "[default: needles,kl]",
+            help="needles (single, multikey, multivalue, multiquery), open (single, its answer not begun), reasoning, "
+            "tracking, kl, all. [default: needles,kl]",
         ),
     ] = None,
     policies: Annotated[
