@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv._abi import STATUS_COMPUTE
-from pyheadkv.errors import CalibrationError, NativeError, UsageError
-from pyheadkv.native import Native
+from pyheadkv.errors import CalibrationError
+from pyheadkv.reader import Reader
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -22,37 +21,15 @@ Attention = list[npt.NDArray[np.float32]]
 TILE = 64
 
 
-class Observer:
-    """Reads tokens on a Llama, keeping what it has in the cache from the last time.
-
-    Parameters
-    ----------
-    llama
-        made with flash attention, best by `pyheadkv.load`; its conversation is lost
-
-    Raises
-    ------
-    ModelError
-        this model cannot be compressed, so there is nothing to measure
-    UsageError
-        a HeadKV is on this Llama
-    """
+class Observer(Reader):
+    """A `Reader` that keeps what it has in the cache from the last time, and tells what tokens attended to."""
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
-        if "eval" in vars(llama):
-            raise UsageError("this Llama has a HeadKV: close that one before calibrating")
-        self.llama = llama
-        self.native = Native(llama)
+        super().__init__(llama)
         layers = self.native.layers()
         self.n_head = [layer.n_head for layer in layers]
         self.n_head_kv = [layer.n_head_kv for layer in layers]
         self.forget()
-
-    def forget(self) -> None:
-        """Empty the cache, and observe nothing any more."""
-        self.llama.reset()  # type: ignore[no-untyped-call]
-        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
-        self.native.score_arm(0)
 
     def read(self, tokens: Sequence[int]) -> None:
         """Have exactly these tokens in the cache; those at the front that are there already are not read again.
@@ -72,7 +49,7 @@ class Observer:
         self.llama.n_tokens = n_same
         self.native.score_arm(0)
         self.native.reserve(max(1, len(tokens)))
-        self._eval(tokens[n_same:])
+        self.go_on(tokens[n_same:])
 
     def observe(self, tokens: Sequence[int], reduce: str = "mean") -> Attention:
         """Read tokens and return what they attended to before them.
@@ -88,22 +65,14 @@ class Observer:
         """
         self._check_room(self.llama.n_tokens + len(tokens))
         self.native.score_arm(len(tokens), reduce)
-        self._eval(tokens)
+        self.go_on(tokens)
         return [self.native.attention_read(i, len(tokens)) for i in range(len(self.n_head))]
 
     def likeliest(self) -> int:
         """The token that the model would go on with."""
-        logits = np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
-        return int(logits.argmax())
+        return int(self.logits().argmax())
 
     def _check_room(self, n_pos: int) -> None:
         n_ctx = self.llama.n_ctx()
         if n_pos > n_ctx:
             raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")
-
-    def _eval(self, tokens: Sequence[int]) -> None:
-        try:
-            if tokens:
-                self.llama.eval(tokens)
-        except RuntimeError as error:
-            raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error

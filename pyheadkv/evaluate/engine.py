@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv._abi import STATUS_COMPUTE
 from pyheadkv.compression import arm, compress
-from pyheadkv.errors import NativeError, UsageError
-from pyheadkv.native import Native
 from pyheadkv.plan import Plan
+from pyheadkv.reader import Reader
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -27,35 +25,17 @@ class Kept:
     rows: npt.NDArray[np.uint8]
 
 
-class Engine:
-    """Reads tokens on the Llama of the caller, whose conversation is lost.
-
-    Parameters
-    ----------
-    llama
-        with flash attention, best made by `pyheadkv.load`
-
-    Raises
-    ------
-    ModelError
-        the model's cache cannot be compressed
-    UsageError
-        a HeadKV is on this Llama
-    """
+class Engine(Reader):
+    """A `Reader` whose cache can be kept aside, put back, and compressed."""
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
-        if "eval" in vars(llama):
-            raise UsageError("this Llama has a HeadKV: close that one before evaluating")
-        self.llama = llama
-        self.native = Native(llama)
+        super().__init__(llama)
         self._waiting: Plan | None = None  # until its lookahead is read
 
     def forget(self) -> None:
         """Empty the cache and give its memory back."""
         self._waiting = None
-        self.llama.reset()  # type: ignore[no-untyped-call]
-        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
-        self.native.score_arm(0)
+        super().forget()
 
     def read(self, tokens: Sequence[int]) -> None:
         """Have exactly these tokens in a whole cache."""
@@ -65,19 +45,11 @@ class Engine:
 
     def go_on(self, tokens: Sequence[int]) -> None:
         """Read tokens after those that are there; one by one while a policy looks ahead."""
-        try:
-            if tokens:
-                self.llama.eval(tokens)
-        except RuntimeError as error:
-            raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
+        super().go_on(tokens)
         plan = self._waiting
         if plan is not None and self.llama.n_tokens >= plan.n_prompt + plan.policy.lookahead:
             self._waiting = None
             self._carry_out(plan)
-
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
-        return np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
 
     def keep_aside(self) -> Kept:
         """A copy of the cache, which must be whole."""

@@ -33,9 +33,11 @@ LEVELS = {
     "native": 6,
     "compression": 7,
     "loading": 7,
+    "reader": 7,
     "lookup": 8,
     "metadata": 7,
     "stats": 7,
+    "prompt": 8,
     "session": 9,
     "calibrate": 10,
     "export": 10,
@@ -47,7 +49,7 @@ LEVELS = {
 KEEPERS = {
     "cffi": {"native"},
     "ctypes": {"native"},
-    "llama_cpp": {"native", "loading", "session", "calibrate", "evaluate"},
+    "llama_cpp": {"native", "loading", "prompt", "reader", "session", "calibrate", "evaluate"},
 }
 # file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
 INCLUDES: dict[str, set[str]] = {

@@ -1,0 +1,63 @@
+"""A model that reads tokens for a measurement: what whatever measures on a Llama has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pyheadkv._abi import STATUS_COMPUTE
+from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.native import Native
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+
+class Reader:
+    """Reads tokens on the Llama of the caller, whose conversation is lost.
+
+    Parameters
+    ----------
+    llama
+        with flash attention, best made by `pyheadkv.load`
+
+    Raises
+    ------
+    ModelError
+        the model's cache cannot be compressed
+    UsageError
+        a HeadKV is on this Llama
+    """
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        if "eval" in vars(llama):
+            raise UsageError("this Llama has a HeadKV: close that one before measuring")
+        self.llama = llama
+        self.native = Native(llama)
+
+    def forget(self) -> None:
+        """Empty the cache and give its memory back; observe nothing any more."""
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
+        self.native.score_arm(0)
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """Read tokens after those that are there.
+
+        Raises
+        ------
+        NativeError
+            they cannot be decoded
+        """
+        try:
+            if tokens:
+                self.llama.eval(tokens)
+        except RuntimeError as error:
+            raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
+        return np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
