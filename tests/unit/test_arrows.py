@@ -20,6 +20,7 @@ LEVELS = {
     "_abi": 1,
     "_library": 1,
     "gguf_header": 1,
+    "jsonl": 1,
     "models": 1,
     "shape": 1,
     "budget": 2,

@@ -343,6 +343,17 @@ def test_lookahead_is_forgotten_with_the_conversation(make: Make) -> None:
     assert headkv.llama.memory.armed == 0
 
 
+def test_lookahead_is_forgotten_with_a_loaded_state(make: Make) -> None:
+    headkv = make(policy="snapkv:lookahead=8", budget="25%")
+    answer(headkv, prompt_of(100))
+    state = headkv.llama.save_state()
+    answer(headkv, prompt_of(400, first=7), 3)
+    headkv.llama.load_state(state)
+    assert headkv.llama.memory.armed == 0
+    headkv.llama.eval([5])  # far from the end of the lookahead, but it must not be compressed there later either
+    assert not headkv.is_compressed and headkv._reader._waiting is None
+
+
 def test_no_memory_after_the_lookahead_goes_on_uncompressed(make: Make) -> None:
     notices: list[str] = []
     headkv = make(policy="snapkv:lookahead=8", budget="25%", on_notice=notices.append)
