@@ -75,6 +75,11 @@ bool headkv_hook_refuse(const llama_kv_cache & kv, const char * operation) {
     return true;
 }
 
+uint32_t headkv_hook_n_ubatch(const llama_kv_cache & kv, uint32_t n_ubatch) {
+    const auto * store = store_of(kv);
+    return store && store->n_armed > 0 ? headkv_score_n_ubatch(*store, n_ubatch) : n_ubatch;
+}
+
 bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens) {
     auto * store = store_of(kv);
     if (!store) {

@@ -9,6 +9,7 @@
 // | _seq_rm           | llama_kv_cache::seq_rm                   | false: refused, nothing changed; may drop the prefix      |
 // | _seq_keep         | llama_kv_cache::seq_keep                 | another sequence is kept: the prefix is dropped           |
 // | _refuse           | seq_cp, seq_add, seq_div, get_can_shift  | true: there is a prefix, and the operation would be wrong |
+// | _n_ubatch         | llama_kv_cache::init_batch               | n_ubatch, or less while tokens observe                    |
 // | _wants_cells      | llama_kv_cache::init_batch               | true: no slot yet, an update must grow the tail first     |
 // | _pending          | llama_kv_cache_context (update)          | true: the update has to run                               |
 // | _update           | llama_kv_cache::update                   | grows the tail                                            |
@@ -37,6 +38,8 @@ void headkv_hook_clear   (llama_kv_cache & kv);
 bool headkv_hook_seq_rm  (llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 void headkv_hook_seq_keep(llama_kv_cache & kv, llama_seq_id seq_id);
 bool headkv_hook_refuse  (const llama_kv_cache & kv, const char * operation);
+
+uint32_t headkv_hook_n_ubatch(const llama_kv_cache & kv, uint32_t n_ubatch);
 
 bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens);
 bool headkv_hook_pending    (const llama_kv_cache & kv);

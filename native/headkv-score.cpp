@@ -10,6 +10,9 @@
 // the attention of more queries than these is a matrix too large to be held for every head at once
 static constexpr int64_t N_QUERIES_AT_ONCE = 64;
 
+// each of these matrices takes some nodes in every layer, and upstream's limit of nodes leaves room for two
+static constexpr int64_t N_QUERIES_MAX = 2*N_QUERIES_AT_ONCE;
+
 // counts the observing tokens as they are evaluated: a graph that is reused is built once and evaluated more often
 class headkv_input_observed : public llm_graph_input_i {
 public:
@@ -153,16 +156,23 @@ static void build_moments(const llm_graph_context & g, ggml_tensor * score, ggml
     ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
 }
 
+uint32_t headkv_score_n_ubatch(const headkv_store & store, uint32_t n_ubatch) {
+    return store.reduce == HEADKV_REDUCE_MOMENTS ? n_ubatch : std::min(n_ubatch, (uint32_t) N_QUERIES_MAX);
+}
+
 void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il) {
     headkv_layer_store & layer = store.layers[store.layer_of.at(il)];
 
     const int64_t n_tokens = fa->src[0]->ne[1];
     const int64_t n_kv     = fa->src[1]->ne[1];
 
-    // more tokens than are armed (a worst-case graph is being reserved, or the caller's batch is too long): no scores,
-    // which headkv_compress() notices
+    // more tokens than are armed (the caller's batch is too long): no scores, which headkv_compress() notices; so it is
+    // when a worst-case graph is being reserved
     const bool is_attention = store.reduce != HEADKV_REDUCE_MOMENTS;
-    if (store.n_scored + n_tokens > store.n_armed || (is_attention && n_kv > layer.score->ne[0])) {
+    if (store.n_scored + n_tokens > store.n_armed) {
+        return;
+    }
+    if (is_attention && (n_kv > layer.score->ne[0] || n_tokens > N_QUERIES_MAX)) {
         return;
     }
 

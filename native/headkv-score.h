@@ -7,9 +7,14 @@
 
 #pragma once
 
+#include <cstdint>
+
 struct headkv_store;
 struct llm_graph_context;
 struct ggml_tensor;
+
+// how many tokens may observe in one graph: n_ubatch at most. The store is armed
+uint32_t headkv_score_n_ubatch(const headkv_store & store, uint32_t n_ubatch);
 
 // fa: the FLASH_ATTN_EXT node of layer il, which carries q, k, mask, sinks and scale. The store is armed
 void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il);

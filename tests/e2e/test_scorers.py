@@ -122,6 +122,16 @@ def test_kept_positions_are_sinks_and_best_scores(open_context: MakeContext, nam
     assert np.isfinite(context.decode(tokens[:3])).all()
 
 
+@pytest.mark.parametrize("name", ["h2o", "expected_attention"])
+def test_long_prompt_of_a_deep_model_is_observed(open_context: MakeContext, name: str) -> None:
+    """Upstream limits the nodes of a graph by the tensors of the model: here scoring may take 30 in each layer."""
+    tiny, tokens, scorer = Tiny(n_head=(4,) * 24, n_head_kv=(2,) * 24), make_tokens(600, 64), scorer_of(name)
+    context = open_context(tiny, n_ctx=700, n_batch=600, n_ubatch=512)
+    observe(context, tokens, scorer)
+    truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
+    assert spread_error(context.native.score_read(0, scorer), expected_scores(truth, 0, scorer)) < ERRORS[0]
+
+
 def test_observed_prompt_has_the_logits_of_stock(open_context: MakeContext) -> None:
     tokens = make_tokens(N_POS, 64)
     logits = open_context(SHAPES["unequal"], attach=False).decode(tokens)
