@@ -11,15 +11,14 @@ heads (copy, reasoning) or of KV heads (reconstruction), layer-major, with 6 dig
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import CalibrationError
+from pyheadkv.jsonl import JsonLines, Record
 
 VERSION = 1
-Record = dict[str, Any]
 
 
 class Part:
@@ -41,59 +40,25 @@ class Part:
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, object], force: bool = False) -> None:
-        self.path = path
         self.records: dict[str, Record] = {}
+        self._file = JsonLines(path, CalibrationError)
         self._header: dict[str, Any] = json.loads(json.dumps({"headkv_part": VERSION, **header}))
-        if path is None:
-            return
-        lines = _read_lines(path)
-        difference = self._difference(lines[0]) if lines else ""
+        lines = self._file.read()
+        difference = self._difference(lines[0] or {}) if lines else ""
         if difference and not force:
             raise CalibrationError(f"{path} is of another calibration ({difference}): --force begins anew")
         if not difference:
-            self.records = {record["id"]: record for record in map(_record, lines[1:]) if record}
-        # written anew: a line that was cut off halfway would spoil the next one
-        self._write("w", [self._header, *self.records.values()])
+            self.records = {line["id"]: line for line in lines[1:] if line and isinstance(line.get("id"), str)}
+        self._file.write([self._header, *self.records.values()])
 
     def add(self, record: Record) -> None:
         """Keep a record."""
         self.records[record["id"]] = record
-        self._write("a", [record])
+        self._file.add(record)
 
-    def _write(self, mode: str, records: list[Record]) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise CalibrationError(f"{self.path} cannot be written: {error.strerror}") from error
-
-    def _difference(self, line: str) -> str:
+    def _difference(self, found: Record) -> str:
         """The first thing in which a file's first line differs, in words; "" if it is the same."""
-        found = _record(line, needs_id=False) or {}
         for key, value in self._header.items():
             if found.get(key) != value:
                 return f"its {key} is {found.get(key)!r}, not {value!r}"
         return ""
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _record(line: str, needs_id: bool = True) -> Record | None:
-    """One line; None if it is not whole."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_record = isinstance(record, dict) and (not needs_id or isinstance(record.get("id"), str))
-    return record if is_record else None

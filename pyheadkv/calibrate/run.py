@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from pyheadkv.calibrate.needles import Question
 from pyheadkv.calibrate.observer import Observer
 from pyheadkv.calibrate.pages import Page, make_page, n_questions
-from pyheadkv.calibrate.part import Part, Record
+from pyheadkv.calibrate.part import Part
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.calibrate.reconstruction import make_excerpts, measure_excerpt
 from pyheadkv.calibrate.result import RECONSTRUCTION, Heads, make_profile
 from pyheadkv.calibrate.retrieval import measure_question
 from pyheadkv.calibrate.scores import Floats
 from pyheadkv.calibrate.settings import EXCERPT_ROOM, Settings
+from pyheadkv.jsonl import Record
 from pyheadkv.profile import Profile
 
 if TYPE_CHECKING:

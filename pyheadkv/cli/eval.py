@@ -17,12 +17,13 @@ from pyheadkv.errors import EvaluationError, ModelError, ProfileError, UsageErro
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.plots import write_curves, write_depths
 from pyheadkv.evaluate.report import markdown, tables
-from pyheadkv.evaluate.results import FULL, Cell, Record, Results, cells
+from pyheadkv.evaluate.results import FULL, Cell, Results, cells
 from pyheadkv.evaluate.runner import QUESTIONS, Contender, Runner
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.fingerprint import fingerprint
+from pyheadkv.jsonl import Record
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model

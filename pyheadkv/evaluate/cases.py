@@ -19,6 +19,7 @@ from typing import Any
 
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import METRICS
+from pyheadkv.jsonl import JsonLines
 
 KL = "kl"
 
@@ -137,11 +138,7 @@ def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
     EvaluationError
         the file cannot be written
     """
-    try:
-        with Path(path).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(_to_json(case), ensure_ascii=False) + "\n" for case in cases)
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
+    JsonLines(Path(path), EvaluationError).write(_to_json(case) for case in cases)
 
 
 def _to_json(case: Case) -> dict[str, object]:

@@ -18,10 +18,11 @@ from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.cases import KL
 from pyheadkv.evaluate.metrics import mean_and_error
-from pyheadkv.evaluate.results import FULL, Record, Results
+from pyheadkv.evaluate.results import FULL, Results
 from pyheadkv.evaluate.runner import IN, Contender, Runner
 from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases
+from pyheadkv.jsonl import Record
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile, Setting, format_mix
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import EvaluationError, UsageError
-from pyheadkv.evaluate.results import FULL, Cell, Record
+from pyheadkv.evaluate.results import FULL, Cell
+from pyheadkv.jsonl import Record
 
 N_DEPTHS = 5
 _MAIN = ("score", "kl")  # one picture a task is enough: digits and top1 are in the tables

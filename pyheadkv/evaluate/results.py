@@ -12,21 +12,18 @@ text, so one file may hold several of them.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import mean_and_error
+from pyheadkv.jsonl import JsonLines, Record
 
 KEY = ("run", "question", "case", "policy", "budget")
 FULL = "full"  # policy and budget of the whole cache
 
-Record = dict[str, Any]
 Key = tuple[str, ...]
 
 
@@ -41,32 +38,16 @@ class Results:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.records: dict[Key, Record] = {}
-        if path is None:
-            return
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        except OSError as error:
-            raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
-        self.records = {key_of(record): record for record in map(_record, lines) if record}
-        if lines:  # written anew: a line that was cut off halfway would spoil the next one
-            self._write("w", self.records.values())
+        self._file = JsonLines(path, EvaluationError)
+        lines = self._file.read()
+        self.records = {key_of(line): line for line in lines if line and _is_whole(line)}
+        if lines:
+            self._file.write(self.records.values())
 
     def add(self, record: Record) -> None:
         """Keep a record."""
         self.records[key_of(record)] = record
-        self._write("a", [record])
-
-    def _write(self, mode: str, records: Iterable[Record]) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise EvaluationError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._file.add(record)
 
 
 def key_of(record: Record) -> Key:
@@ -74,14 +55,8 @@ def key_of(record: Record) -> Key:
     return tuple(record[name] for name in KEY)
 
 
-def _record(line: str) -> Record | None:
-    """One line; None if it is not whole."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_whole = isinstance(record, dict) and all(isinstance(record.get(name), str) for name in KEY)
-    return record if is_whole and isinstance(record.get("figures"), dict) else None
+def _is_whole(record: Record) -> bool:
+    return all(isinstance(record.get(name), str) for name in KEY) and isinstance(record.get("figures"), dict)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from pyheadkv.budget import Budget
 from pyheadkv.evaluate.cases import Case
-from pyheadkv.evaluate.results import FULL, Record, Results, key_of
+from pyheadkv.evaluate.results import FULL, Results, key_of
 from pyheadkv.evaluate.runner import Contender, Outcome, Runner
+from pyheadkv.jsonl import Record
 
 MEASURE_COST = 0.3  # of one measurement, in times that its prompt takes to read; only the time left depends on it
 
