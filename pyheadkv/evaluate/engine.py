@@ -69,21 +69,12 @@ class Engine(Reader):
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
         n_before = len(kept.tokens) - plan.n_last
         self.put_back(kept, n_before)
-        if plan.policy.scorer.needs_second_pass:
-            plan = replace(plan, token_scores=self._second_pass(kept, n_before, plan.policy.scorer))
         arm(self.native, plan)
         self.go_on(kept.tokens[n_before:])
         if plan.policy.lookahead:
             self._waiting = plan
         else:
             self._carry_out(plan)
-
-    def _second_pass(self, kept: Kept, n_tokens: int, scorer: Scorer) -> list[Floats]:
-        """Scores of the first tokens of a copy, which are in the cache; made once for all budgets and allocators."""
-        key = (n_tokens, scorer.reduce, scorer.fold)
-        if key not in kept.scores:
-            kept.scores[key] = Repetition(self.llama, kept.tokens[:n_tokens]).scores(self.native, self.go_on, scorer)
-        return kept.scores[key]
 
     def _carry_out(self, plan: Plan) -> None:
         compress(self.native, plan, int(self.llama.n_threads_batch))
