@@ -14,12 +14,16 @@ from pathlib import Path
 from pyheadkv.errors import ProfileError
 from pyheadkv.fingerprint import check_fingerprint, fingerprint
 from pyheadkv.metadata import profile_from_metadata
-from pyheadkv.profile import Profile, profile_from_body, read_profile
+from pyheadkv.profile import Profile, mix_profile, profile_from_body, read_profile
 from pyheadkv.shape import ModelShape
 
 
 def find_profile(
-    path: str | Path, metadata: Mapping[str, object], shape: ModelShape, file: str | Path | None = None
+    path: str | Path,
+    metadata: Mapping[str, object],
+    shape: ModelShape,
+    file: str | Path | None = None,
+    mix: str | None = None,
 ) -> Profile | None:
     """The profile to use with a model: that of `file` if given, else the model's own, else a ready one, else None.
 
@@ -29,12 +33,22 @@ def find_profile(
         the model, its GGUF keys and its shape
     file
         *.headkv.json, or a score file of the HeadKV repository
+    mix
+        kinds of head scores to use, as `parse_mix` reads it; by default the profile's own mix
 
     Raises
     ------
     ProfileError
-        the profile is damaged, or was measured on another model (one without fingerprint is taken on trust)
+        the profile is damaged, was measured on another model (one without fingerprint is taken on trust), or does not
+        have what is to be mixed
     """
+    profile = _find(path, metadata, shape, file)
+    return None if profile is None else mix_profile(profile, mix)
+
+
+def _find(
+    path: str | Path, metadata: Mapping[str, object], shape: ModelShape, file: str | Path | None
+) -> Profile | None:
     profile = read_profile(file, shape) if file is not None else profile_from_metadata(metadata, shape, str(path))
     if profile is None:
         return _ready_profile(path, shape)

@@ -33,7 +33,7 @@ from pyheadkv.lookup import find_profile
 from pyheadkv.native import Native, read_gguf_metadata
 from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import AUTO, Policy, parse_policy
-from pyheadkv.profile import Profile, parse_mix
+from pyheadkv.profile import Profile, mix_profile
 from pyheadkv.prompt import PromptReader
 from pyheadkv.shape import CACHE_TYPES, ModelShape
 from pyheadkv.stats import SessionStats, TurnTimer, kv_report
@@ -132,7 +132,7 @@ class HeadKV:
             return None
         if profile.fingerprint is None:
             self._notify(f"profile {profile.source} does not say which model it was measured on")
-        return profile if mix is None else profile.with_mix(parse_mix(mix))
+        return mix_profile(profile, mix)
 
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeGuard
 
 from pyheadkv.errors import ModelError, UsageError
@@ -301,6 +302,20 @@ def unsupported_reason(metadata: Metadata) -> str | None:
         return "general.architecture is missing"
     reason = _UNSUPPORTED.get(arch) or _reason_from_keys(metadata, arch)
     return f"architecture {arch} {reason}" if reason else None
+
+
+def supported_shape(metadata: Metadata, path: str | Path) -> ModelShape:
+    """`shape_from_metadata` of a model whose cache can be compressed, as far as its GGUF keys tell.
+
+    Raises
+    ------
+    ModelError
+        naming the file and what speaks against it
+    """
+    reason = unsupported_reason(metadata)
+    if reason:
+        raise ModelError(f"{path} cannot be compressed: {reason}")
+    return shape_from_metadata(metadata)
 
 
 def _reason_from_keys(metadata: Metadata, arch: str) -> str | None:

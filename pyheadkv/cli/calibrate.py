@@ -11,13 +11,13 @@ from pyheadkv.calibrate import Settings, calibrate
 from pyheadkv.cli.app import CalibrateOptions
 from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.render import note, progress_bar
-from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.errors import UsageError
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.loading import load
 from pyheadkv.models import resolve_model
 from pyheadkv.native import log_lines, read_gguf_metadata
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
-from pyheadkv.shape import shape_from_metadata, unsupported_reason
+from pyheadkv.shape import supported_shape
 
 N_LEADING = 10
 
@@ -76,11 +76,7 @@ def calibrate_model(
     HeadKVError
         as of `pyheadkv.calibrate.calibrate`, and what cannot be loaded or compressed
     """
-    metadata = read_gguf_metadata(path)
-    reason = unsupported_reason(metadata)
-    if reason:
-        raise ModelError(f"{path} cannot be calibrated: {reason}")
-    n_ctx = settings.n_ctx(shape_from_metadata(metadata).n_ctx_train)
+    n_ctx = settings.n_ctx(supported_shape(read_gguf_metadata(path), path).n_ctx_train)
     mark = fingerprint(path)
     llama = load(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
     logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its errors come back as exceptions

@@ -18,15 +18,15 @@ from pyheadkv.budget import Budget
 from pyheadkv.cli.app import CacheOptions, ChatOptions
 from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
-from pyheadkv.errors import HeadKVError, ModelError, ProfileError, UsageError
+from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
-from pyheadkv.profile import Profile, parse_mix
+from pyheadkv.profile import Profile
 from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import shape_from_metadata, unsupported_reason
+from pyheadkv.shape import supported_shape
 
 _HELP = {
     "/read FILE": "put a text file into the next message",
@@ -74,7 +74,6 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         policy=policy,
         budget=budget,
         profile=profile,
-        mix=cache.mix,
         on_notice=note,
         on_progress=bar.update,
     ) as headkv:
@@ -101,18 +100,14 @@ def _first_prompt(chat: ChatOptions) -> str | None:
 def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None) -> Profile | None:
     """Refuse what the file's keys tell, before its weights are loaded; returns the profile, as far as there is one."""
     metadata = read_gguf_metadata(path)
-    reason = unsupported_reason(metadata)
-    if reason:
-        raise ModelError(f"{path} cannot be compressed: {reason}")
-    shape = shape_from_metadata(metadata)
+    shape = supported_shape(metadata, path)
     shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
-    profile = find_profile(path, metadata, shape, cache.profile)
-    mixed = profile.with_mix(parse_mix(cache.mix)) if profile and cache.mix is not None else profile
+    profile = find_profile(path, metadata, shape, cache.profile, cache.mix)
     if policy.needs_profile and profile is None:
         raise ProfileError(f"policy {policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate")
     types = {"type_k": cache.type_k, "type_v": cache.type_v}
     n_ctx = cache.n_ctx or shape.n_ctx_train
-    check_budget(shape, policy, choose_budget(budget, mixed), n_ctx, profile=mixed, **types)
+    check_budget(shape, policy, choose_budget(budget, profile), n_ctx, profile=profile, **types)
     return profile
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from pyheadkv.budget import Budget
 from pyheadkv.cli.app import EvalOptions
 from pyheadkv.cli.render import note, progress_bar
-from pyheadkv.errors import EvaluationError, ModelError, ProfileError, UsageError
+from pyheadkv.errors import EvaluationError, ProfileError, UsageError
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.plots import write_curves, write_depths
 from pyheadkv.evaluate.report import markdown, tables
@@ -29,8 +29,8 @@ from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import log_lines, read_gguf_metadata
 from pyheadkv.policy import parse_policy
-from pyheadkv.profile import Profile, parse_mix
-from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.profile import Profile
+from pyheadkv.shape import ModelShape, supported_shape
 
 ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 MIN_LENGTH = 128
@@ -100,15 +100,10 @@ def _read_options(options: EvalOptions) -> _Asked:
 def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
     path = resolve_model(options.model, note)
     metadata = read_gguf_metadata(path)
-    reason = unsupported_reason(metadata)
-    if reason:
-        raise ModelError(f"{path} cannot be evaluated: {reason}")
-    shape = shape_from_metadata(metadata)
+    shape = supported_shape(metadata, path)
     if max(asked.lengths) > shape.n_ctx_train:
         raise UsageError(f"--ctx {max(asked.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
-    profile = find_profile(path, metadata, shape, options.profile)
-    if profile is not None and options.profile_mix is not None:
-        profile = profile.with_mix(parse_mix(options.profile_mix))
+    profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
     mark = run_mark(
         fingerprint(path),
         file=path.name,

@@ -13,7 +13,7 @@ from pyheadkv.errors import UsageError
 from pyheadkv.export import check_output, export_model, remove_profile
 from pyheadkv.gguf_header import open_header
 from pyheadkv.models import resolve_model
-from pyheadkv.profile import Profile, parse_mix, read_profile
+from pyheadkv.profile import Profile, mix_profile, read_profile
 from pyheadkv.shape import shape_from_metadata
 
 PROFILE_SUFFIX = ".headkv.json"
@@ -79,7 +79,7 @@ def _find_profile(options: ExportOptions, path: Path) -> Profile:
         profile = read_profile(options.profile or _beside(path), shape)
     if profile.fingerprint is None:
         note(f"{profile.source} does not say which model it was measured on")
-    return profile.with_mix(parse_mix(options.profile_mix)) if options.profile_mix is not None else profile
+    return mix_profile(profile, options.profile_mix)
 
 
 def _calibrate(path: Path) -> Profile:

@@ -19,7 +19,7 @@ from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import parse_policy
-from pyheadkv.profile import Profile, format_mix, parse_mix
+from pyheadkv.profile import Profile, format_mix, mix_profile
 from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
 
 
@@ -114,10 +114,9 @@ def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, meta
             raise
         inspection.report["profile_note"] = str(error)
         return
-    if profile and options.mix is not None:
-        profile = profile.with_mix(parse_mix(options.mix))
-    inspection.profile = profile
-    inspection.report["profile"] = asdict(profile) if profile else None
+    if profile:
+        inspection.profile = mix_profile(profile, options.mix)
+        inspection.report["profile"] = asdict(inspection.profile)
 
 
 def _add_plan(inspection: Inspection, options: CacheOptions) -> None:

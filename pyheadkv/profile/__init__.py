@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pyheadkv.profile.checks import SUM_TOLERANCE, VERSION, check_scores, profile_from_body
 from pyheadkv.profile.file import read_profile, write_profile
-from pyheadkv.profile.profile import KINDS, Profile, Scores, Setting, format_mix, parse_mix
+from pyheadkv.profile.profile import KINDS, Profile, Scores, Setting, format_mix, mix_profile, parse_mix
 
 __all__ = [
     "KINDS",
@@ -19,6 +19,7 @@ __all__ = [
     "Setting",
     "check_scores",
     "format_mix",
+    "mix_profile",
     "parse_mix",
     "profile_from_body",
     "read_profile",

@@ -146,6 +146,11 @@ def check_mix(mix: Mapping[str, float], kinds: Mapping[str, Scores], key: str = 
         raise ProfileError(f"{key} has no weight above 0, the kinds of scores there are: {there}")
 
 
+def mix_profile(profile: Profile, mix: str | None) -> Profile:
+    """A profile with the kinds of scores in use that a user typed, as `parse_mix` reads it; None is as it was."""
+    return profile if mix is None else profile.with_mix(parse_mix(mix))
+
+
 def parse_mix(text: str) -> dict[str, float]:
     """Read weights as typed by a user: ``retrieval-reasoning=1,reconstruction=0.5``; ``=1`` may be left out.
 

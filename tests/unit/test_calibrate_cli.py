@@ -164,4 +164,4 @@ def test_a_model_that_cannot_be_compressed(
     monkeypatch.setattr(command, "read_gguf_metadata", lambda _: {"general.architecture": "mamba"})
     result = run()
     assert result.exit_code == 1 and calls.loaded == {}
-    assert "model.Q4_1.gguf cannot be calibrated: architecture mamba is recurrent" in result.stderr
+    assert "model.Q4_1.gguf cannot be compressed: architecture mamba is recurrent" in result.stderr
