@@ -10,6 +10,11 @@
 
 #include <cstring>
 
+static bool is_known(ggml_backend_dev_t dev) {
+    const char * name = dev ? ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)) : "";
+    return strcmp(name, "CUDA") == 0 || strcmp(name, "MTL") == 0;
+}
+
 static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
     const ggml_tensor * k = headkv_access::k(kv, i);
     const ggml_tensor * v = headkv_access::v(kv, i);
@@ -18,8 +23,10 @@ static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
     }
 
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(k->buffer));
-    const char * name = dev ? ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev)) : "";
-    if (strcmp(name, "CUDA") != 0 && strcmp(name, "MTL") != 0) {
+    if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) { // of several devices, and of no backend
+        return "its rows are split over devices: split the model by layers";
+    }
+    if (!is_known(dev)) {
         return "only main memory, CUDA and Metal devices are supported";
     }
 
