@@ -17,7 +17,8 @@ from typing import Any
 from rich.style import Style
 from rich.text import Text
 
-from pyheadkv.errors import ExportError, UsageError
+from pyheadkv.drawing import new_figure, save_figure
+from pyheadkv.errors import ExportError
 from pyheadkv.profile import Scores
 
 _MAX_ROW_COLUMNS = 8  # KV heads whose rows stand side by side on a line
@@ -63,25 +64,15 @@ class HeatMap:
         ExportError
             the file cannot be written
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise UsageError("drawing needs matplotlib, which is missing: pip install matplotlib") from None
         panels: list[tuple[str, Sequence[Sequence[float]]]] = [("score, % of all", _percent(self.scores))]
         if self.rows is not None:
             panels.append(("rows kept", self.rows))
         n_heads = max(len(layer) for layer in self.scores)
-        size = (len(panels) * (2.2 + 0.28 * n_heads), 1.6 + 0.17 * len(self.layers))
-        figure = Figure(figsize=size, layout="constrained")
+        figure = new_figure(len(panels) * (2.2 + 0.28 * n_heads), 1.6 + 0.17 * len(self.layers))
         for i, (title, values) in enumerate(panels):
             self._draw(figure, figure.add_subplot(1, len(panels), i + 1), title, values)
         figure.suptitle(self.title, fontsize=9)
-        try:
-            figure.savefig(path, dpi=150)
-        except OSError as error:
-            raise ExportError(f"{path} cannot be written: {error.strerror or error}") from None
-        except ValueError as error:
-            raise UsageError(f"{path} cannot be drawn: {str(error).splitlines()[0]}") from None
+        save_figure(figure, path, ExportError)
 
     def _draw(self, figure: Any, axes: Any, title: str, values: Sequence[Sequence[float]]) -> None:
         n_heads = max(map(len, values))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ def load(
     type_k: str = "f16",
     type_v: str = "f16",
     n_batch: int = 512,
+    n_cells: int = FIRST_CELLS,
     verbose: bool = False,
     **llama_options: Any,
 ) -> llama_cpp.Llama:
@@ -41,6 +44,8 @@ def load(
         -1 is all of them
     type_k, type_v
         cache types by llama.cpp's names
+    n_cells
+        cells that the cache starts with; 0 is n_ctx, as upstream has it
     llama_options
         handed on to llama_cpp.Llama
 
@@ -65,7 +70,7 @@ def load(
         **llama_options,
     }
     lines: list[str] = []
-    with context_cells(FIRST_CELLS), nullcontext() if verbose else log_lines(lines):
+    with context_cells(n_cells), nullcontext() if verbose else log_lines(lines):
         import llama_cpp
 
         try:
@@ -73,6 +78,18 @@ def load(
         except (ValueError, RuntimeError) as error:
             reason = lines[0] if lines else " ".join(str(error).split())
             raise ModelError(f"{model_path} cannot be loaded: {reason}") from error
+
+
+@contextmanager
+def opened(model_path: str | Path, **options: Any) -> Iterator[llama_cpp.Llama]:
+    """`load` for a measurement: the errors of llama.cpp come as exceptions only, and the model is freed afterwards."""
+    llama = load(model_path, **options)
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
+    try:
+        yield llama
+    finally:
+        with log_lines([]):  # upstream says that the buffers grew
+            llama.close()
 
 
 def _n_cpus() -> int:

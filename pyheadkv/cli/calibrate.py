@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import UsageError
 from pyheadkv.fingerprint import fingerprint
-from pyheadkv.loading import load
+from pyheadkv.loading import opened
 from pyheadkv.models import resolve_model
-from pyheadkv.native import log_lines, read_gguf_metadata
+from pyheadkv.native import read_gguf_metadata
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
 from pyheadkv.shape import supported_shape
 
@@ -78,22 +77,17 @@ def calibrate_model(
     """
     n_ctx = settings.n_ctx(supported_shape(read_gguf_metadata(path), path).n_ctx_train)
     mark = fingerprint(path)
-    llama = load(path, n_ctx=n_ctx, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its errors come back as exceptions
-    try:
-        with progress_bar("calibrating") as on_progress:
-            return calibrate(
-                llama,
-                settings,
-                fingerprint=mark,
-                part=part,
-                force=force,
-                on_progress=on_progress,
-                on_notice=note,
-            )
-    finally:
-        with log_lines([]):  # upstream says that the buffers grew while heads were observed
-            llama.close()
+    threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
+    with opened(path, n_ctx=n_ctx, **threads) as llama, progress_bar("calibrating") as on_progress:
+        return calibrate(
+            llama,
+            settings,
+            fingerprint=mark,
+            part=part,
+            force=force,
+            on_progress=on_progress,
+            on_notice=note,
+        )
 
 
 def read_settings(options: CalibrateOptions) -> Settings:

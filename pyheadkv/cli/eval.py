@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,10 +23,10 @@ from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.jsonl import Record
-from pyheadkv.loading import load
+from pyheadkv.loading import opened
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
-from pyheadkv.native import log_lines, read_gguf_metadata
+from pyheadkv.native import read_gguf_metadata
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile
 from pyheadkv.shape import ModelShape, supported_shape
@@ -217,20 +216,10 @@ def open_runner(
     type_v: str = "f16",
 ) -> Iterator[Runner]:
     """Load a model for prompts of a length; it is freed afterwards."""
-    llama = load(
-        path,
-        n_ctx=min(shape.n_ctx_train, n_tokens + ROOM),
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
-        type_k=type_k,
-        type_v=type_v,
-    )
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # its errors come back as exceptions
-    try:
+    n_ctx = min(shape.n_ctx_train, n_tokens + ROOM)
+    threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
+    with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, **threads) as llama:
         yield Runner(llama, shape, type_k, type_v)
-    finally:
-        with log_lines([]):  # upstream says that the buffers grew
-            llama.close()
 
 
 def _report(options: EvalOptions, model: _Model, records: list[Record], folder: Path) -> None:

@@ -22,6 +22,7 @@ LEVELS = {
     "gguf_header": 1,
     "jsonl": 1,
     "models": 1,
+    "drawing": 1,
     "shape": 1,
     "budget": 2,
     "fingerprint": 2,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pyheadkv import loading
 from pyheadkv.calibrate import Settings
 from pyheadkv.cli import calibrate as command
 from pyheadkv.cli.app import app
@@ -77,7 +78,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     FakeLlama.closed = 0
     monkeypatch.setattr(command, "read_gguf_metadata", lambda _: METADATA)
     monkeypatch.setattr(command, "fingerprint", lambda _: "f")
-    monkeypatch.setattr(command, "load", calls.load)
+    monkeypatch.setattr(loading, "load", calls.load)
     monkeypatch.setattr(command, "calibrate", calls.calibrate)
     return calls
 
