@@ -121,7 +121,7 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
 int32_t headkv_score_arm(llama_context * ctx, uint32_t n_tokens, int32_t reduce) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
-        if (reduce < HEADKV_REDUCE_MEAN || reduce > HEADKV_REDUCE_MOMENTS) {
+        if (reduce < HEADKV_REDUCE_MEAN || reduce > HEADKV_REDUCE_QUERIES) {
             throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("reduce = %d is not an enum headkv_reduce", reduce) };
         }
         store.arm(n_tokens, (headkv_reduce) reduce);
@@ -158,11 +158,25 @@ int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_pa
     });
 }
 
+int32_t headkv_semantics_read(llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n) {
+    return guarded([&] {
+        const headkv_store & store = get_store(ctx);
+        check_pointer(dst, "dst");
+        check_index("i", i, store.layers.size());
+
+        ctx->synchronize();
+        copy_out(headkv_rate_semantics(store, i, n_top), i, dst, n);
+    });
+}
+
 int32_t headkv_compress(llama_context * ctx, const headkv_compress_params * params) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
         check_pointer(params, "params");
         check_pointer(params->n_rows, "n_rows");
+        if (params->n_spans > 0) {
+            check_pointer(params->spans, "spans");
+        }
         store.compress(*params);
     });
 }

@@ -2,11 +2,10 @@
 
 #include "ggml.h"
 
-static constexpr size_t N_NODES_MAX = 64;
-
-headkv_graph::headkv_graph(ggml_backend_t backend) :
+headkv_graph::headkv_graph(ggml_backend_t backend, size_t n_nodes) :
     backend(backend),
-    context(ggml_init({ N_NODES_MAX*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true })) {}
+    n_nodes(n_nodes),
+    context(ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, /*.no_alloc =*/ true })) {}
 
 ggml_tensor * headkv_graph::add_input(ggml_tensor * t, const void * data) {
     ggml_set_input(t);
@@ -30,10 +29,35 @@ ggml_tensor * headkv_graph::rows(ggml_tensor * cache, const int32_t * cells, int
     return ggml_cont(ctx(), ggml_permute(ctx(), res, 0, 2, 1, 3));
 }
 
+ggml_tensor * headkv_graph::rows_of_head(ggml_tensor * cache, const std::vector<int32_t> & cells, int64_t n_head_kv, int64_t ih) {
+    std::vector<int32_t> index;
+    index.reserve(cells.size());
+    for (const int32_t cell : cells) {
+        index.push_back(cell*n_head_kv + ih);
+    }
+    indices.push_back(std::move(index));
+
+    const int64_t n_embd_head = cache->ne[0]/n_head_kv;
+    cache = ggml_view_2d(ctx(), cache, n_embd_head, n_head_kv*cache->ne[1], ggml_row_size(cache->type, n_embd_head), 0);
+    return ggml_get_rows(ctx(), cache, input(indices.back().data(), indices.back().size()));
+}
+
+// the backend would end the process
+static void check_supported(ggml_backend_t backend, ggml_cgraph * graph) {
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        ggml_tensor * node = ggml_graph_node(graph, i);
+        if (!ggml_backend_supports_op(backend, node)) {
+            throw headkv_error { HEADKV_STATUS_UNSUPPORTED,
+                std::string(ggml_backend_name(backend)) + " cannot compute " + ggml_op_desc(node) + ", which these scores need" };
+        }
+    }
+}
+
 std::vector<float> headkv_graph::compute(ggml_tensor * res) {
     ggml_set_output(res);
-    ggml_cgraph * graph = ggml_new_graph(ctx());
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx(), n_nodes, /*.grads =*/ false);
     ggml_build_forward_expand(graph, res);
+    check_supported(backend, graph);
 
     ggml_gallocr_ptr alloc { ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)) };
     if (!ggml_gallocr_alloc_graph(alloc.get(), graph)) {

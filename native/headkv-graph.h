@@ -13,7 +13,8 @@
 
 class headkv_graph {
 public:
-    explicit headkv_graph(ggml_backend_t backend);
+    // n_nodes: room for so many nodes and inputs
+    explicit headkv_graph(ggml_backend_t backend, size_t n_nodes = 64);
 
     ggml_context * ctx() const { return context.get(); }
 
@@ -26,7 +27,10 @@ public:
     // cache: any cache type [n_embd_gqa, n_cells]
     ggml_tensor * rows(ggml_tensor * cache, const int32_t * cells, int64_t n, int64_t n_head_kv);
 
-    // the elements of res, F32; throws headkv_error NO_MEMORY, COMPUTE. To be called once
+    // those of one KV head, F32 [n_embd_head, n]
+    ggml_tensor * rows_of_head(ggml_tensor * cache, const std::vector<int32_t> & cells, int64_t n_head_kv, int64_t ih);
+
+    // the elements of res, F32; throws headkv_error NO_MEMORY, UNSUPPORTED, COMPUTE. To be called once
     std::vector<float> compute(ggml_tensor * res);
 
 private:
@@ -38,6 +42,9 @@ private:
     ggml_tensor * add_input(ggml_tensor * t, const void * data);
 
     ggml_backend_t     backend;
+    size_t             n_nodes;
     ggml_context_ptr   context;
     std::vector<value> values;
+
+    std::vector<std::vector<int32_t>> indices; // that were made here
 };

@@ -10,6 +10,9 @@
 // positions in one graph: some MiB of numbers
 static constexpr int64_t N_POS_AT_ONCE = 1024;
 
+// projected elements in one piece: they stay in a processor's cache
+static constexpr int64_t N_PROJECTED_AT_ONCE = 1 << 19;
+
 static constexpr float EPS_LENGTH = 1e-12f;
 
 // F32 [n_embd_head, n, n_head_kv] of a piece -> what is computed from it
@@ -100,4 +103,124 @@ std::vector<float> headkv_keys_logits(
         turn = ggml_sum_rows(ctx, ggml_sqr(ctx, turn));
         return ggml_add(ctx, mean, ggml_reshape_3d(ctx, turn, n_gqa, n, x->ne[2]));
     });
+}
+
+// queries of one KV head, [n_gqa][n_obs][n_embd_head]
+static std::vector<float> queries_of_head(const std::vector<float> & queries, int64_t n_obs, int64_t n_head_kv, int64_t ih, int64_t d) {
+    const int64_t n_head = queries.size()/(n_obs*d);
+    const int64_t n_gqa  = n_head/n_head_kv;
+
+    std::vector<float> res;
+    res.reserve(n_gqa*n_obs*d);
+    for (int64_t h = ih*n_gqa; h < (ih + 1)*n_gqa; ++h) {
+        for (int64_t o = 0; o < n_obs; ++o) {
+            const auto q = queries.begin() + (o*n_head + h)*d;
+            res.insert(res.end(), q, q + d);
+        }
+    }
+    return res;
+}
+
+// [n_obs][n_pos]: 0 where the query of one of the last positions may look, -inf behind it
+static std::vector<float> causal_mask(int64_t n_obs, int64_t n_pos) {
+    std::vector<float> res(n_obs*n_pos, 0.0f);
+    for (int64_t o = 0; o < n_obs; ++o) {
+        std::fill(res.begin() + o*n_pos + (n_pos - n_obs + o + 1), res.begin() + (o + 1)*n_pos, -INFINITY);
+    }
+    return res;
+}
+
+std::vector<float> headkv_keys_attention(
+        const headkv_rows & rows, int64_t ih, const std::vector<float> & queries, int64_t n_obs, const headkv_logits & logits) {
+    const int64_t n_pos = rows.cells.size();
+    const int64_t d     = rows.cache->ne[0]/rows.n_head_kv;
+
+    const std::vector<float> own   = queries_of_head(queries, n_obs, rows.n_head_kv, ih, d);
+    const std::vector<float> mask  = causal_mask(n_obs, n_pos);
+    const int64_t            n_gqa = own.size()/(n_obs*d);
+
+    headkv_graph graph(rows.backend);
+    ggml_context * ctx = graph.ctx();
+
+    ggml_tensor * k  = graph.rows_of_head(rows.cache, rows.cells, rows.n_head_kv, ih);
+    ggml_tensor * kq = ggml_mul_mat(ctx, k, graph.input(own, d, n_obs*n_gqa, 1));
+    ggml_prec_set_acc(kq, GGML_PREC_F32);
+    kq = ggml_reshape_3d(ctx, kq, n_pos, n_obs, n_gqa);
+
+    const bool is_capped = logits.softcap != 0.0f;
+    if (is_capped) {
+        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, logits.scale/logits.softcap)), logits.softcap);
+    }
+    kq = ggml_soft_max_ext(ctx, kq, graph.input(mask, n_pos, n_obs, 1), is_capped ? 1.0f : logits.scale, 0.0f);
+    if (logits.sinks) {
+        ggml_soft_max_add_sinks(kq, ggml_view_1d(ctx, logits.sinks, n_gqa, ih*n_gqa*logits.sinks->nb[0]));
+    }
+    return graph.compute(kq);
+}
+
+// the blocks of the output projection that the query heads of a KV head go through, F32 [n_embd_head, n_embd*n_gqa]. Asked for
+// by a product with unit vectors: backends know no other way to look at the weights that they keep in an order of their own
+static ggml_tensor * build_projection(headkv_graph & graph, ggml_tensor * wo, const std::vector<float> & units, int64_t n_gqa) {
+    ggml_context * ctx = graph.ctx();
+
+    const int64_t n_in = wo->ne[0];
+    const int64_t d    = units.size()/n_in/n_gqa;
+
+    ggml_tensor * w = ggml_mul_mat(ctx, wo, graph.input(units, n_in, d*n_gqa, 1)); // F32 [n_embd, n_embd_head*n_gqa]
+    w = ggml_reshape_3d(ctx, w, wo->ne[1], d, n_gqa);
+    w = ggml_cont(ctx, ggml_permute(ctx, w, 1, 0, 2, 3));
+    return ggml_reshape_2d(ctx, w, d, wo->ne[1]*n_gqa);
+}
+
+// unit vectors of the elements that the query heads of KV head ih take in the projection's input, [n_embd_head*n_gqa][n_in]
+static std::vector<float> units_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih) {
+    const int64_t n = n_in/n_head_kv;
+
+    std::vector<float> res(n*n_in, 0.0f);
+    for (int64_t j = 0; j < n; ++j) {
+        res[j*n_in + ih*n + j] = 1.0f;
+    }
+    return res;
+}
+
+// values v: F32 [n_embd_head, n_pos], w as build_projection() -> F32 [1, n_pos]
+static ggml_tensor * build_lengths(headkv_graph & graph, ggml_tensor * w, ggml_tensor * v, const std::vector<float> & ones, int64_t n_piece) {
+    ggml_context * ctx = graph.ctx();
+    ggml_tensor  * one = graph.input(ones, ones.size(), 1, 1);
+
+    ggml_tensor * res = nullptr;
+    for (int64_t first = 0; first < v->ne[1]; first += n_piece) {
+        const int64_t n = std::min(n_piece, v->ne[1] - first);
+
+        ggml_tensor * y = ggml_mul_mat(ctx, w, ggml_view_2d(ctx, v, v->ne[0], n, v->nb[1], first*v->nb[1])); // F32 [n_embd*n_gqa, n]
+        y   = ggml_mul_mat(ctx, one, ggml_abs(ctx, y)); // F32 [1, n]
+        res = res ? ggml_concat(ctx, res, y, 1) : y;
+    }
+    return res;
+}
+
+std::vector<float> headkv_keys_projected(
+        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, const std::vector<float> & mixing) {
+    const int64_t n_pos   = rows.cells.size();
+    const int64_t d       = rows.cache->ne[0]/rows.n_head_kv;
+    const int64_t n_piece = std::max<int64_t>(1, N_PROJECTED_AT_ONCE/(wo->ne[1]*n_gqa));
+
+    const std::vector<float> ones(wo->ne[1]*n_gqa, 1.0f/n_gqa);
+
+    std::vector<float> res;
+    res.reserve(rows.n_head_kv*n_pos);
+    for (int64_t ih = 0; ih < rows.n_head_kv; ++ih) {
+        const std::vector<float> units = units_of_head(wo->ne[0], rows.n_head_kv, ih);
+
+        headkv_graph graph(rows.backend, 32 + 5*(n_pos/n_piece + 1));
+        ggml_tensor * v = graph.rows_of_head(rows.cache, rows.cells, rows.n_head_kv, ih);
+        if (!mixing.empty()) {
+            const int64_t n = (int64_t) std::sqrt((double) mixing.size());
+            v = ggml_mul_mat(graph.ctx(), graph.input(mixing, n, n, 1), ggml_reshape_2d(graph.ctx(), v, n, d/n*n_pos));
+            v = ggml_reshape_2d(graph.ctx(), v, d, n_pos);
+        }
+        const auto lengths = graph.compute(build_lengths(graph, build_projection(graph, wo, units, n_gqa), v, ones, n_piece));
+        res.insert(res.end(), lengths.begin(), lengths.end());
+    }
+    return res;
 }

@@ -1,5 +1,5 @@
-// headkv-keys.h: scores that the cached rows tell by themselves, without any attention. One layer at a time, in pieces of its
-// positions, on the backend where the layer's cache lies.
+// headkv-keys.h: what the cached rows of a layer tell: scores without any attention, and attention of queries that were kept.
+// One layer at a time, in pieces of its positions or one KV head after the other, on the backend where the layer's cache lies.
 //
 // Upstream turns the vectors of quantised caches by an orthogonal matrix: neither lengths nor angles change.
 
@@ -23,6 +23,24 @@ std::vector<float> headkv_keys_norm(const headkv_rows & rows);
 
 // cosine between each key and the mean direction of its head's keys, [n_head_kv][n_pos]. Keys of length 0 have no direction
 std::vector<float> headkv_keys_likeness(const headkv_rows & rows);
+
+// how a layer makes attention of products of queries and keys
+struct headkv_logits {
+    float         scale   = 0.0f;
+    float         softcap = 0.0f;   // 0: none
+    ggml_tensor * sinks   = nullptr; // F32 [n_head], or nullptr
+};
+
+// what the last n_obs positions' queries attend to, of KV head ih, [n_gqa][n_obs][n_pos].
+// queries: [n_obs][n_head][n_embd_head], as the keys are: rotated, and mixed where the cache is
+std::vector<float> headkv_keys_attention(
+        const headkv_rows & rows, int64_t ih, const std::vector<float> & queries, int64_t n_obs, const headkv_logits & logits);
+
+// what each value does behind the output projection: sum of the absolute elements of W_o v, mean over the group, [n_head_kv][n_pos].
+// rows: of V; wo: any type [n_embd_head*n_head, n_embd]; mixing: [n][n] what mixes the elements of cached values, its own inverse,
+// or empty
+std::vector<float> headkv_keys_projected(
+        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, const std::vector<float> & mixing);
 
 // what queries with a normal distribution expect of each key: the logarithm of the mean of exp(q k) is k m + |L k|^2, with
 // linear  m: [n_head_kv][n_gqa][n_embd_head]

@@ -13,6 +13,14 @@ uint32_t headkv_layer_rows::max_len() const {
     return len.empty() ? 0 : *std::max_element(len.begin(), len.end());
 }
 
+uint32_t headkv_plan::n_always() const {
+    uint32_t n = 0;
+    for (const auto & span : always) {
+        n += span.end - span.first;
+    }
+    return n;
+}
+
 static std::string head_name(size_t i, size_t ih) {
     return "layer " + std::to_string(i) + " kv head " + std::to_string(ih);
 }
@@ -37,32 +45,50 @@ static bool check_size(const char * name, uint32_t size, const std::vector<uint3
     return true;
 }
 
+// spans lie behind the sinks and before the window, one behind the other
+static bool add_spans(const headkv_plan_request & request, headkv_plan & plan, std::string & error) {
+    if (plan.n_sink > 0) {
+        plan.always.push_back({ 0, plan.n_sink });
+    }
+    uint32_t last = plan.n_sink;
+    for (uint32_t i = 0; i < request.n_spans; ++i) {
+        const headkv_span span { request.spans[2*i], request.spans[2*i + 1] };
+        if (span.first < last || span.first >= span.end || span.end > plan.n_pos_prefix()) {
+            error = "span " + std::to_string(i) + ", positions " + std::to_string(span.first) + " to " + std::to_string(span.end) +
+                ", is empty or not inside [" + std::to_string(last) + ", " + std::to_string(plan.n_pos_prefix()) + "]";
+            return false;
+        }
+        plan.always.push_back(span);
+        last = span.end;
+    }
+    return true;
+}
+
 bool headkv_plan_make(
-        uint32_t n_pos, uint32_t n_obs, uint32_t n_sink,
-        const std::vector<uint32_t> & n_head_kv, const uint32_t * n_rows, uint32_t n_rows_size,
-        headkv_plan & plan, std::string & error) {
-    if (!check_window(n_pos, n_obs, error) || !check_size("n_rows", n_rows_size, n_head_kv, error)) {
+        const headkv_plan_request & request, const std::vector<uint32_t> & n_head_kv, headkv_plan & plan, std::string & error) {
+    if (!check_window(request.n_pos, request.n_obs, error) || !check_size("n_rows", request.n_rows_size, n_head_kv, error)) {
         return false;
     }
 
-    // a prompt shorter than the sinks keeps what it has
-    const uint32_t n_sink_here = std::min(n_sink, n_pos - n_obs);
-    const uint32_t n_min       = n_sink_here + n_obs;
-
     headkv_plan res;
-    res.n_pos  = n_pos;
-    res.n_obs  = n_obs;
-    res.n_sink = n_sink_here;
+    res.n_pos  = request.n_pos;
+    res.n_obs  = request.n_obs;
+    res.n_sink = std::min(request.n_sink, res.n_pos_prefix()); // a prompt shorter than the sinks keeps what it has
+    if (!add_spans(request, res, error)) {
+        return false;
+    }
 
+    const uint32_t   n_min  = res.n_always() + res.n_obs;
+    const uint32_t * n_rows = request.n_rows;
     for (size_t i = 0; i < n_head_kv.size(); ++i) {
         std::vector<uint32_t> len(n_head_kv[i]);
         for (size_t ih = 0; ih < len.size(); ++ih) {
             const uint32_t n = *n_rows++;
-            if (n < n_min || n > n_pos) {
-                error = head_name(i, ih) + ": " + std::to_string(n) + " rows are outside [" + std::to_string(n_min) + ", " + std::to_string(n_pos) + "]";
+            if (n < n_min || n > res.n_pos) {
+                error = head_name(i, ih) + ": " + std::to_string(n) + " rows are outside [" + std::to_string(n_min) + ", " + std::to_string(res.n_pos) + "]";
                 return false;
             }
-            len[ih] = n - n_obs;
+            len[ih] = n - res.n_obs;
         }
         res.layers.emplace_back(std::move(len));
     }

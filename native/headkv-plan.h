@@ -27,22 +27,40 @@ struct headkv_layer_rows {
     uint32_t max_len()   const;
 };
 
+// positions [first, end)
+struct headkv_span {
+    uint32_t first;
+    uint32_t end;
+};
+
 struct headkv_plan {
     uint32_t n_pos  = 0; // positions seen
     uint32_t n_obs  = 0; // of them, the last n_obs stay in the tail
     uint32_t n_sink = 0; // first positions, kept by every head
 
+    std::vector<headkv_span> always; // sinks and protected spans, kept by every head: not empty, ascending, apart
+
     std::vector<headkv_layer_rows> layers;
 
     uint32_t n_pos_prefix() const { return n_pos - n_obs; }
+    uint32_t n_always()     const;
 };
 
-// n_head_kv: [n_layer]; n_rows: [sum of n_head_kv] rows kept in all, sinks and observation window included.
-// Returns false and sets error when a number is out of range; plan is left alone then.
+// what a plan is made of
+struct headkv_plan_request {
+    uint32_t n_pos;
+    uint32_t n_obs;
+    uint32_t n_sink;
+
+    const uint32_t * n_rows; // [n_rows_size] of each KV head, all that is always kept included
+    uint32_t         n_rows_size;
+    const uint32_t * spans;  // [2*n_spans] first, end: behind the sinks, before the window, ascending, apart
+    uint32_t         n_spans;
+};
+
+// n_head_kv: [n_layer]. Returns false and sets error when a number is out of range; plan is left alone then.
 bool headkv_plan_make(
-        uint32_t n_pos, uint32_t n_obs, uint32_t n_sink,
-        const std::vector<uint32_t> & n_head_kv, const uint32_t * n_rows, uint32_t n_rows_size,
-        headkv_plan & plan, std::string & error);
+        const headkv_plan_request & request, const std::vector<uint32_t> & n_head_kv, headkv_plan & plan, std::string & error);
 
 // the same for rows chosen elsewhere: n_kept: [sum of n_head_kv] prefix rows, pos: their positions, head after head,
 // strictly ascending and below n_pos - n_obs

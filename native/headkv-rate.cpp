@@ -1,10 +1,13 @@
 #include "headkv-rate.h"
+#include "headkv-defend.h"
 #include "headkv-expect.h"
+#include "headkv-graph.h"
 #include "headkv-keys.h"
 #include "headkv-store.h"
 #include "headkv-tail.h"
 
 #include "llama-impl.h"
+#include "llama-model.h"
 
 #include <algorithm>
 #include <numeric>
@@ -23,31 +26,47 @@ static void check_enum(const char * name, int32_t value, int32_t last, const cha
 
 void headkv_rate_check(const headkv_score_params & params) {
     headkv_rate_check_kernel("pool_kernel", params.pool_kernel);
-    check_enum("pool", params.pool, HEADKV_POOL_AVG,       "headkv_pool");
-    check_enum("fold", params.fold, HEADKV_FOLD_LAYER,     "headkv_fold");
-    check_enum("kind", params.kind, HEADKV_SCORE_EXPECTED, "headkv_score");
+    check_enum("pool", params.pool, HEADKV_POOL_AVG,        "headkv_pool");
+    check_enum("fold", params.fold, HEADKV_FOLD_LAYER,      "headkv_fold");
+    check_enum("kind", params.kind, HEADKV_SCORE_DEFENSIVE, "headkv_score");
 }
 
 headkv_pool_type headkv_rate_pool(const headkv_score_params & params) {
     return params.pool == HEADKV_POOL_AVG ? headkv_pool_type::avg : headkv_pool_type::max;
 }
 
-bool headkv_rate_is_parallel(const headkv_score_params & params) {
-    return params.kind == HEADKV_SCORE_ATTENTION || params.kind == HEADKV_SCORE_POSITION;
+uint32_t headkv_rate_kernel(const headkv_score_params & params) {
+    return params.kind == HEADKV_SCORE_DEFENSIVE ? 1 : params.pool_kernel;
 }
 
-// the observing tokens must be the last ones, and all of them decoded
-static void check_scored(const headkv_store & store, bool is_moments) {
+static bool is_by_attention(const headkv_score_params & params) {
+    return params.kind == HEADKV_SCORE_ATTENTION || params.kind == HEADKV_SCORE_CRITICAL;
+}
+
+bool headkv_rate_is_parallel(const headkv_score_params & params) {
+    return is_by_attention(params) || params.kind == HEADKV_SCORE_POSITION;
+}
+
+static const char * name_of(headkv_reduce reduce) {
+    switch (reduce) {
+        case HEADKV_REDUCE_MOMENTS: return "moments";
+        case HEADKV_REDUCE_QUERIES: return "queries";
+        default:                    return "attention";
+    }
+}
+
+// the observing tokens must be the last ones, all of them decoded, and armed for what is needed: mean stands for the maximum too
+static void check_scored(const headkv_store & store, headkv_reduce needed) {
     const uint32_t n_pos = store.n_pos();
     if (store.n_armed == 0 || store.n_scored != store.n_armed || store.pos_scored + (int32_t) store.n_armed != (int32_t) n_pos) {
         throw headkv_error { HEADKV_STATUS_WRONG_STATE,
             format("the last %u positions were not all scored: %u of %u armed tokens were decoded, from position %d on",
                 store.n_armed, store.n_scored, store.n_armed, store.pos_scored) };
     }
-    if ((store.reduce == HEADKV_REDUCE_MOMENTS) != is_moments) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE, is_moments
-            ? "armed for attention, but these scores need HEADKV_REDUCE_MOMENTS"
-            : "armed for moments, but these scores need attention" };
+    const std::string armed  = name_of(store.reduce);
+    const std::string wanted = name_of(needed);
+    if (armed != wanted) {
+        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "armed for " + armed + ", but these scores need " + wanted };
     }
 }
 
@@ -64,7 +83,7 @@ static std::vector<float> read_armed(const headkv_layer_store & layer) {
 }
 
 std::vector<float> headkv_rate_attention(const headkv_store & store, uint32_t i, uint32_t n_obs) {
-    check_scored(store, /*.is_moments =*/ false);
+    check_scored(store, HEADKV_REDUCE_MEAN);
 
     const auto & layer = store.layers[i];
     const auto   cells = headkv_access::cells_of(store.kv, 0, store.n_pos() - n_obs);
@@ -91,12 +110,15 @@ static headkv_fold_type fold_type(const headkv_score_params & params) {
     }
 }
 
+static void check_window(const headkv_store & store, uint32_t n_obs) {
+    if (n_obs > store.n_armed) {
+        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n_obs = %u, but %u tokens were scored", n_obs, store.n_armed) };
+    }
+}
+
 static std::vector<float> rate_by_attention(const headkv_store & store, uint32_t i, const headkv_score_params & params) {
     const std::vector<float> attn = headkv_rate_attention(store, i, params.n_obs);
-    if (params.n_obs > store.n_armed) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
-            format("n_obs = %u, but %u tokens were scored", params.n_obs, store.n_armed) };
-    }
+    check_window(store, params.n_obs);
     const auto & layer = store.layers[i].shape;
 
     const headkv_score_shape shape { layer.n_head, layer.n_head_kv, (uint32_t) (attn.size()/layer.n_head) };
@@ -144,7 +166,7 @@ static std::vector<float> rate_by_keys(const headkv_store & store, uint32_t i, c
 
 // scores of all positions whose queries were observed; those before them, the sinks, are worth as much as the best of these
 static std::vector<float> rate_by_expectation(const headkv_store & store, uint32_t i, const headkv_score_params & params) {
-    check_scored(store, /*.is_moments =*/ true);
+    check_scored(store, HEADKV_REDUCE_MOMENTS);
 
     const auto & layer = store.layers[i];
     if (!layer.is_rotation_known) {
@@ -162,7 +184,7 @@ static std::vector<float> rate_by_expectation(const headkv_store & store, uint32
     const auto cells   = cells_from(store, n_first);
 
     const headkv_moments  moments  { layer.shape.n_embd_head_k, layer.shape.n_head, store.n_armed, read_armed(layer) };
-    const headkv_expected expected = headkv_expect(backend, moments, layer.rotation, n_pos, layer.logit_scale);
+    const headkv_expected expected = headkv_expect(backend, moments, layer.rotation, n_pos, layer.logits.scale);
 
     const auto logits = headkv_keys_logits({ backend, k, n_head_kv, cells }, n_gqa, expected.linear, expected.squared);
     check_finite(store, i, logits);
@@ -181,15 +203,103 @@ static std::vector<float> rate_by_expectation(const headkv_store & store, uint32
     return res;
 }
 
+std::vector<float> headkv_rate_projected(const headkv_store & store, uint32_t i, size_t n) {
+    const auto  & layer = store.layers[i].shape;
+    ggml_tensor * wo    = headkv_access::model(store.kv).layers[layer.il].wo;
+    ggml_tensor * v     = headkv_access::v(store.kv, i);
+    if (!wo || wo->ne[0] != (int64_t) layer.n_head*layer.n_embd_head_v) {
+        throw headkv_error { HEADKV_STATUS_UNSUPPORTED,
+            format("the output projection of layer %u cannot be found: take another scorer", layer.il) };
+    }
+    auto cells = cells_from(store, 0);
+    cells.resize(n);
+
+    auto res = headkv_keys_projected({ store.backend_of(v), v, layer.n_head_kv, cells }, wo, layer.n_head/layer.n_head_kv,
+        headkv_access::mixing_v(store.kv));
+    check_finite(store, i, res);
+    return res;
+}
+
+static std::vector<float> rate_by_defence(const headkv_store & store, uint32_t i, const headkv_score_params & params) {
+    check_scored(store, HEADKV_REDUCE_QUERIES);
+    check_window(store, params.n_obs);
+
+    const auto   & layer   = store.layers[i];
+    const uint32_t n_gqa   = layer.shape.n_head/layer.shape.n_head_kv;
+    const uint32_t n       = store.n_pos() - params.n_obs;
+    const auto     queries = read_armed(layer);
+    const auto     cells   = cells_from(store, 0);
+    const auto     norms   = headkv_rate_projected(store, i, n);
+
+    ggml_tensor * k = headkv_access::k(store.kv, i);
+    const headkv_rows    rows    { store.backend_of(k), k, layer.shape.n_head_kv, cells };
+    const headkv_defence defence { n_gqa*store.n_armed, store.n_pos(), n, params.n_first, headkv_rate_pool(params), params.pool_kernel };
+
+    std::vector<float> res(norms.size());
+    for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
+        const auto attention = headkv_keys_attention(rows, ih, queries, store.n_armed, layer.logits);
+        check_finite(store, i, attention);
+        headkv_defend(defence, attention.data(), norms.data() + (size_t) ih*n, res.data() + (size_t) ih*n);
+    }
+    return res;
+}
+
+// the n positions with the highest values, ties to the lower one
+static std::vector<int32_t> highest(const float * x, size_t n_pos, size_t n) {
+    std::vector<int32_t> pos(n_pos);
+    std::iota(pos.begin(), pos.end(), 0);
+    n = std::min(n, n_pos);
+    std::partial_sort(pos.begin(), pos.begin() + n, pos.end(), [x](int32_t a, int32_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
+    pos.resize(n);
+    return pos;
+}
+
+std::vector<float> headkv_rate_semantics(const headkv_store & store, uint32_t i, uint32_t n_top) {
+    const auto   & layer = store.layers[i].shape;
+    const size_t   d     = layer.n_embd_head_v;
+    const uint32_t n_pos = store.n_pos();
+    const auto     attn  = headkv_rate_attention(store, i, /*.n_obs =*/ 0);
+    const auto     cells = cells_from(store, 0);
+    ggml_tensor  * v     = headkv_access::v(store.kv, i);
+
+    std::vector<float> mean((size_t) layer.n_head_kv*n_pos);
+    headkv_fold({ layer.n_head, layer.n_head_kv, n_pos }, headkv_fold_type::mean, attn.data(), mean.data());
+
+    std::vector<float> res;
+    for (uint32_t ih = 0; ih < layer.n_head_kv; ++ih) {
+        const float * weights = mean.data() + (size_t) ih*n_pos;
+
+        std::vector<int32_t> top = highest(weights, n_pos, n_top);
+        std::vector<int32_t> top_cells;
+        for (const int32_t p : top) {
+            top_cells.push_back(cells[p]);
+        }
+        headkv_graph graph(store.backend_of(v));
+        const auto values = graph.compute(graph.rows_of_head(v, top_cells, layer.n_head_kv, ih)); // [n_top][n_embd_head_v]
+
+        std::vector<double> sum(d, 0.0);
+        for (size_t t = 0; t < top.size(); ++t) {
+            for (size_t j = 0; j < d; ++j) {
+                sum[j] += (double) weights[top[t]]*values[t*d + j];
+            }
+        }
+        res.insert(res.end(), sum.begin(), sum.end());
+    }
+    check_finite(store, i, res);
+    return res;
+}
+
 std::vector<float> headkv_rate_folded(const headkv_store & store, uint32_t i, const headkv_score_params & params) {
     headkv_rate_check(params);
-    if (params.kind != HEADKV_SCORE_ATTENTION) {
+    if (!is_by_attention(params)) {
         store.check_can_compress(params.n_obs);
     }
 
     std::vector<float> res;
     switch (params.kind) {
-        case HEADKV_SCORE_ATTENTION: res = rate_by_attention(store, i, params); break;
+        case HEADKV_SCORE_ATTENTION:
+        case HEADKV_SCORE_CRITICAL:  res = rate_by_attention(store, i, params); break;
+        case HEADKV_SCORE_DEFENSIVE: res = rate_by_defence(store, i, params); break;
         case HEADKV_SCORE_POSITION:  res = rate_by_position(store.layers[i].shape.n_head_kv, store.n_pos() - params.n_obs); break;
         case HEADKV_SCORE_EXPECTED:  res = rate_by_expectation(store, i, params); break;
         default:                     res = rate_by_keys(store, i, params); break;
@@ -204,7 +314,7 @@ std::vector<float> headkv_rate(const headkv_store & store, uint32_t i, const hea
     const uint32_t n_head_kv = store.layers[i].shape.n_head_kv;
     const size_t   n         = res.size()/n_head_kv;
     for (uint32_t ih = 0; ih < n_head_kv; ++ih) {
-        headkv_pool_row(headkv_rate_pool(params), params.pool_kernel, res.data() + ih*n, n);
+        headkv_pool_row(headkv_rate_pool(params), headkv_rate_kernel(params), res.data() + ih*n, n);
     }
     return res;
 }

@@ -29,7 +29,8 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        return store.n_scored + params.ubatch.n_tokens <= store.n_armed;
+        // kept queries have a place of their own each
+        return store.reduce != HEADKV_REDUCE_QUERIES && store.n_scored + params.ubatch.n_tokens <= store.n_armed;
     }
 
 private:
@@ -156,8 +157,20 @@ static void build_moments(const llm_graph_context & g, ggml_tensor * score, ggml
     ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
 }
 
+// score: F32 [n_embd_head_k, n_head, n_armed], in which the queries q are put from number first on
+static void build_queries(const llm_graph_context & g, ggml_tensor * score, ggml_tensor * q, int64_t first) {
+    ggml_context * ctx = g.ctx0;
+
+    ggml_tensor * dst = ggml_view_3d(ctx, score, score->ne[0], score->ne[1], q->ne[1], score->nb[1], score->nb[2], first*score->nb[2]);
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
+}
+
+static bool is_attention(headkv_reduce reduce) {
+    return reduce == HEADKV_REDUCE_MEAN || reduce == HEADKV_REDUCE_MAX;
+}
+
 uint32_t headkv_score_n_ubatch(const headkv_store & store, uint32_t n_ubatch) {
-    return store.reduce == HEADKV_REDUCE_MOMENTS ? n_ubatch : std::min(n_ubatch, (uint32_t) N_QUERIES_MAX);
+    return is_attention(store.reduce) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
 }
 
 void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il) {
@@ -168,11 +181,10 @@ void headkv_score_build(const llm_graph_context & g, headkv_store & store, const
 
     // more tokens than are armed (the caller's batch is too long): no scores, which headkv_compress() notices; so it is
     // when a worst-case graph is being reserved
-    const bool is_attention = store.reduce != HEADKV_REDUCE_MOMENTS;
     if (store.n_scored + n_tokens > store.n_armed) {
         return;
     }
-    if (is_attention && (n_kv > layer.score->ne[0] || n_tokens > N_QUERIES_MAX)) {
+    if (is_attention(store.reduce) && (n_kv > layer.score->ne[0] || n_tokens > N_QUERIES_MAX)) {
         return;
     }
 
@@ -180,12 +192,17 @@ void headkv_score_build(const llm_graph_context & g, headkv_store & store, const
         g.res->add_input(std::make_unique<headkv_input_observed>(store));
     }
 
-    if (is_attention) {
+    if (is_attention(store.reduce)) {
         build_attention_score(g, layer.score, fa, store.reduce);
         return;
     }
-    layer.logit_scale = headkv_attn_params_get(fa).scale;
+    const headkv_attn_params params = headkv_attn_params_get(fa);
+    layer.logits = { params.scale, params.softcap, fa->src[HEADKV_SRC_SINKS] };
 
+    if (store.reduce == HEADKV_REDUCE_QUERIES) {
+        build_queries(g, layer.score, fa->src[0], store.n_scored);
+        return;
+    }
     ggml_tensor * q = find_unrotated(fa->src[0], layer.rotation);
     layer.is_rotation_known = q != nullptr;
     if (q) {

@@ -4,6 +4,7 @@
 //            computed again from q and the cached K, in blocks of queries: the window's against all cells is a small part
 //            of a prefill; all tokens of a prompt cost about as much as its attention once more.
 // moments:   per query head, sums of q and q q^T before rotation, from which Expected Attention is computed later.
+// queries:   the queries themselves, a few; their attention is computed when the cache is compressed (LayerDefensiveKV).
 
 #pragma once
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -55,20 +56,60 @@ void headkv_pool_row(headkv_pool_type pool, uint32_t kernel, float * score, size
     }
 }
 
-std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, uint32_t n_sink, uint32_t n_keep) {
-    std::vector<int32_t> pos(n_pos);
-    std::iota(pos.begin(), pos.end(), 0);
+// those that are always kept first, then the others, each in order; returns the number of the former
+static uint32_t order_positions(uint32_t n_pos, const std::vector<headkv_span> & always, std::vector<int32_t> & pos) {
+    std::vector<int32_t> others;
+    pos.reserve(n_pos);
+    others.reserve(n_pos);
+
+    uint32_t p = 0;
+    for (const auto & span : always) {
+        for (; p < span.first; ++p) {
+            others.push_back(p);
+        }
+        for (; p < span.end; ++p) {
+            pos.push_back(p);
+        }
+    }
+    for (; p < n_pos; ++p) {
+        others.push_back(p);
+    }
+    const uint32_t n_always = pos.size();
+    pos.insert(pos.end(), others.begin(), others.end());
+    return n_always;
+}
+
+std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, const std::vector<headkv_span> & always, uint32_t n_keep) {
+    std::vector<int32_t> pos;
+    const uint32_t n_always = order_positions(n_pos, always, pos);
 
     // a strict order on (score, position), so that equal scores give the same rows on every machine
     const auto better = [score](int32_t a, int32_t b) {
         return score[a] != score[b] ? score[a] > score[b] : a < b;
     };
 
-    std::nth_element(pos.begin() + n_sink, pos.begin() + n_keep, pos.end(), better);
+    std::nth_element(pos.begin() + n_always, pos.begin() + n_keep, pos.end(), better);
     pos.resize(n_keep);
     std::sort(pos.begin(), pos.end());
 
     return pos;
+}
+
+std::vector<int32_t> headkv_select_critical(
+        const float * score, const float * norm, uint32_t n_pos, const std::vector<headkv_span> & always, uint32_t n_keep) {
+    static constexpr float EPSILON = 1e-4f; // the paper's
+
+    std::vector<int32_t> pos;
+    const uint32_t n_always = order_positions(n_pos, always, pos);
+
+    std::vector<float> second(n_pos);
+    for (uint32_t p = 0; p < n_pos; ++p) {
+        second[p] = (score[p] + EPSILON)*norm[p];
+    }
+    for (const int32_t p : headkv_select_head(score, n_pos, always, n_always + (n_keep - n_always)/2)) {
+        second[p] = std::numeric_limits<float>::max();
+    }
+    return headkv_select_head(second.data(), n_pos, always, n_keep);
 }
 
 bool headkv_all_finite(const float * x, size_t n) {

@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include "headkv-plan.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -26,9 +28,14 @@ void headkv_fold(const headkv_score_shape & shape, headkv_fold_type fold, const 
 // pool n values in place, stride 1, "same" padding: the window is cut off at both ends. kernel is odd
 void headkv_pool_row(headkv_pool_type pool, uint32_t kernel, float * score, size_t n);
 
-// the n_sink first positions, then the highest scores, ties to the lower position, until n_keep are chosen.
-// score: [n_pos] finite; n_sink <= n_keep <= n_pos. Returns n_keep positions, ascending
-std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, uint32_t n_sink, uint32_t n_keep);
+// what is always kept, then the highest scores, ties to the lower position, until n_keep are chosen.
+// score: [n_pos] finite; always: as in a plan, no more positions than n_keep <= n_pos. Returns n_keep positions, ascending
+std::vector<int32_t> headkv_select_head(const float * score, uint32_t n_pos, const std::vector<headkv_span> & always, uint32_t n_keep);
+
+// CriticalKV (arXiv 2502.03805): of what is not always kept, half of the rows (rounded down) are the highest scores, the
+// others the highest of (score + 1e-4) * norm. norm: [n_pos] what each value does to the output, finite, >= 0
+std::vector<int32_t> headkv_select_critical(
+        const float * score, const float * norm, uint32_t n_pos, const std::vector<headkv_span> & always, uint32_t n_keep);
 
 // true when all values are finite
 bool headkv_all_finite(const float * x, size_t n);

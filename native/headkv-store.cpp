@@ -212,9 +212,11 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
         const int64_t d = layer.shape.n_embd_head_k;
 
         ggml_context * ctx = buffers.ctx_beside(headkv_access::k(kv, i));
-        layer.score = how == HEADKV_REDUCE_MOMENTS
-            ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, layer.shape.n_head)
-            : ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);
+        switch (how) {
+            case HEADKV_REDUCE_MOMENTS: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, layer.shape.n_head); break;
+            case HEADKV_REDUCE_QUERIES: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, layer.shape.n_head, n);     break;
+            default: layer.score = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);               break;
+        }
         ggml_format_name(layer.score, "headkv_score_l%u", layer.shape.il);
     }
     try {
@@ -289,32 +291,49 @@ static void check_head_params(const headkv_compress_params & params) {
         if (is_negative && !params.scores) {
             throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by keys alone: these scores are negative" };
         }
+        if (params.score.kind == HEADKV_SCORE_DEFENSIVE && !params.scores) {
+            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by defensive scores: the first have no measure" };
+        }
     }
     for (uint32_t h = 0; params.pool_kernels && h < params.n_rows_size; ++h) {
         headkv_rate_check_kernel("pool_kernels", params.pool_kernels[h]);
     }
 }
 
-std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
-        const headkv_plan & plan, const headkv_compress_params & params) const {
+std::vector<std::vector<float>> headkv_store::rate(const headkv_plan & plan, const headkv_compress_params & params) const {
     const size_t n = plan.n_pos_prefix();
 
-    std::vector<std::vector<float>> scores(layers.size()); // [n_layer][n_head_kv][n]
-    std::vector<size_t> first = { 0 }; // of each layer's heads among all
-    for (const auto & layer : layers) {
-        first.push_back(first.back() + layer.shape.n_head_kv);
-    }
-
-    // a graph on the context's backend has threads of its own, and there is one backend
-    const bool is_parallel = params.scores || headkv_rate_is_parallel(params.score);
-
-    headkv_parallel_for(layers.size(), is_parallel ? params.n_threads : 1, [&](size_t i) {
-        if (params.scores) {
-            scores[i].assign(params.scores + first[i]*n, params.scores + first[i + 1]*n);
-        } else {
-            scores[i] = headkv_rate_folded(*this, i, params.score);
+    std::vector<std::vector<float>> scores(layers.size());
+    if (params.scores) {
+        const float * src = params.scores;
+        for (size_t i = 0; i < layers.size(); ++i) {
+            const size_t size = n*layers[i].shape.n_head_kv;
+            scores[i].assign(src, src + size);
+            src += size;
         }
+        return scores;
+    }
+    // a graph on the context's backend has threads of its own, and there is one backend
+    headkv_parallel_for(layers.size(), headkv_rate_is_parallel(params.score) ? params.n_threads : 1, [&](size_t i) {
+        scores[i] = headkv_rate_folded(*this, i, params.score);
     });
+    return scores;
+}
+
+std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
+        const headkv_plan & plan, const headkv_compress_params & params) const {
+    const size_t n           = plan.n_pos_prefix();
+    const bool   is_critical = params.score.kind == HEADKV_SCORE_CRITICAL;
+
+    std::vector<std::vector<float>> scores = rate(plan, params);
+    std::vector<std::vector<float>> norms(layers.size()); // as the scores
+    std::vector<size_t> first = { 0 };                    // of each layer's heads among all
+    for (size_t i = 0; i < layers.size(); ++i) {
+        first.push_back(first.back() + layers[i].shape.n_head_kv);
+        if (is_critical) {
+            norms[i] = headkv_rate_projected(*this, i, n);
+        }
+    }
 
     // in order and by one thread, so that sums are the same for any number of threads
     std::vector<float> vote(params.voters ? n : 0);
@@ -329,14 +348,17 @@ std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
     headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
         for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
             const size_t   h      = first[i] + ih;
-            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : params.score.pool_kernel;
+            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_rate_kernel(params.score);
+            const uint32_t n_keep = plan.layers[i].len[ih];
             float        * score  = scores[i].data() + ih*n;
 
             headkv_pool_row(headkv_rate_pool(params.score), kernel, score, n);
             if (params.heeds && params.heeds[h] > 0.0f) {
                 headkv_vote_heed(score, n, plan.n_sink, params.heeds[h], vote.data());
             }
-            pos[i].push_back(headkv_select_head(score, n, plan.n_sink, plan.layers[i].len[ih]));
+            pos[i].push_back(is_critical
+                ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.always, n_keep)
+                : headkv_select_head(score, n, plan.always, n_keep));
         }
     });
     return pos;
@@ -348,7 +370,10 @@ void headkv_store::compress(const headkv_compress_params & params) {
 
     headkv_plan plan;
     std::string error;
-    if (!headkv_plan_make(n_pos(), params.score.n_obs, params.n_sink, n_head_kv(), params.n_rows, params.n_rows_size, plan, error)) {
+    const headkv_plan_request request {
+        n_pos(), params.score.n_obs, params.n_sink, params.n_rows, params.n_rows_size, params.spans, params.n_spans,
+    };
+    if (!headkv_plan_make(request, n_head_kv(), plan, error)) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
     }
 

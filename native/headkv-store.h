@@ -14,6 +14,7 @@
 #include "headkv.h"
 #include "headkv-buffer.h"
 #include "headkv-expect.h"
+#include "headkv-keys.h"
 #include "headkv-plan.h"
 #include "headkv-select.h"
 
@@ -35,11 +36,12 @@ struct headkv_layer_store {
     ggml_tensor * v     = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
     ggml_tensor * meta  = nullptr; // I32 [2*n_head_kv]: first row of each head, then rows of each head
     // only while armed: attention of the observing tokens, summed or its maximum, F32 [n_cells, n_head]; or, for moments,
-    // sums over their queries, F32 [n_embd_head_k, n_embd_head_k + 1, n_head], and what the graph told of these
+    // sums over their queries, F32 [n_embd_head_k, n_embd_head_k + 1, n_head]; or these, F32 [n_embd_head_k, n_head, n_armed];
+    // and what the graph told of them
     ggml_tensor   * score = nullptr;
     headkv_rotation rotation;
     bool            is_rotation_known = false;
-    float           logit_scale       = 0.0f;
+    headkv_logits   logits;
 
     headkv_layer_rows                 rows { {} };
     std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
@@ -123,6 +125,9 @@ private:
     double   ms_select    = 0;
     double   ms_gather    = 0;
     double   ms_shrink    = 0;
+
+    // [n_layer][n_head_kv][n_pos - n_obs], folded, not pooled
+    std::vector<std::vector<float>> rate(const headkv_plan & plan, const headkv_compress_params & params) const;
 
     // positions that each head keeps in the prefix, [n_layer][n_head_kv][rows]
     std::vector<std::vector<std::vector<int32_t>>> choose(const headkv_plan & plan, const headkv_compress_params & params) const;

@@ -19,6 +19,11 @@ std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cache & kv, int32_t
     return res;
 }
 
+std::vector<float> headkv_access::mixing_v(const llama_kv_cache & kv) {
+    static constexpr int64_t N_MIXED = 64; // build_input_v_rot()
+    return kv.attn_rot_v ? kv.attn_rot_hadamard.at(N_MIXED) : std::vector<float>();
+}
+
 size_t headkv_access::bytes(const llama_kv_cache & kv) {
     size_t res = 0;
     for (const auto & [ctx, buf] : kv.ctxs_bufs) {

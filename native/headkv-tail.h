@@ -42,6 +42,9 @@ struct headkv_access {
     static ggml_tensor * k      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].k; }
     static ggml_tensor * v      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].v; }
 
+    // what mixes the elements of values before they are quantised, [n][n], its own inverse; empty: nothing
+    static std::vector<float> mixing_v(const llama_kv_cache & kv);
+
     static const llama_kv_cells & cells(const llama_kv_cache & kv) { return kv.v_cells[0]; }
 
     // cells of positions [p0, p1) in position order

@@ -41,7 +41,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 4
+#define HEADKV_ABI_VERSION 5
 
 #ifdef __cplusplus
 extern "C" {
@@ -63,6 +63,7 @@ enum headkv_reduce {
     HEADKV_REDUCE_MEAN    = 0, // SnapKV
     HEADKV_REDUCE_MAX     = 1, // KVzip: what any token once needed
     HEADKV_REDUCE_MOMENTS = 2, // Expected Attention: no attention, but mean and covariance of the queries before rotation
+    HEADKV_REDUCE_QUERIES = 3, // LayerDefensiveKV: the queries themselves, for scores that look at each of them
 };
 
 // what positions are rated by; higher scores are kept
@@ -72,6 +73,10 @@ enum headkv_score {
     HEADKV_SCORE_KNORM     = 2, // minus the length of the key
     HEADKV_SCORE_KEYDIFF   = 3, // minus the cosine between the key and the mean direction of its head's keys
     HEADKV_SCORE_EXPECTED  = 4, // attention that later queries are expected to pay, times |value|; armed for moments
+    HEADKV_SCORE_CRITICAL  = 5, // CriticalKV: as attention; headkv_compress() chooses half of the rows by it, the others by
+                                // attention times what the value does behind the output projection
+    HEADKV_SCORE_DEFENSIVE = 6, // LayerDefensiveKV: the largest attention that any query head of the group and any armed
+                                // query pays, times what the value does behind the output projection; armed for queries
 };
 
 // how the query heads of one KV head share their scores
@@ -109,17 +114,24 @@ struct headkv_score_params {
     int32_t  pool;        // enum headkv_pool
     int32_t  fold;        // enum headkv_fold, of attention, before pooling
     int32_t  kind;        // enum headkv_score
+    uint32_t n_first;     // HEADKV_SCORE_DEFENSIVE: at most so many positions of a head, those that hold most of its mean
+                          // attention, have the highest score there is
 };
 
 struct headkv_compress_params {
     struct headkv_score_params score;
 
     // rows that each KV head keeps in all, sinks and observation window included, layer by layer in the order of
-    // headkv_layer_get(): [sum of n_head_kv]. min(n_sink, n_pos - n_obs) + n_obs <= n_rows[i] <= n_pos
+    // headkv_layer_get(): [sum of n_head_kv]. min(n_sink, n_pos - n_obs) + spans + n_obs <= n_rows[i] <= n_pos
     const uint32_t * n_rows;
     uint32_t         n_rows_size; // elements in n_rows
     uint32_t         n_sink;      // first positions, always kept
     uint32_t         n_threads;   // for selection and gather, >= 1
+
+    // optional: protected spans of positions [first, end), kept by every KV head: [2*n_spans] first, end, first, end, ...
+    // behind the sinks and before the window, ascending, none empty, none overlapping
+    const uint32_t * spans;
+    uint32_t         n_spans;
 
     // optional, each [n_rows_size] or NULL
     const uint32_t * pool_kernels; // of each head, instead of score.pool_kernel
@@ -189,7 +201,14 @@ HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i,
 HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 
-// Choose each head's rows (sinks, then the highest scores, ties to the lower position), gather them, free the full cache.
+// What KV heads of layer i see together (Task-KV, arXiv 2501.15113, eq. 12 to 15): for each, the sum of the values of the
+// n_top positions (at most all) with the largest attention of the armed tokens, mean over the group, each times this attention.
+// Of all positions, those of the armed tokens included. dst: [n_head_kv][n_embd_head_v] f32; n = its number of elements.
+// Quantised caches mix the elements of values: lengths, and distances between heads, are what they are without.
+HEADKV_API int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n);
+
+// Choose each head's rows (sinks and protected spans, then the highest scores, ties to the lower position), gather them, free
+// the full cache.
 // With a vote, heads rate positions also by what other heads attended to; native/headkv-vote.h has the formula.
 HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
 

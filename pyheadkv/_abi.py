@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -11,8 +11,16 @@ STATUS_WRONG_STATE = -3
 STATUS_NO_MEMORY = -4
 STATUS_COMPUTE = -5
 
-REDUCES = {"mean": 0, "max": 1, "moments": 2}
-SCORES = {"attention": 0, "position": 1, "knorm": 2, "keydiff": 3, "expected": 4}
+REDUCES = {"mean": 0, "max": 1, "moments": 2, "queries": 3}
+SCORES = {
+    "attention": 0,
+    "position": 1,
+    "knorm": 2,
+    "keydiff": 3,
+    "expected": 4,
+    "critical": 5,
+    "defensive": 6,
+}
 FOLDS = {"mean": 0, "max": 1, "layer": 2}
 POOLS = {"max": 0, "avg": 1}
 ATTENTIONS = {"fused": 0, "composed": 1}
@@ -36,6 +44,7 @@ struct headkv_score_params {
     int32_t  pool;
     int32_t  fold;
     int32_t  kind;
+    uint32_t n_first;
 };
 
 struct headkv_compress_params {
@@ -44,6 +53,8 @@ struct headkv_compress_params {
     uint32_t         n_rows_size;
     uint32_t         n_sink;
     uint32_t         n_threads;
+    const uint32_t * spans;
+    uint32_t         n_spans;
     const uint32_t * pool_kernels;
     const float    * voters;
     const float    * heeds;
@@ -81,6 +92,7 @@ int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t 
 int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 int32_t headkv_score_read(
     struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
+int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n);
 int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
 int32_t headkv_keep(
     struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,

@@ -214,7 +214,8 @@ class Native:
         Parameters
         ----------
         reduce
-            what is gathered: their attention to each position, "mean" or "max", or "moments" of their queries
+            what is gathered: their attention to each position, "mean" or "max", "moments" of their queries, or their
+            "queries"
         """
         _check(self._lib.headkv_score_arm(self._ctx, n_tokens, REDUCES[reduce]))
 
@@ -226,13 +227,26 @@ class Native:
         _check(self._lib.headkv_attention_read(self._ctx, i, buffer, attention.size))
         return attention
 
-    def score_read(self, i: int, scorer: Scorer) -> npt.NDArray[np.float32]:
-        """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs]."""
+    def score_read(self, i: int, scorer: Scorer, n_first: int = 0) -> npt.NDArray[np.float32]:
+        """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs].
+
+        n_first is of layer_defensive: so many positions of a head at most have the highest score that there is.
+        """
         n_head_kv = self.layers()[i].n_head_kv
         scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
-        params = _ffi.new("struct headkv_score_params *", _score_params(scorer))
+        params = _ffi.new("struct headkv_score_params *", _score_params(scorer, n_first))
         _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
         return scores
+
+    def semantics_read(self, i: int, n_top: int) -> npt.NDArray[np.float32]:
+        """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens armed for "mean" are read.
+
+        The values of the n_top positions with the largest attention, each times this attention, summed (Task-KV).
+        """
+        layer = self.layers()[i]
+        seen = np.empty((layer.n_head_kv, layer.n_embd_head_v), dtype=np.float32)
+        _check(self._lib.headkv_semantics_read(self._ctx, i, n_top, _ffi.from_buffer("float[]", seen), seen.size))
+        return seen
 
     def compress(
         self,
@@ -242,6 +256,8 @@ class Native:
         n_threads: int = 1,
         roles: HeadRoles | None = None,
         scores: Sequence[npt.NDArray[np.float32]] | None = None,
+        spans: Sequence[tuple[int, int]] = (),
+        n_first: int = 0,
     ) -> None:
         """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
 
@@ -260,14 +276,21 @@ class Native:
         scores
             for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
             those of the armed window
+        spans
+            protected positions [first, end), kept by every KV head beside the sinks: behind these, before the
+            window, in order, none overlapping
+        n_first
+            as in `score_read`
         """
         rows = np.ascontiguousarray(rows, dtype=np.uint32)
         params = _ffi.new("struct headkv_compress_params *")
-        params.score = _score_params(scorer)
+        params.score = _score_params(scorer, n_first)
         params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
         params.n_rows_size = rows.size
         params.n_sink = n_sink
         params.n_threads = n_threads
+        flat_spans = _ffi.new("uint32_t[]", [position for span in spans for position in span])
+        params.spans, params.n_spans = flat_spans, len(spans)
         if roles is not None:
             kernels = _ffi.new("uint32_t[]", list(roles.pool_kernels))
             voters, heeds = _ffi.new("float[]", list(roles.voters)), _ffi.new("float[]", list(roles.heeds))
@@ -333,13 +356,14 @@ class Native:
         _check(self._lib.headkv_attention_set(self._ctx, ATTENTIONS[attention]))
 
 
-def _score_params(scorer: Scorer) -> dict[str, int]:
+def _score_params(scorer: Scorer, n_first: int) -> dict[str, int]:
     return {
         "n_obs": scorer.n_obs,
         "pool_kernel": scorer.pool_kernel,
         "pool": POOLS[scorer.pool],
         "fold": FOLDS[scorer.native_fold],
         "kind": SCORES[scorer.kind],
+        "n_first": n_first,
     }
 
 

@@ -152,7 +152,7 @@ def test_tova_rates_all_heads_alike(open_context: MakeContext) -> None:
 @pytest.mark.parametrize(
     ("armed", "name", "message"),
     [
-        ("mean", "expected_attention", "armed for attention, but these scores need HEADKV_REDUCE_MOMENTS"),
+        ("mean", "expected_attention", "armed for attention, but these scores need moments"),
         ("moments", "h2o", "armed for moments, but these scores need attention"),
         (None, "expected_attention", "the last 0 positions were not all scored"),
     ],

@@ -32,6 +32,7 @@ int main(void) {
     check(headkv_score_arm(NULL, 1, 0)             == HEADKV_STATUS_WRONG_STATE, "score_arm");
     check(headkv_attention_read(NULL, 0, NULL, 0)   == HEADKV_STATUS_WRONG_STATE, "attention_read");
     check(headkv_score_read(NULL, 0, NULL, NULL, 0) == HEADKV_STATUS_WRONG_STATE, "score_read");
+    check(headkv_semantics_read(NULL, 0, 1, NULL, 0) == HEADKV_STATUS_WRONG_STATE, "semantics_read");
     check(headkv_compress(NULL, &params)            == HEADKV_STATUS_WRONG_STATE, "compress");
     check(headkv_keep(NULL, 1, NULL, 0, NULL, 0, 1) == HEADKV_STATUS_WRONG_STATE, "keep");
     check(headkv_positions(NULL, 0, 0, &pos, 1)     == HEADKV_STATUS_WRONG_STATE, "positions");

@@ -8,8 +8,13 @@
 
 static const std::vector<uint32_t> N_HEAD_KV = { 2, 1 };
 
-static bool make(uint32_t n_pos, uint32_t n_obs, uint32_t n_sink, std::vector<uint32_t> rows, headkv_plan & plan, std::string & error) {
-    return headkv_plan_make(n_pos, n_obs, n_sink, N_HEAD_KV, rows.data(), (uint32_t) rows.size(), plan, error);
+static bool make(
+        uint32_t n_pos, uint32_t n_obs, uint32_t n_sink, std::vector<uint32_t> rows, headkv_plan & plan, std::string & error,
+        std::vector<uint32_t> spans = {}) {
+    const headkv_plan_request request {
+        n_pos, n_obs, n_sink, rows.data(), (uint32_t) rows.size(), spans.data(), (uint32_t) spans.size()/2,
+    };
+    return headkv_plan_make(request, N_HEAD_KV, plan, error);
 }
 
 static void test_sums() {
@@ -64,6 +69,43 @@ static void test_refusals() {
     }
 }
 
+static void test_spans() {
+    headkv_plan plan;
+    std::string error;
+    CHECK(make(100, 16, 4, { 33, 100, 40 }, plan, error, { 4, 7, 74, 84 })); // one behind the sinks, one before the window
+    CHECK_EQUAL(plan.n_always(), 17u);
+    CHECK_EQUAL(plan.always.size(), 3u);
+    CHECK_EQUAL(plan.always[2].end, 84u);
+    CHECK_EQUAL(plan.layers[0].len[0], 17u);
+
+    CHECK(make(100, 16, 0, { 17, 17, 17 }, plan, error, { 0, 1 }));
+    CHECK_EQUAL(plan.always.size(), 1u);
+    CHECK(make(18, 16, 4, { 18, 18, 18 }, plan, error)); // nothing but sinks
+    CHECK_EQUAL(plan.n_always(), 2u);
+
+    const struct {
+        std::vector<uint32_t> spans;
+        uint32_t              rows;
+        const char          * words;
+    } cases[] = {
+        { { 10, 10 },         50, "span 0, positions 10 to 10, is empty"  },
+        { { 12, 10 },         50, "span 0, positions 12 to 10, is empty"  },
+        { { 3, 10 },          50, "not inside [4, 84]"                    }, // sinks are there already
+        { { 80, 85 },         50, "not inside [4, 84]"                    }, // so is the window
+        { { 10, 20, 19, 30 }, 50, "span 1, positions 19 to 30, is empty or not inside [20, 84]" },
+        { { 30, 40, 10, 20 }, 50, "span 1, positions 10 to 20"            },
+        { { 10, 20 },         29, "29 rows are outside [30, 100]"         },
+    };
+    for (const auto & c : cases) {
+        plan.n_pos = 7;
+        CHECK(!make(100, 16, 4, { c.rows, c.rows, c.rows }, plan, error, c.spans));
+        CHECK_EQUAL(plan.n_pos, 7u);
+        if (error.find(c.words) == std::string::npos) {
+            CHECK_EQUAL(error, std::string("... ") + c.words + " ...");
+        }
+    }
+}
+
 static void test_explicit() {
     const uint32_t kept[] = { 2, 0, 3 };
     headkv_plan plan;
@@ -89,6 +131,7 @@ int main() {
     test_sums();
     test_short_prompt();
     test_refusals();
+    test_spans();
     test_explicit();
     return n_failed != 0;
 }

@@ -47,23 +47,46 @@ static void test_pool() {
     headkv_pool_row(headkv_pool_type::max, 7, nullptr, 0);
 }
 
+using spans = std::vector<headkv_span>;
+
 static void test_select() {
     const floats score = { 0, 5, 3, 5, 1, 3 };
-    CHECK_EQUAL(headkv_select_head(score.data(), 6, 0, 3), (ints { 1, 2, 3 })); // 3 at 2 and 5: the lower one
-    CHECK_EQUAL(headkv_select_head(score.data(), 6, 1, 3), (ints { 0, 1, 3 })); // the sink costs a row
-    CHECK_EQUAL(headkv_select_head(score.data(), 6, 2, 2), (ints { 0, 1 }));
-    CHECK_EQUAL(headkv_select_head(score.data(), 6, 0, 0), (ints {}));
-    CHECK_EQUAL(headkv_select_head(score.data(), 6, 2, 6), (ints { 0, 1, 2, 3, 4, 5 }));
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, {}, 3), (ints { 1, 2, 3 }));         // 3 at 2 and 5: the lower one
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, { { 0, 1 } }, 3), (ints { 0, 1, 3 })); // the sink costs a row
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, { { 0, 2 } }, 2), (ints { 0, 1 }));
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, {}, 0), (ints {}));
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, { { 0, 2 } }, 6), (ints { 0, 1, 2, 3, 4, 5 }));
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, { { 0, 1 }, { 4, 6 } }, 4), (ints { 0, 1, 4, 5 })); // spans cost rows
+    CHECK_EQUAL(headkv_select_head(score.data(), 6, { { 4, 5 } }, 1), (ints { 4 }));
 
     const floats equal(5, 0.25f);
-    CHECK_EQUAL(headkv_select_head(equal.data(), 5, 0, 2), (ints { 0, 1 }));
+    CHECK_EQUAL(headkv_select_head(equal.data(), 5, {}, 2), (ints { 0, 1 }));
+}
+
+static void test_critical() {
+    // half of the rows by score, the others by what the value does
+    const floats score = { 0.4f, 0.3f, 0.2f, 0.1f, 0 };
+    const floats norm  = { 1, 1, 2, 9, 1000 };
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, {}, 2), (ints { 0, 3 }));
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, {}, 3), (ints { 0, 2, 3 }));       // 3/2 = 1 by score
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, {}, 4), (ints { 0, 1, 2, 3 }));
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, {}, 1), (ints { 3 }));
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, {}, 0), (ints {}));
+    CHECK_EQUAL(headkv_select_critical(score.data(), norm.data(), 5, { { 4, 5 } }, 3), (ints { 0, 3, 4 })); // spans do not count
+    // 1e-4*1000 is more than what is left
+    const floats tiny = { 0.4f, 0.3f, 0.02f, 0.01f, 0 };
+    CHECK_EQUAL(headkv_select_critical(tiny.data(), norm.data(), 5, { { 1, 2 } }, 3), (ints { 0, 1, 4 }));
+    const floats equal(5, 0.25f);
+    CHECK_EQUAL(headkv_select_critical(equal.data(), equal.data(), 5, {}, 3), (ints { 0, 1, 2 }));
 }
 
 // the definition, slowly: n_keep times the best of what is left
-static ints select_slow(const floats & score, uint32_t n_sink, uint32_t n_keep) {
+static ints select_slow(const floats & score, const spans & always, uint32_t n_keep) {
     std::set<int32_t> kept;
-    for (uint32_t p = 0; p < n_sink; ++p) {
-        kept.insert(p);
+    for (const auto & span : always) {
+        for (uint32_t p = span.first; p < span.end; ++p) {
+            kept.insert(p);
+        }
     }
     while (kept.size() < n_keep) {
         int32_t best = -1;
@@ -80,15 +103,23 @@ static ints select_slow(const floats & score, uint32_t n_sink, uint32_t n_keep) 
 static void test_select_random() {
     std::mt19937 rng(7);
     for (int i = 0; i < 300; ++i) {
-        const uint32_t n      = 1 + rng() % 97;
-        const uint32_t n_keep = rng() % (n + 1);
-        const uint32_t n_sink = rng() % (n_keep + 1);
+        const uint32_t n = 1 + rng() % 97;
+
+        spans    always;
+        uint32_t n_always = 0;
+        for (uint32_t p = rng() % 9; p < n && rng() % 4; ) {
+            const uint32_t end = std::min<uint32_t>(n, p + 1 + rng() % 9);
+            always.push_back({ p, end });
+            n_always += end - p;
+            p = end + rng() % 20;
+        }
+        const uint32_t n_keep = n_always + rng() % (n - n_always + 1);
 
         floats score(n);
         for (auto & s : score) {
             s = (float) (rng() % 11); // many ties
         }
-        CHECK_EQUAL(headkv_select_head(score.data(), n, n_sink, n_keep), select_slow(score, n_sink, n_keep));
+        CHECK_EQUAL(headkv_select_head(score.data(), n, always, n_keep), select_slow(score, always, n_keep));
     }
 }
 
@@ -122,6 +153,7 @@ int main() {
     test_fold();
     test_pool();
     test_select();
+    test_critical();
     test_select_random();
     test_finite();
     test_parallel_for();

@@ -61,4 +61,4 @@ def test_declarations_parse() -> None:
     ffi = cffi.FFI()
     ffi.cdef(_abi.HEADKV_CDEF)
     ffi.cdef(_abi.UPSTREAM_CDEF)
-    assert ffi.sizeof("struct headkv_compress_params") == 96
+    assert ffi.sizeof("struct headkv_compress_params") == 112

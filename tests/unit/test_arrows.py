@@ -59,13 +59,14 @@ INCLUDES: dict[str, set[str]] = {
     "plan": set(),
     "select": {"plan"},
     "vote": set(),
+    "defend": {"select"},
     "buffer": {""},
     "gather": {"buffer"},
     "graph": {"buffer"},
     "keys": {"graph"},
     "expect": {"graph"},
-    "rate": {"", "expect", "keys", "select", "store", "tail"},
-    "store": {"", "buffer", "expect", "gather", "plan", "rate", "select", "tail", "vote"},
+    "rate": {"", "defend", "expect", "graph", "keys", "select", "store", "tail"},
+    "store": {"", "buffer", "expect", "gather", "keys", "plan", "rate", "select", "tail", "vote"},
     "tail": {"store"},
     "attn": {"store"},
     "score": {"attn", "store"},
@@ -73,7 +74,13 @@ INCLUDES: dict[str, set[str]] = {
     "device": {"attn", "gather", "tail"},
     "api": {"", "device", "rate", "store", "tail"},
 }
-STANDARD_ONLY = {"", "plan", "select", "vote"}  # no header of llama.cpp or ggml, so that their tests build in seconds
+STANDARD_ONLY = {
+    "",
+    "plan",
+    "select",
+    "vote",
+    "defend",
+}  # no header of llama.cpp or ggml, so that their tests build in seconds
 
 
 def unit_of(module: str) -> str:
