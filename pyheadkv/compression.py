@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
 
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
+from pyheadkv.scorers import Scorer
+
+Floats = npt.NDArray[np.float32]
+
+
+def attention_of(native: Native, read: Callable[[list[int]], None], tokens: Sequence[int], reduce: str) -> list[Floats]:
+    """Read tokens on a whole cache, and return what they attended to before them.
+
+    Parameters
+    ----------
+    read
+        evaluates tokens after those that are there
+    reduce
+        over the tokens: "mean" or "max"
+
+    Returns
+    -------
+    for each layer with a cache, f32 [n_head, positions before the tokens]
+    """
+    native.score_arm(len(tokens), reduce)
+    read(list(tokens))
+    return [native.attention_read(i, len(tokens)) for i in range(len(native.layers()))]
 
 
 def arm(native: Native, plan: Plan) -> None:
@@ -38,7 +64,8 @@ def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
     native
         after `arm` with this plan, the last tokens of the prompt and those of the lookahead were decoded
     plan
-        of the prompt in the cache; the tokens of the lookahead are kept whole, beside its rows
+        of the prompt in the cache, with its `token_scores` where those are made elsewhere; the tokens of the
+        lookahead are kept whole, beside its rows
     n_threads
         for selection and gather
 
@@ -54,7 +81,29 @@ def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
     """
     n_ahead = plan.policy.lookahead
     scorer = replace(plan.policy.scorer, n_obs=plan.policy.n_obs + n_ahead)
-    if plan.complete is not None:
-        plan = plan.complete([native.score_read(i, scorer) for i in range(len(plan.rows))])
-    native.compress(plan.flat_rows() + n_ahead, scorer, plan.policy.n_sink, n_threads, plan.roles)
-    return plan
+    made, complete = plan.token_scores, plan.complete
+    if complete is not None:
+        if made is None:
+            plan = complete([native.score_read(i, scorer) for i in range(len(plan.rows))])
+        else:
+            plan = complete([pooled(scores, scorer) for scores in made])
+    native.compress(plan.flat_rows() + n_ahead, scorer, plan.policy.n_sink, n_threads, plan.roles, made)
+    return plan if made is None else replace(plan, token_scores=None)  # many numbers, of no use any more
+
+
+def pooled(scores: Floats, scorer: Scorer) -> Floats:
+    """Pool scores that were made elsewhere as the library does: stride 1, at the ends over the positions that exist.
+
+    Parameters
+    ----------
+    scores
+        f32 [n_head_kv, n]
+    """
+    half = scorer.pool_kernel // 2
+    if half == 0:
+        return scores
+    is_max = scorer.pool == "max"
+    padded = np.pad(scores, ((0, 0), (half, half)), constant_values=-np.inf if is_max else np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, scorer.pool_kernel, axis=1)
+    result: Floats = windows.max(axis=2) if is_max else np.nanmean(windows, axis=2)
+    return result

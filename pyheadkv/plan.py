@@ -46,6 +46,9 @@ class Plan:
         the same rows in bytes, in the cache types in use
     roles
         how each KV head's positions are rated, where heads differ
+    token_scores
+        for each layer f32 [n_head_kv, n_prompt - n_obs], folded but not pooled, where the positions are not rated
+        by the library; None until they are made
     complete
         for allocators that look at the prompt: makes the real plan of the scores of its positions, for
         each layer f32 [n_head_kv, n_prompt - n_obs]; `rows` are equal rows until then. None: the rows
@@ -62,6 +65,7 @@ class Plan:
     bytes_full: int
     bytes_kept: int
     roles: HeadRoles | None = None
+    token_scores: Sequence[npt.NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
     complete: Callable[[Sequence[npt.NDArray[np.float32]]], Plan] | None = field(
         default=None, compare=False, repr=False
     )

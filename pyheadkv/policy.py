@@ -149,6 +149,7 @@ _PRESETS: dict[str, Policy] = {
         Policy("keydiff", "uniform", Scorer("keydiff", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("knorm", "uniform", Scorer("knorm", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("expected-attention", "uniform", Scorer("expected_attention", n_obs=1, pool_kernel=1)),
+        Policy("kvzip", "global", Scorer("kvzip", pool_kernel=1, fold="max", reduce="max")),
     )
 }
 

@@ -1,13 +1,15 @@
 """Reading tokens: what of a prompt is new, what has to be read again, and when the cache is compressed.
 
 A prompt is read up to the last `n_last` tokens of its plan, those that its scorer observes; then scoring is armed, they
-are read, and the cache is compressed, or after the first tokens of the answer where the policy looks ahead.
+are read, and the cache is compressed, or after the first tokens of the answer where the policy looks ahead. A scorer
+with a second pass has the model repeat the prompt before the last tokens are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
@@ -15,6 +17,7 @@ from pyheadkv.compression import arm, compress
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
+from pyheadkv.repeat import Repetition
 from pyheadkv.stats import TurnTimer
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ class PromptReader:
         self._on_progress = on_progress
         self._plan: Plan | None = None
         self._waiting: Plan | None = None  # until its lookahead is generated
+        self._n_done = self._n_total = 0
 
     @property
     def is_compressed(self) -> bool:
@@ -109,7 +113,7 @@ class PromptReader:
         Raises
         ------
         UsageError
-            the prompt is longer than the context; nothing is read then
+            the prompt is longer than the context, or its second pass has no room there; nothing is read then
         NativeError
             a computation failed; the cache is whole then, up to ``llama.n_tokens``
         """
@@ -128,6 +132,7 @@ class PromptReader:
                 self.clear()
                 self._read_whole(tokens)
             else:
+                self._start_progress(len(tokens))
                 self._read(tokens)
 
     def _read_whole(self, tokens: list[int]) -> None:
@@ -136,6 +141,7 @@ class PromptReader:
         plan = self._make_plan(n_prompt) if n_prompt >= self._min_prompt else None
         self._native.reserve(n_prompt)
         if plan is None:
+            self._start_progress(len(tokens))
             self._read(tokens)
         else:
             self._read_and_compress(self._with_last(tokens, plan.n_last), plan)
@@ -160,10 +166,14 @@ class PromptReader:
 
     def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
         n_head = len(tokens) - plan.n_last
-        self._read(tokens[:n_head], n_total=len(tokens))
+        repetition = self._repetition(tokens[:n_head], plan)
+        self._start_progress(len(tokens) + (repetition.n_tokens if repetition else 0))
+        self._read(tokens[:n_head])
         try:
+            if repetition:
+                plan = self._second_pass(repetition, plan)
             arm(self._native, plan)
-            self._read(tokens[n_head:], n_done=n_head, n_total=len(tokens))
+            self._read(tokens[n_head:])
             if plan.policy.lookahead:
                 self._waiting = plan
             else:
@@ -175,6 +185,16 @@ class PromptReader:
                 raise
             self._notify(f"the chat goes on uncompressed: {error}")
             self._read(tokens[len(tokens) - (plan.n_prompt - self._llama.n_tokens) :])
+
+    def _repetition(self, tokens: list[int], plan: Plan) -> Repetition | None:
+        if not plan.policy.scorer.needs_second_pass:
+            return None
+        return Repetition(self._llama, [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens])
+
+    def _second_pass(self, repetition: Repetition, plan: Plan) -> Plan:
+        with self.turn.second_pass():
+            scores = repetition.scores(self._native, self._read_batches, plan.policy.scorer)
+        return replace(plan, token_scores=scores)
 
     def _look_ahead(self, plan: Plan) -> None:
         """Compress when the last observing token of the answer is in the cache."""
@@ -192,14 +212,20 @@ class PromptReader:
         with self.turn.select():
             self._plan = compress(self._native, plan, int(self._llama.n_threads_batch))
 
-    def _read(self, tokens: list[int], n_done: int = 0, n_total: int | None = None) -> None:
-        n_total = len(tokens) if n_total is None else n_total
+    def _read(self, tokens: list[int]) -> None:
+        self._read_batches(tokens, self.turn)
+
+    def _read_batches(self, tokens: list[int], turn: TurnTimer | None = None) -> None:
         for start in range(0, len(tokens), self._llama.n_batch):
             batch = tokens[start : start + self._llama.n_batch]
             self._eval(batch)
-            self.turn.n_read += len(batch)
-            n_done += len(batch)
-            self._on_progress(n_done, n_total)
+            if turn:  # a repetition is not counted
+                turn.n_read += len(batch)
+            self._n_done += len(batch)
+            self._on_progress(self._n_done, self._n_total)
+
+    def _start_progress(self, n_total: int) -> None:
+        self._n_done, self._n_total = 0, n_total
 
     def _eval(self, tokens: list[int]) -> None:
         try:

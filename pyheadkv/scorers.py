@@ -23,8 +23,8 @@ class ScorerKind:
     native
         the library's name for it
     observers
-        which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks", or
-        "none"
+        which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks",
+        "none", or a "second pass" that repeats the prompt (pyheadkv/repeat.py)
     is_signed
         whether scores may be negative, so that heads cannot vote with them
     """
@@ -78,6 +78,12 @@ SCORERS = {
         left out of all sums. Differs from the paper: soft caps of logits are not followed.""",
         native="expected",
         observers="behind sinks",
+    ),
+    "kvzip": ScorerKind(
+        """KVzip, Kim et al., https://arxiv.org/abs/2505.23416: largest attention while the model repeats the prompt,
+        over the repeating tokens and the group (reduce=max, fold=max). Takes 2 to 3 times as long as reading.
+        Differs from the paper: the window is kept and not repeated; the rest is said in pyheadkv/repeat.py.""",
+        observers="second pass",
     ),
 }
 REDUCES = ("mean", "max")
@@ -163,9 +169,14 @@ class Scorer:
         return "layer" if self.name == "tova" else self.fold
 
     @property
+    def needs_second_pass(self) -> bool:
+        """Whether the model repeats the prompt, so that scores are made before the window is read."""
+        return SCORERS[self.name].observers == "second pass"
+
+    @property
     def gathers(self) -> str | None:
-        """What is gathered from the observing tokens: "mean", "max", "moments", or None."""
-        if SCORERS[self.name].observers == "none":
+        """What is gathered from the last tokens of the prompt: "mean", "max", "moments", or None."""
+        if SCORERS[self.name].observers in ("none", "second pass"):
             return None
         return "moments" if self.kind == "expected" else self.reduce
 

@@ -34,6 +34,8 @@ class SessionStats:
         tokens evaluated while generating
     ms_prefill
         reading the prompt, the observation window included
+    ms_second_pass
+        repeating the prompt, where the policy's scores are made that way
     ms_select
         choosing and gathering rows and freeing the full cache
     ms_decode
@@ -47,6 +49,7 @@ class SessionStats:
     n_generated: int
     n_decoded: int
     ms_prefill: float
+    ms_second_pass: float
     ms_select: float
     ms_decode: float
 
@@ -79,6 +82,7 @@ class TurnTimer:
     n_generated: int = 0
     n_decoded: int = 0
     prefill_s: float = 0.0
+    second_pass_s: float = 0.0
     select_s: float = 0.0
     decode_s: float = 0.0
 
@@ -89,12 +93,21 @@ class TurnTimer:
 
     @contextmanager
     def prefill(self) -> Iterator[None]:
-        """Time the reading of a prompt; what `select` takes inside is not counted."""
-        start, select_s = time.perf_counter(), self.select_s
+        """Time the reading of a prompt; what `second_pass` and `select` take inside is not counted."""
+        start, others_s = time.perf_counter(), self.second_pass_s + self.select_s
         try:
             yield
         finally:
-            self.prefill_s += time.perf_counter() - start - (self.select_s - select_s)
+            self.prefill_s += time.perf_counter() - start - (self.second_pass_s + self.select_s - others_s)
+
+    @contextmanager
+    def second_pass(self) -> Iterator[None]:
+        """Time a repetition of the prompt."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.second_pass_s += time.perf_counter() - start
 
     @contextmanager
     def select(self) -> Iterator[None]:
@@ -123,6 +136,7 @@ class TurnTimer:
             n_generated=self.n_generated,
             n_decoded=self.n_decoded,
             ms_prefill=self.prefill_s * 1000,
+            ms_second_pass=self.second_pass_s * 1000,
             ms_select=self.select_s * 1000,
             ms_decode=self.decode_s * 1000,
         )
@@ -167,6 +181,7 @@ def kv_report(
         },
         "ms": {
             "prefill": round(stats.ms_prefill, 3),
+            "second_pass": round(stats.ms_second_pass, 3),
             "select": round(stats.ms_select, 3),
             "decode": round(stats.ms_decode, 3),
         },

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.compression import attention_of
 from pyheadkv.errors import CalibrationError
 from pyheadkv.reader import Reader
 
@@ -64,9 +65,7 @@ class Observer(Reader):
         for each layer with a cache, f32 [n_head, positions before the tokens]
         """
         self._check_room(self.llama.n_tokens + len(tokens))
-        self.native.score_arm(len(tokens), reduce)
-        self.go_on(tokens)
-        return [self.native.attention_read(i, len(tokens)) for i in range(len(self.n_head))]
+        return attention_of(self.native, self.go_on, tokens, reduce)
 
     def likeliest(self) -> int:
         """The token that the model would go on with."""

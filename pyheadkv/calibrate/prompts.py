@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyheadkv.calibrate.scores import Positions
+from pyheadkv.chat_frame import chat_frame
 from pyheadkv.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Prompter:
     def __init__(self, llama: llama_cpp.Llama) -> None:
         self._llama = llama
         self._pieces: dict[int, bytes] = {}
-        self._frame = _chat_frame(llama)
+        self._frame = chat_frame(llama)
 
     def prompt(self, message: str, answer: str) -> Prompt:
         """A user's message and the beginning of the model's answer.
@@ -121,22 +122,3 @@ class Prompter:
         import llama_cpp
 
         return bool(llama_cpp.llama_vocab_is_eog(self._llama._model.vocab, token))
-
-
-def _chat_frame(llama: llama_cpp.Llama) -> tuple[str, str]:
-    """What a chat template puts before the user's message, and between it and the answer."""
-    template = llama.metadata.get("tokenizer.chat_template")
-    if template is None:
-        return "", "\n"
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    eos, bos = (
-        llama._model.token_get_text(token) if token >= 0 else "" for token in (llama.token_eos(), llama.token_bos())
-    )
-    mark = "(message)"
-    try:
-        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos)
-        before, _, between = formatter(messages=[{"role": "user", "content": mark}]).prompt.partition(mark)
-    except Exception as error:  # a template is a program, and may raise anything
-        raise CalibrationError(f"the chat template cannot be used: {' '.join(str(error).split())}") from error
-    return before, between

@@ -54,6 +54,7 @@ def _speed(tok_s: float) -> str:
 def stats_text(stats: SessionStats, plan_words: str) -> str:
     """The answer to /stats."""
     native = stats.native
+    repeated = f", repeated in {stats.ms_second_pass:.0f} ms" if stats.ms_second_pass else ""
     return "\n".join(
         (
             f"positions    {native.n_pos}, of which {native.n_pos_prefix} compressed",
@@ -62,8 +63,8 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
             f"KV memory    {mib(native.bytes_prefix)} compressed + {mib(native.bytes_tail)} whole "
             f"of {mib(stats.bytes_full)} MiB, peak {mib(native.bytes_peak)} MiB",
             f"cells        {native.n_cells_used} used of {native.n_cells}, grown {native.n_grow} times",
-            f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms, selected in "
-            f"{stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",
+            f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms{repeated}, "
+            f"selected in {stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",
         )
     )
 

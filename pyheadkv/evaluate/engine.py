@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.compression import arm, compress
+from pyheadkv.compression import Floats, arm, compress
 from pyheadkv.plan import Plan
 from pyheadkv.reader import Reader
+from pyheadkv.repeat import Repetition
+from pyheadkv.scorers import Scorer
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kept:
-    """A whole cache, aside: the tokens that were read, and the rows as llama.cpp writes them, uint8."""
+    """A whole cache, aside: the tokens that were read, and the rows as llama.cpp writes them, uint8.
+
+    `scores` are those of its second passes, by tokens repeated, reduce and fold.
+    """
 
     tokens: list[int]
     rows: npt.NDArray[np.uint8]
+    scores: dict[tuple[int, str, str], list[Floats]] = field(default_factory=dict)
 
 
 class Engine(Reader):
@@ -69,12 +75,21 @@ class Engine(Reader):
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
         n_before = len(kept.tokens) - plan.n_last
         self.put_back(kept, n_before)
+        if plan.policy.scorer.needs_second_pass:
+            plan = replace(plan, token_scores=self._second_pass(kept, n_before, plan.policy.scorer))
         arm(self.native, plan)
         self.go_on(kept.tokens[n_before:])
         if plan.policy.lookahead:
             self._waiting = plan
         else:
             self._carry_out(plan)
+
+    def _second_pass(self, kept: Kept, n_tokens: int, scorer: Scorer) -> list[Floats]:
+        """Scores of the first tokens of a copy, which are in the cache; made once for all budgets and allocators."""
+        key = (n_tokens, scorer.reduce, scorer.fold)
+        if key not in kept.scores:
+            kept.scores[key] = Repetition(self.llama, kept.tokens[:n_tokens]).scores(self.native, self.go_on, scorer)
+        return kept.scores[key]
 
     def _carry_out(self, plan: Plan) -> None:
         compress(self.native, plan, int(self.llama.n_threads_batch))

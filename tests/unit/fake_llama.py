@@ -17,6 +17,7 @@ from pyheadkv import session
 from pyheadkv._abi import STATUS_WRONG_STATE
 from pyheadkv.errors import NativeError
 from pyheadkv.native import Stats
+from pyheadkv.scorers import Scorer
 from pyheadkv.shape import LayerShape
 
 LAYERS = (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64))
@@ -81,13 +82,21 @@ class FakeNative:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
         self.memory.armed = self.memory.window_left = n_obs
 
-    def compress(self, rows: np.ndarray, scorer: object, n_sink: int, n_threads: int, roles: object) -> None:
+    def attention_read(self, i: int, n_obs: int) -> np.ndarray:
+        self.memory.call("attention_read")
+        if self.memory.armed != n_obs or self.memory.window_left:
+            raise NativeError("the repetition was not all observed", STATUS_WRONG_STATE)
+        return np.zeros((LAYERS[i].n_head, len(self.memory.tokens) - n_obs), dtype=np.float32)
+
+    def compress(
+        self, rows: np.ndarray, scorer: Scorer, n_sink: int, n_threads: int, roles: object, scores: object
+    ) -> None:
         memory = self.memory
         memory.call("compress")
-        if not memory.armed or memory.window_left:
+        if scores is None and (not memory.armed or memory.window_left):
             raise NativeError("the observation window is not full", STATUS_WRONG_STATE)
         memory.rows = rows
-        memory.n_prefix = len(memory.tokens) - memory.armed
+        memory.n_prefix = len(memory.tokens) - scorer.n_obs
         memory.armed = 0
 
     def stats(self) -> Stats:
@@ -126,7 +135,7 @@ class FakeLlama:
         self.cache = None
         self.metadata = {"general.architecture": "llama", "general.name": "fake"}
         self.context_params = SimpleNamespace(type_k=1, type_v=1)
-        self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx)
+        self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0)
         self._ctx = SimpleNamespace(ctx=None, kv_cache_seq_rm=lambda seq, p0, p1: self.memory.seq_rm(p0))
         self.batches: list[int] = []
         self.interrupt_after = -1  # batches until Ctrl-C

@@ -19,6 +19,7 @@ LEVELS = {
     "errors": 0,
     "_abi": 1,
     "_library": 1,
+    "chat_frame": 1,
     "gguf_header": 1,
     "jsonl": 1,
     "models": 1,
@@ -39,8 +40,9 @@ LEVELS = {
     "lookup": 8,
     "metadata": 7,
     "stats": 7,
-    "prompt": 8,
-    "session": 9,
+    "repeat": 8,
+    "prompt": 9,
+    "session": 10,
     "calibrate": 10,
     "export": 10,
     "heatmap": 10,
@@ -51,7 +53,7 @@ LEVELS = {
 KEEPERS = {
     "cffi": {"native"},
     "ctypes": {"native"},
-    "llama_cpp": {"native", "loading", "prompt", "reader", "session", "calibrate", "evaluate"},
+    "llama_cpp": {"native", "chat_frame", "loading", "prompt", "reader", "repeat", "session", "calibrate", "evaluate"},
 }
 # file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
 INCLUDES: dict[str, set[str]] = {

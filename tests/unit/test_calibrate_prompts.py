@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyheadkv.calibrate.prompts import Prompter, align
-from pyheadkv.errors import CalibrationError
+from pyheadkv.errors import CalibrationError, ModelError
 
 BOS = 0
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}<|assistant|>"
@@ -111,7 +111,7 @@ def test_a_tokenizer_that_changes_the_text_is_refused(pieces: list[bytes]) -> No
 
 def test_a_template_that_fails_is_one_line() -> None:
     llama: Any = FakeTokenizer("{{ raise_exception('no\nroles') }}")
-    with pytest.raises(CalibrationError, match=r"^the chat template cannot be used: no roles$"):
+    with pytest.raises(ModelError, match=r"^the chat template cannot be used: no roles$"):
         Prompter(llama)
 
 

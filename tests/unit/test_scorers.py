@@ -29,6 +29,7 @@ def test_the_library_knows_what_it_is_asked(name: str) -> None:
         ("streaming", 16, None),
         ("knorm", 16, None),
         ("keydiff", 16, None),
+        ("kvzip", 16, None),
     ],
 )
 def test_observing_tokens(name: str, n_last: int, gathers: str | None) -> None:
