@@ -150,6 +150,8 @@ _PRESETS: dict[str, Policy] = {
         Policy("knorm", "uniform", Scorer("knorm", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("expected-attention", "uniform", Scorer("expected_attention", n_obs=1, pool_kernel=1)),
         Policy("kvzip", "global", Scorer("kvzip", pool_kernel=1, fold="max", reduce="max")),
+        Policy("criticalkv", "adakv", Scorer("criticalkv", n_obs=32)),
+        Policy("layer-defensive", "global", Scorer("layer_defensive", n_obs=32, pool_kernel=5, pool="avg")),
     )
 }
 

@@ -20,6 +20,8 @@ class ScorerKind:
     ----------
     about
         paper, formula, and where it differs from the paper
+    has_first
+        whether some positions come before all others, with scores that cannot be added up
     native
         the library's name for it
     observers
@@ -30,6 +32,7 @@ class ScorerKind:
     """
 
     about: str
+    has_first: bool = False
     native: str = "attention"
     observers: str = "window"
     is_signed: bool = False
@@ -50,6 +53,25 @@ SCORERS = {
         """TOVA, Oren et al., https://arxiv.org/abs/2401.06104: attention of the last query (n_obs=1; with more, their
         mean), mean over all heads of the layer, the same for each KV head. Differs from the paper: nothing is evicted
         while generating."""
+    ),
+    "criticalkv": ScorerKind(
+        """CriticalKV, Feng et al., https://arxiv.org/abs/2502.03805: of the rows that are chosen, half go to the
+        positions with the highest attention, as SnapKV rates them; the others to those with the highest (attention +
+        0.0001) * |W_o v|_1, W_o being the output projection's block of a query head, mean over the group. Allocators
+        that look at scores see attention. Differs from the paper: half of a KV head's rows is rounded down and does not
+        count those that are always kept; adapters (LoRA) and gates of the output are not followed.""",
+        native="critical",
+    ),
+    "layer_defensive": ScorerKind(
+        """LayerDefensiveKV, Feng et al., https://arxiv.org/abs/2510.13334: attention of each query of the window,
+        pooled and scaled back to its mass; the largest over the window and the group, at least the KV head's mean;
+        times |W_o v|_1 (as in criticalkv) over its sum. The fewest positions that hold nine tenths of the KV head's
+        mean attention come first, at most as many as a KV head chooses on average. Differs from the paper: the
+        released code's correction of the nine tenths for the window is left out; pooling divides by the positions that
+        exist, at the ends too; fold and reduce have no meaning; adapters (LoRA) and gates of the output are not
+        followed.""",
+        native="defensive",
+        has_first=True,
     ),
     "streaming": ScorerKind(
         """StreamingLLM, Xiao et al., https://arxiv.org/abs/2309.17453: the later the better; the policy protects the
@@ -149,7 +171,7 @@ class Scorer:
         for key, share in (("retrieval_share", self.retrieval_share), ("vote", self.vote)):
             if not 0 <= share <= 1:
                 raise PolicyError(f"{key} is {share:g}, expected 0 to 1")
-        if self.retrieval_share > 0 and SCORERS[self.name].is_signed:
+        if self.retrieval_share > 0 and (SCORERS[self.name].is_signed or SCORERS[self.name].has_first):
             raise PolicyError(
                 f"retrieval_share is {self.retrieval_share:g}, expected 0: heads cannot vote by {self.name}"
             )
@@ -175,10 +197,10 @@ class Scorer:
 
     @property
     def gathers(self) -> str | None:
-        """What is gathered from the last tokens of the prompt: "mean", "max", "moments", or None."""
+        """What is gathered from the last tokens of the prompt: "mean", "max", "moments", "queries", or None."""
         if SCORERS[self.name].observers in ("none", "second pass"):
             return None
-        return "moments" if self.kind == "expected" else self.reduce
+        return {"expected": "moments", "defensive": "queries"}.get(self.kind, self.reduce)
 
     def n_last(self, n_prompt: int, n_sink: int) -> int:
         """So many of the prompt's last tokens are read by themselves, those that observe: at least the window.

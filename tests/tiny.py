@@ -16,7 +16,7 @@ Metadata are the keys of the architecture and `tokenizer.ggml.model = no_vocab`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +86,13 @@ def make_weights(tiny: Tiny) -> Weights:
     return weights
 
 
-def write_tiny(path: Path, tiny: Tiny, weights: Weights | None = None) -> Path:
-    """Write the model, with other weights than its own if given."""
+def write_tiny(
+    path: Path,
+    tiny: Tiny,
+    weights: Weights | None = None,
+    types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+) -> Path:
+    """Write the model, with other weights than its own if given, and some tensors in other types than F32."""
     writer = gguf.GGUFWriter(path, tiny.arch)
     writer.add_name("tiny")
     _add_sizes(writer, tiny.n_layer, tiny.n_embd, tiny.n_ff, tiny.n_vocab, tiny.n_ctx)
@@ -99,7 +104,8 @@ def write_tiny(path: Path, tiny: Tiny, weights: Weights | None = None) -> Path:
     writer.add_rope_dimension_count(tiny.head_size)
     writer.add_layer_norm_rms_eps(1e-5)
     for name, values in (weights or make_weights(tiny)).items():
-        writer.add_tensor(f"{name}.weight", values)
+        kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
+        writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
     return _close(writer, path)
 
 

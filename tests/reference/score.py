@@ -154,3 +154,15 @@ def layer_defensive(
         n = int(np.count_nonzero(held < mass)) + 1
         score[ih, order[: min(n, n_first)]] = FIRST
     return score
+
+
+def semantics(q: Array, k: Array, v: Array, n_obs: int, n_top: int) -> Array:
+    """What each KV head sees, [n_head_kv, d_v], Task-KV eq. 12 to 15, https://arxiv.org/abs/2501.15113.
+
+    Attention of the last n_obs queries to all positions, mean over them and over the group; the values of the n_top
+    positions that get most, each times what it gets, summed.
+    """
+    n_head_kv = k.shape[1]
+    weights = fold_heads(causal_attention(q, k, n_obs).mean(axis=1), n_head_kv, "mean")
+    top = np.argsort(-weights, axis=1, kind="stable")[:, :n_top]
+    return np.stack([weights[ih, top[ih]] @ v[top[ih], ih] for ih in range(n_head_kv)])

@@ -180,3 +180,16 @@ def test_layer_defensive_pools_each_row_and_keeps_its_mass() -> None:
     q, k = pointing([[0]] * 5, 5), axes(5, 1)
     found = reference.layer_defensive(q, k, np.ones((5, 1, 1)), np.ones((1, 1, 1)), 1, 0, kernel=3)
     assert found == pytest.approx(np.array([[0.6, 0.4, 0.25, 0.25]]) / 4)
+
+
+# --- what heads see
+
+
+def test_semantics_sum_the_values_that_are_looked_at() -> None:
+    # head 0 of the group looks at 0, head 1 at 1 and 3: weights .5, .25, 0, .25
+    targets = [[0, 0]] * 2 + [[0, 1], [0, 3]]
+    v = np.array([[1.0, 0], [0, 4], [9, 9], [8, 0]])[:, None]
+    found = reference.semantics(pointing(targets, 4), axes(4, 1), v, 2, 3)
+    assert found == pytest.approx(np.array([[0.5 + 2, 1]]))
+    # of the two that get a quarter, the lower position
+    assert reference.semantics(pointing(targets, 4), axes(4, 1), v, 2, 2) == pytest.approx(np.array([[0.5, 1]]))
