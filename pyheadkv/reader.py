@@ -58,6 +58,12 @@ class Reader:
         except RuntimeError as error:
             raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
 
+    def go_back(self, n_tokens: int) -> None:
+        """Forget the last tokens, none of them in a compressed prefix; there are no logits until one is read."""
+        n_left = self.llama.n_tokens - n_tokens
+        self.llama._ctx.kv_cache_seq_rm(-1, n_left, -1)
+        self.llama.n_tokens = n_left
+
     def logits(self) -> npt.NDArray[np.float32]:
         """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
         return np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))

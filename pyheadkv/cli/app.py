@@ -84,7 +84,7 @@ class EvalOptions:
     question: str
     n_cases: int
     output: Path | None
-    data: tuple[Path, ...]
+    data: tuple[str, ...]
     text: Path | None
     seed: int
     profile: Path | None
@@ -93,6 +93,8 @@ class EvalOptions:
     type_v: str
     n_threads: int | None
     n_gpu_layers: int
+    versus: str | None
+    kvpress: str | None
 
 
 @dataclass(frozen=True)
@@ -327,13 +329,26 @@ def evaluate(
     question: Annotated[
         str, typer.Option("--question", help="in the prompt that is compressed, or after its compression.")
     ] = "in",
-    cases: Annotated[int, typer.Option("--cases", min=1, help="Of each task and length.")] = 10,
+    cases: Annotated[int, typer.Option("--cases", min=1, help="Of each task and length; of files the first.")] = 10,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Results. [default: MODEL.eval]")
     ] = None,
     data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", help="Cases of a JSONL file; repeatable. Instead of --tasks, or beside."),
+        list[str] | None,
+        typer.Option(
+            "--data",
+            help="A file with cases, pyheadkv's or LongBench's, LooGLE's, RULER's, BABILong's, or one at the hub: "
+            "longbench:hotpotqa, loogle:longdep_qa, ruler:4096, babilong:qa1/4k. Repeatable; instead of --tasks, "
+            "or beside.",
+        ),
+    ] = None,
+    versus: Annotated[
+        str | None,
+        typer.Option("--versus", help="Cache types to do all of it with as well, the whole cache included: q8_0,q4_0."),
+    ] = None,
+    kvpress: Annotated[
+        str | None,
+        typer.Option("--kvpress", help="Methods of kvpress to measure beside, where it is installed: snapkv,adakv."),
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Prose for the tasks. [default: pyheadkv's own]")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the cases.")] = 0,
@@ -366,6 +381,8 @@ def evaluate(
             type_v=cache_type_v,
             n_threads=threads,
             n_gpu_layers=gpu_layers,
+            versus=versus,
+            kvpress=kvpress,
         )
     )
 

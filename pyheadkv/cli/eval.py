@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from pyheadkv.budget import Budget
 from pyheadkv.cli.app import EvalOptions
+from pyheadkv.cli.eval_report import write_report
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError, ProfileError, UsageError
-from pyheadkv.evaluate.cases import Case, read_cases, write_cases
-from pyheadkv.evaluate.plots import write_curves, write_depths
-from pyheadkv.evaluate.report import markdown, tables
-from pyheadkv.evaluate.results import FULL, Cell, Results, cells
-from pyheadkv.evaluate.runner import QUESTIONS, Contender, Runner
-from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
+from pyheadkv.evaluate.asking import QUESTIONS
+from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
+from pyheadkv.evaluate.cases import Case, write_cases
+from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, parse_press, versions
+from pyheadkv.evaluate.metrics import LogProbs, check_libraries
+from pyheadkv.evaluate.results import Results
+from pyheadkv.evaluate.runner import Contender, Runner
+from pyheadkv.evaluate.sweep import Measurer, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.fingerprint import fingerprint
@@ -29,7 +31,7 @@ from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile
-from pyheadkv.shape import ModelShape, supported_shape
+from pyheadkv.shape import CACHE_TYPES, ModelShape, supported_shape
 
 ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 MIN_LENGTH = 128
@@ -43,6 +45,8 @@ class _Asked:
     lengths: tuple[int, ...]
     budgets: list[Budget]
     policies: list[str]
+    versus: list[str]
+    presses: list[Press]
     prose: Prose
     given: list[Case]
 
@@ -54,7 +58,8 @@ class _Model:
     path: Path
     shape: ModelShape
     profile: Profile | None
-    mark: str
+    fingerprint: str
+    facts: dict[str, object]
 
 
 def run_eval(options: EvalOptions) -> None:
@@ -83,17 +88,24 @@ def run_eval(options: EvalOptions) -> None:
         note(f"stopped; what is measured is in {results.path}, and the same command goes on from there")
         raise
     write_cases(folder / "cases.jsonl", cases)
-    _report(options, model, records, folder)
+    write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
 
 
 def _read_options(options: EvalOptions) -> _Asked:
     lengths = parse_lengths(options.lengths)
     if options.question not in QUESTIONS:
         raise UsageError(f"--question is {options.question!r}, expected {' or '.join(QUESTIONS)}")
-    given = [case for path in options.data for case in cases_of_file(path, lengths)]
+    versus = parse_versus(options.versus, options.type_k, options.type_v)
+    presses = [parse_press(text) for text in split_policies(options.kvpress)] if options.kvpress else []
+    if presses:
+        libraries()
+    given = [case for text in options.data for case in cases_of_file(text, lengths, options.n_cases)]
     tasks = parse_tasks(options.tasks) if options.tasks else () if given else parse_tasks("needles,kl")
     budgets = [Budget.parse(text) for text in options.budgets.split(",")]
-    return _Asked(tasks, lengths, budgets, split_policies(options.policies), Prose(options.text), given)
+    if presses and any(budget.kind != "ratio" for budget in budgets):
+        raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
+    policies = split_policies(options.policies)
+    return _Asked(tasks, lengths, budgets, policies, versus, presses, Prose(options.text), given)
 
 
 def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
@@ -103,14 +115,25 @@ def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
     if max(asked.lengths) > shape.n_ctx_train:
         raise UsageError(f"--ctx {max(asked.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
     profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
-    mark = run_mark(
-        fingerprint(path),
-        file=path.name,
-        types=[options.type_k, options.type_v],
-        text=asked.prose.mark,
-        profile=profile and [profile.scores, profile.kinds, [vars(setting) for setting in profile.settings]],
-    )
-    return _Model(path, shape, profile, mark)
+    facts: dict[str, object] = {
+        "file": path.name,
+        "text": asked.prose.mark,
+        "profile": profile and [profile.scores, profile.kinds, [vars(setting) for setting in profile.settings]],
+    }
+    return _Model(path, shape, profile, fingerprint(path), facts)
+
+
+def _facts(options: EvalOptions, model: _Model) -> list[tuple[str, str]]:
+    """For the report."""
+    profile = model.profile
+    return [
+        ("model", f"{model.path.name}, {model.fingerprint}"),
+        ("head scores", f"{profile.source} ({profile.method})" if profile else "none"),
+        ("cache types", f"{options.type_k}, {options.type_v}"),
+        ("text", str(options.text) if options.text else "pyheadkv's own prose"),
+        *(("cases of", text) for text in options.data),
+        ("seed", str(options.seed)),
+    ]
 
 
 def contender(policy: str, profile: Profile | None) -> Contender:
@@ -159,21 +182,54 @@ def split_policies(text: str) -> list[str]:
     return list(dict.fromkeys(policies))
 
 
-def cases_of_file(path: Path, lengths: Sequence[int]) -> list[Case]:
-    """Cases of a file whose length is asked for (all, where the file names no lengths); ids get the file's name.
+def parse_versus(text: str | None, type_k: str, type_v: str) -> list[str]:
+    """q8_0,q4_0: cache types to compare with.
+
+    Raises
+    ------
+    UsageError
+        an unknown type, or the one that is in use already
+    """
+    types = list(dict.fromkeys(part.strip() for part in text.split(","))) if text else []
+    for name in types:
+        if name not in CACHE_TYPES:
+            raise UsageError(f"--versus {name[:40]!r} is no cache type, known are {', '.join(CACHE_TYPES)}")
+        if name == cache_name(type_k, type_v):
+            raise UsageError(f"--versus {name} is the cache type that is measured already (-ctk, -ctv)")
+    return types
+
+
+def cache_name(type_k: str, type_v: str) -> str:
+    """Types of K and V in a word."""
+    return type_k if type_k == type_v else f"{type_k}/{type_v}"
+
+
+def cases_of_file(text: str, lengths: Sequence[int], n_cases: int) -> list[Case]:
+    """The first cases of each task and length of a file; of those whose length is known, those that are asked for.
+
+    Ids get the file's name.
 
     Raises
     ------
     EvaluationError
         the file cannot be read, or has none of these lengths
+    UsageError
+        a library that scores them is missing
     """
-    cases = read_cases(path)
+    cases = load_cases(text, note)
+    check_libraries(case.metric for case in cases)
     names = {name for length in lengths for name in (length_name(length), str(length))}
     fit = [case for case in cases if not case.bucket or case.bucket in names]
     if not fit:
         there = ", ".join(dict.fromkeys(case.bucket for case in cases))
-        raise EvaluationError(f"{path} has no cases of the lengths asked for, it has {there} (--ctx)")
-    return [replace(case, id=f"{path.stem}: {case.id}") for case in fit]
+        raise EvaluationError(f"{text} has no cases of the lengths asked for, it has {there} (--ctx)")
+    seen: Counter[tuple[str, str]] = Counter()
+    first = []
+    for case in fit:
+        seen[case.task, case.bucket] += 1
+        if seen[case.task, case.bucket] <= n_cases:
+            first.append(replace(case, id=f"{Path(text).stem}: {case.id}"))
+    return first
 
 
 def _measure(
@@ -183,25 +239,73 @@ def _measure(
     trials: Sequence[tuple[Contender, Budget]],
     results: Results,
 ) -> tuple[list[Case], list[Record]]:
+    """One cache type after the other, since a context has one; all are compared with the first."""
+    base, *others = [(options.type_k, options.type_v), *((name, name) for name in asked.versus)]
+    with _open(options, asked, model, base) as runner:
+        cases = _cases(options, asked, runner)
+        references: dict[str, LogProbs] = {}
+        sweeps = [
+            Sweep(
+                run_mark(model.fingerprint, **model.facts, types=types, against=base),
+                cases,
+                trials,
+                options.question,
+                cache_name(*types),
+                references,
+            )
+            for types in (base, *others)
+        ]
+        records = _run(runner, sweeps[0].lending_to(sweeps[1:], results), results)
+        if asked.presses:
+            records += _run_presses(options, asked, model, runner, cases, results)
+    for types, sweep in zip(others, sweeps[1:], strict=True):
+        with _open(options, asked, model, types) as runner:
+            records += _run(runner, sweep, results)
+    return cases, records
+
+
+def _cases(options: EvalOptions, asked: _Asked, runner: Runner) -> list[Case]:
+    made = [
+        case
+        for length in asked.lengths
+        for task in asked.tasks
+        for case in make_cases(task, options.n_cases, length, options.seed, asked.prose, runner.sizes)
+    ]
+    given, n_cut = fit_cases(asked.given, asked.lengths, runner.sizes)
+    if n_cut:
+        limit = length_name(max(asked.lengths))
+        note(f"{n_cut} of {len(given)} cases of files are longer than {limit} tokens: cut in the middle (--ctx)")
+    return [*made, *given]
+
+
+def _run(runner: Measurer, sweep: Sweep, results: Results) -> list[Record]:
+    with progress_bar(f"evaluating, {sweep.cache}") as on_progress:
+        return run_sweep(runner, sweep, results, on_progress)
+
+
+def _run_presses(
+    options: EvalOptions, asked: _Asked, model: _Model, runner: Runner, cases: Sequence[Case], results: Results
+) -> list[Record]:
+    mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
+    trials = [(press, budget) for press in asked.presses for budget in asked.budgets]
+    sweep = Sweep(mark, cases, trials, options.question, CACHE)
+    peer = PressRunner(model.path, runner.asker, options.n_threads)
+    return _run(peer, sweep, results)
+
+
+@contextmanager
+def _open(options: EvalOptions, asked: _Asked, model: _Model, types: tuple[str, str]) -> Iterator[Runner]:
     opened = open_runner(
         model.path,
         model.shape,
         max(asked.lengths),
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
-        type_k=options.type_k,
-        type_v=options.type_v,
+        type_k=types[0],
+        type_v=types[1],
     )
     with opened as runner:
-        made = [
-            case
-            for length in asked.lengths
-            for task in asked.tasks
-            for case in make_cases(task, options.n_cases, length, options.seed, asked.prose, runner.sizes)
-        ]
-        cases = [*made, *asked.given]
-        with progress_bar("evaluating") as on_progress:
-            return cases, run_sweep(runner, Sweep(model.mark, cases, trials, options.question), results, on_progress)
+        yield runner
 
 
 @contextmanager
@@ -220,46 +324,3 @@ def open_runner(
     threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
     with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, **threads) as llama:
         yield Runner(llama, shape, type_k, type_v)
-
-
-def _report(options: EvalOptions, model: _Model, records: list[Record], folder: Path) -> None:
-    found = cells(records)
-    printer = Console(highlight=False)
-    for table in tables(found):
-        printer.print(table)
-    pictures = _draw(found, records, folder)
-    profile = model.profile
-    facts = [
-        ("model", f"{model.path.name}, {fingerprint(model.path)}"),
-        ("head scores", f"{profile.source} ({profile.method})" if profile else "none"),
-        ("cache types", f"{options.type_k}, {options.type_v}"),
-        ("text", str(options.text) if options.text else "pyheadkv's own prose"),
-        ("seed", str(options.seed)),
-        *_settled(records),
-    ]
-    text = markdown(found, f"pyheadkv eval {model.path.stem}", facts, pictures)
-    try:
-        (folder / "report.md").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{folder / 'report.md'} cannot be written: {error.strerror}") from None
-    print(folder / "report.md")
-
-
-def _draw(found: Sequence[Cell], records: Sequence[Record], folder: Path) -> list[str]:
-    try:
-        write_curves(found, folder / "quality.png")
-        has_depths = write_depths(records, folder / "depths.png")
-    except UsageError as error:
-        note(f"no pictures: {error}")
-        return []
-    return ["quality.png", *(["depths.png"] if has_depths else [])]
-
-
-def _settled(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What each policy came to at each budget, with all its settings."""
-    found = {(record["policy"], record["budget"]): record["settled"] for record in records}
-    return [
-        (f"{policy} at {budget}", settled)
-        for (policy, budget), settled in found.items()
-        if settled not in (policy, FULL)
-    ]

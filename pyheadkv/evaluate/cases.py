@@ -11,17 +11,20 @@ A case with the metric "kl" has no question: its context is `length_tokens` toke
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import EvaluationError
-from pyheadkv.evaluate.metrics import METRICS
+from pyheadkv.evaluate.metrics import CLASS_METRICS, METRICS
 from pyheadkv.jsonl import JsonLines
 
 KL = "kl"
+KNOWN = (*METRICS, *CLASS_METRICS, KL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Case:
     answers
         strings to compare with, by `metric`
     metric
-        one of `pyheadkv.evaluate.metrics.METRICS`, or "kl"
+        one of `pyheadkv.evaluate.metrics.METRICS` or `CLASS_METRICS`, or "kl"
     max_new_tokens
         the answer is cut there
     answer_prefix
@@ -58,6 +61,8 @@ class Case:
         only the first line of the answer counts
     depths
         where the answers stand in the context, 0 to 1
+    classes
+        what the answer is chosen from, for `CLASS_METRICS`
     """
 
     id: str
@@ -74,6 +79,7 @@ class Case:
     bucket: str = ""
     first_line: bool = False
     depths: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def length(self) -> str:
@@ -84,6 +90,16 @@ class Case:
     def message(self) -> str:
         """What the user sends."""
         return self.prompt or f"{self.context}\n\n{self.question}"
+
+    @property
+    def gold(self) -> str:
+        """What the model should say: all answers where all are wanted, else the first."""
+        return ", ".join(self.answers) if self.metric == "all_substr" else "".join(self.answers[:1])
+
+    @cached_property
+    def mark(self) -> str:
+        """Differs where anything of the case does."""
+        return hashlib.sha256(json.dumps(_to_json(self)).encode()).hexdigest()[:12]
 
     def document(self) -> str:
         """The message up to the end of the context: all that is there before the question is known.
@@ -154,8 +170,11 @@ def _from_json(row: Any) -> Case:
     task = _get(row, "task", str)
     answers = _get(row, "answers", list)
     metric = _get(row, "metric", str)
-    if metric != KL and metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}, known are {', '.join([*METRICS, KL])}")
+    classes = _get(row, "classes", list, [])
+    if metric not in KNOWN:
+        raise ValueError(f"unknown metric {metric!r}, known are {', '.join(KNOWN)}")
+    if metric in CLASS_METRICS and not (classes and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"metric {metric} needs classes, a list of strings")
     if not all(isinstance(answer, str) and answer for answer in answers) or not (answers or metric == KL):
         raise ValueError("answers must be strings, at least one")
     n_new = _get(row, "max_new_tokens", int)
@@ -176,6 +195,7 @@ def _from_json(row: Any) -> Case:
         bucket=_get(row, "bucket", str, ""),
         first_line=bool(row.get("first_line")),
         depths=tuple(float(depth) for depth in _get(row, "depths", list, [])),
+        classes=tuple(classes),
     )
 
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 
 from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError
+from pyheadkv.evaluate.asking import IN
 from pyheadkv.evaluate.cases import KL
 from pyheadkv.evaluate.metrics import mean_and_error
 from pyheadkv.evaluate.results import FULL, Results
-from pyheadkv.evaluate.runner import IN, Contender, Runner
+from pyheadkv.evaluate.runner import Contender, Runner
 from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.jsonl import Record

@@ -1,15 +1,24 @@
-"""How an answer is scored, 0 to 1, how far two predictions are apart, and how sure a mean is. No model, no files."""
+"""How an answer is scored, 0 to 1, how far two predictions are apart, and how sure a mean is. No model, no files.
+
+The scores are those of the benchmarks that they are named after; two need libraries of the extra "bench".
+"""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pyheadkv.errors import UsageError
 
 LogProbs = npt.NDArray[np.float32]
 
@@ -40,9 +49,19 @@ def qa_f1(output: str, answers: Sequence[str]) -> float:
     return max(_f1(_plain(output).split(), _plain(answer).split()) for answer in answers)
 
 
+def exact(output: str, answers: Sequence[str]) -> float:
+    """1 if the output is one of the answers, without case, punctuation and articles. SQuAD's exact match."""
+    return float(_plain(output) in map(_plain, answers))
+
+
 def rouge_l(output: str, answers: Sequence[str]) -> float:
     """Best ROUGE-L F over the answers: the longest common subsequence of words, without case."""
-    return max(_rouge_l(output.lower().split(), answer.lower().split()) for answer in answers)
+    return max(float(_rouge(output, answer).fmeasure) for answer in answers)
+
+
+def rouge_l_recall(output: str, answers: Sequence[str]) -> float:
+    """Best ROUGE-L recall over the answers. What LooGLE reports as ROUGE-L."""
+    return max(float(_rouge(output, answer).recall) for answer in answers)
 
 
 def number(output: str, answers: Sequence[str]) -> float:
@@ -52,27 +71,109 @@ def number(output: str, answers: Sequence[str]) -> float:
     return sum([n] == wanted for n in found) / len(found) if found else 0.0
 
 
+def code_sim(output: str, answers: Sequence[str]) -> float:
+    """Best similarity of characters with the first line that is no comment or fence. LongBench's score of code."""
+    ratio = _library("code_sim").ratio
+    lines = (line for line in output.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//")))
+    line = next(lines, "")
+    return max(float(ratio(line, answer)) / 100 for answer in answers)
+
+
+def cloze(output: str, answers: Sequence[str]) -> float:
+    """Share of the masks that are right; output and answer are JSON objects or Python dicts. LooGLE's exact match."""
+    wanted, found = read_masks(answers[0]), read_masks(output)
+    return sum(found.get(mask) == name for mask, name in wanted.items()) / len(wanted) if wanted else 0.0
+
+
+def label(output: str, answers: Sequence[str], classes: Sequence[str]) -> float:
+    """1 over the number of classes that the first line names, if the answer is one of them. LongBench's classification.
+
+    A class within the name of another one that is named does not count.
+    """
+    line = output.lstrip("\n").partition("\n")[0].lower()
+    named = [name for name in classes if name.lower() in line]
+    named = [name for name in named if not any(name != other and name.lower() in other.lower() for other in named)]
+    return 1 / len(named) if answers[0] in named else 0.0
+
+
+def only_label(output: str, answers: Sequence[str], classes: Sequence[str]) -> float:
+    """1 if the first sentence names the answer and no other class. BABILong's score.
+
+    An answer of several parts has commas between them; then exactly these have to be named.
+    """
+    sentence = re.split(r"\.|<context>|<example>", output.lower())[0]
+    named = {name.lower() for name in classes if name.lower() in sentence}
+    return float(named == set(answers[0].lower().split(",")))
+
+
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "all_substr": all_substr,
     "any_substr": any_substr,
     "first_word": first_word,
+    "exact": exact,
     "qa_f1": qa_f1,
     "rouge_l": rouge_l,
+    "rouge_l_recall": rouge_l_recall,
     "number": number,
+    "code_sim": code_sim,
+    "cloze": cloze,
+}
+CLASS_METRICS: dict[str, Callable[[str, Sequence[str], Sequence[str]], float]] = {
+    "label": label,
+    "only_label": only_label,
+}
+_LIBRARIES = {
+    "rouge_l": ("rouge_score.rouge_scorer", "rouge-score"),
+    "rouge_l_recall": ("rouge_score.rouge_scorer", "rouge-score"),
+    "code_sim": ("rapidfuzz.fuzz", "rapidfuzz"),
 }
 
 
-def score(metric: str, output: str, answers: Sequence[str], first_line: bool = False) -> float:
+def check_libraries(metrics: Iterable[str]) -> None:
+    """Find out before anything is measured whether answers can be scored.
+
+    Raises
+    ------
+    UsageError
+        naming the library that is missing and how to get it
+    """
+    for metric in dict.fromkeys(metrics):
+        if metric in _LIBRARIES:
+            _library(metric)
+
+
+def score(
+    metric: str, output: str, answers: Sequence[str], first_line: bool = False, classes: Sequence[str] = ()
+) -> float:
     """Score an output.
 
     Parameters
     ----------
     metric
-        one of `METRICS`
+        one of `METRICS` or `CLASS_METRICS`
     first_line
         leave out all after the first line, empty lines before it apart
+    classes
+        what the answer is chosen from, for `CLASS_METRICS`
+
+    Raises
+    ------
+    UsageError
+        a library is missing
     """
-    return METRICS[metric](output.lstrip("\n").partition("\n")[0] if first_line else output, answers)
+    text = output.lstrip("\n").partition("\n")[0] if first_line else output
+    return METRICS[metric](text, answers) if metric in METRICS else CLASS_METRICS[metric](text, answers, classes)
+
+
+def read_masks(text: str) -> dict[str, str]:
+    """The object in a text, which must be all of it; {} if it is none."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            masks = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return masks if isinstance(masks, dict) else {}
+    return {}
 
 
 def digits_share(output: str, answers: Sequence[str]) -> float | None:
@@ -143,12 +244,21 @@ def _f1(found: list[str], wanted: list[str]) -> float:
     return 2 * n_same / (len(found) + len(wanted)) if n_same else 0.0
 
 
-def _rouge_l(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return 0.0
-    row = [0] * (len(wanted) + 1)  # row[j]: longest common subsequence with the first j wanted words
-    for word in found:
-        diagonal = 0
-        for j, other in enumerate(wanted, 1):
-            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(found) + len(wanted))
+class _Words:
+    """rouge-score's own tokenizer breaks words at every sign that is no letter or digit of English."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.lower().split()
+
+
+def _rouge(output: str, answer: str) -> Any:
+    return _library("rouge_l").RougeScorer(["rougeL"], tokenizer=_Words()).score(answer, output)["rougeL"]
+
+
+def _library(metric: str) -> Any:
+    module, package = _LIBRARIES[metric]
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        message = f"metric {metric} needs {package}, which is missing: pip install 'pyheadkv[bench]'"
+        raise UsageError(message) from None

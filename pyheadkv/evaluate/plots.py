@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import EvaluationError, UsageError
-from pyheadkv.evaluate.results import FULL, Cell
+from pyheadkv.evaluate.compare import MAIN
+from pyheadkv.evaluate.results import FULL, Cell, label_of
 from pyheadkv.jsonl import Record
 
 N_DEPTHS = 5
-_MAIN = ("score", "kl")  # one picture a task is enough: digits and top1 are in the tables
+_DASHES = ("-", "--", ":", "-.")
+_MARKS = ("o", "s", "^", "D")
 
 
 def write_curves(cells: Sequence[Cell], path: Path) -> None:
@@ -26,35 +28,81 @@ def write_curves(cells: Sequence[Cell], path: Path) -> None:
     EvaluationError
         the file cannot be written
     """
+    _write_panels(cells, path, "rows kept, %", lambda cell: 100 * cell.keep_ratio)
+
+
+def write_bytes(cells: Sequence[Cell], path: Path) -> bool:
+    """Score (or KL) over the measured bytes of the cache, whole caches as crosses.
+
+    Returns False, and draws nothing, where there is one cache type only.
+
+    Raises
+    ------
+    UsageError
+        matplotlib is missing
+    EvaluationError
+        the file cannot be written
+    """
+    if len({cell.cache for cell in cells}) < 2:
+        return False
+    _write_panels(cells, path, "K and V buffers, MiB", lambda cell: cell.bytes_measured / 2**20)
+    return True
+
+
+def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[[Cell], float]) -> None:
     panels: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        for name in _MAIN:
+        for name in MAIN:
             if name in cell.figures:
                 panels[(cell.task, cell.length, cell.question, name)].append(cell)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = _figure(4.2 * n_columns, 3.2 * n_rows)
+    figure = _figure(4.8 * n_columns, 3.6 * n_rows)
+    styles = _styles(cells)
     for i, ((task, length, question, name), group) in enumerate(panels.items()):
         axes = figure.add_subplot(n_rows, n_columns, i + 1)
-        _curves(axes, name, group)
+        for label in dict.fromkeys(cell.label for cell in group):
+            _line(axes, name, [cell for cell in group if cell.label == label], styles[label], place)
+        _finish(axes, name, axis)
         asked = "" if name == "kl" else f", question {question}"
         axes.set_title(f"{task}, {length}{asked} ({max(cell.n for cell in group)} cases)", fontsize=9)
     _save(figure, path)
 
 
-def _curves(axes: Any, name: str, cells: Sequence[Cell]) -> None:
+def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The same colour for a policy in all panels and cache types, the same dashes and marks for a cache type."""
+    policies = list(dict.fromkeys(cell.policy for cell in cells if cell.policy != FULL))
+    caches = list(dict.fromkeys(cell.cache for cell in cells))
+    styles: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        i = caches.index(cell.cache)
+        color = "black" if cell.policy == FULL else f"C{policies.index(cell.policy) % 10}"
+        styles[cell.label] = {"color": color, "linestyle": _DASHES[i % len(_DASHES)], "marker": _MARKS[i % len(_MARKS)]}
+    return styles
+
+
+def _line(axes: Any, name: str, cells: Sequence[Cell], style: dict[str, Any], place: Callable[[Cell], float]) -> None:
     factor = 1 if name == "kl" else 100
-    for policy in dict.fromkeys(cell.policy for cell in cells):
-        own = sorted((cell for cell in cells if cell.policy == policy), key=lambda cell: cell.keep_ratio)
-        means, errors = ([factor * cell.figures[name][k] for cell in own] for k in (0, 1))
-        if policy == FULL:
-            axes.axhline(means[0], color="grey", linestyle=":", label="full cache")
-            continue
-        ratios = [100 * cell.keep_ratio for cell in own]
-        axes.errorbar(ratios, means, [0 if math.isnan(e) else e for e in errors], marker="o", capsize=2, label=policy)
+    own = sorted(cells, key=place)
+    means, errors = ([factor * cell.figures[name][k] for cell in own] for k in (0, 1))
+    bars = [0 if math.isnan(error) else error for error in errors]
+    label = own[0].label
+    if own[0].policy == FULL:
+        label, style = f"{label} (whole cache)", style | {"linestyle": "none", "markersize": 8, "fillstyle": "none"}
+    axes.errorbar(list(map(place, own)), means, bars, capsize=2, label=label, **style)
+
+
+def _finish(axes: Any, name: str, axis: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     axes.set_xscale("log")
-    axes.set_xlabel("rows kept, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.set_xlabel(axis)
     axes.set_ylabel("KL to the full cache, nats" if name == "kl" else f"{name}, %")
+    if name != "kl":
+        axes.set_ylim(-4, 104)
     axes.legend(fontsize=6)
     axes.grid(alpha=0.3)
 
@@ -71,11 +119,14 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
     EvaluationError
         the file cannot be written
     """
+    has_caches = len({record["cache"] for record in records}) > 1
     panels: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["task"] == "single" and "depth" in record and "score" in record["figures"]:
             depth = min(N_DEPTHS - 1, int(record["depth"] * N_DEPTHS))
-            panels[(record["policy"], record["budget"])][(record["length"], depth)].append(record["figures"]["score"])
+            panels[(label_of(record, has_caches), record["budget"])][(record["length"], depth)].append(
+                record["figures"]["score"]
+            )
     if not panels:
         return False
     n_columns = min(4, len(panels))
@@ -88,7 +139,7 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
         axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         axes.set_xticks(range(len(lengths)), lengths, fontsize=7)
         axes.set_yticks(range(N_DEPTHS), [f"{100 * (k + 0.5) / N_DEPTHS:.0f} %" for k in range(N_DEPTHS)], fontsize=7)
-        axes.set_title(policy if policy == FULL else f"{policy[:32]}, {budget}", fontsize=7)
+        axes.set_title(policy if budget == FULL else f"{policy[:32]}, {budget}", fontsize=7)
     figure.suptitle("needles found, by depth and length", fontsize=9)
     _save(figure, path)
     return True

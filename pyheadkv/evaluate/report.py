@@ -12,18 +12,26 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from pyheadkv.evaluate.compare import MAIN, MIN_CASES, N_ERRORS, Comparison
 from pyheadkv.evaluate.results import FULL, Cell
 
 NOTE = (
     "Means over the cases of a cell ± one standard error; a difference within the errors is no gain. "
-    "score, digits and top1 in %, kl in nats. full is the whole cache."
+    "score, digits and top1 in %, kl and loglik in nats. full is the whole cache."
 )
-_NAMES = {"kl": "KL to the full cache", "top1": "top-1 agreement"}
+_PAIRED = (
+    "Mean of the first minus the second over the same cases ± its standard error. A difference counts from "
+    f"{N_ERRORS} standard errors and {MIN_CASES} cases on."
+)
+_MEASURED = "Measured: the buffers that exist when the answer is given, its own rows and free cells included."
+_NAMES = {"kl": "KL to the full cache", "top1": "top-1 agreement", "loglik": "log-likelihood of the right answer"}
+_DIGITS = {"kl": 4, "loglik": 3}  # of what is in nats; all else is in %
+_WITHOUT_QUESTION = ("kl", "top1")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One figure of one task and length: a row for each policy, a column for each budget."""
+    """A table."""
 
     title: str
     columns: tuple[str, ...]
@@ -31,7 +39,7 @@ class Sheet:
 
 
 def sheets(cells: Sequence[Cell]) -> list[Sheet]:
-    """One for each question, task, length and figure."""
+    """One for each question, task, length and figure: a row for each policy, a column for each budget."""
     groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
         for name in cell.figures:
@@ -41,27 +49,71 @@ def sheets(cells: Sequence[Cell]) -> list[Sheet]:
 
 def _sheet(question: str, task: str, length: str, figure: str, cells: Sequence[Cell]) -> Sheet:
     budgets = tuple(dict.fromkeys(cell.budget for cell in cells if cell.policy != FULL))
-    policies = tuple(dict.fromkeys(cell.policy for cell in cells if cell.policy != FULL))
-    found = {(cell.policy, cell.budget): cell.figures[figure] for cell in cells}
-    words = {cell: value_text(figure, *value) for cell, value in found.items()}
-    full = words.get((FULL, FULL), "")
-    rows = tuple((policy, *(words.get((policy, budget), "") for budget in budgets), full) for policy in policies)
+    words = {(cell.cache, cell.policy, cell.budget): value_text(figure, *cell.figures[figure]) for cell in cells}
+    policies = {(cell.cache, cell.policy): cell.label for cell in cells if cell.policy != FULL}
+    rows = tuple(
+        (label, *(words.get((*key, budget), "") for budget in budgets), words.get((key[0], FULL, FULL), ""))
+        for key, label in policies.items()
+    )
     n = max(cell.n for cell in cells)
-    asked = "" if figure in _NAMES else f", question {question}"
-    name = _NAMES.get(figure, figure)
-    return Sheet(f"{task}, {length}{asked}: {name} ({n} cases)", ("policy", *budgets, FULL), rows or (("", full),))
+    title = f"{_title(question, task, length, figure)} ({n} cases)"
+    return Sheet(title, ("policy", *budgets, FULL), rows or tuple((cell.label, *words.values()) for cell in cells))
+
+
+def byte_sheets(cells: Sequence[Cell]) -> list[Sheet]:
+    """All that was measured of a task on one axis: bytes. None where there is one cache type only."""
+    if len({cell.cache for cell in cells}) < 2:
+        return []
+    groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        for name in MAIN:
+            if name in cell.figures:
+                groups[(cell.question, cell.task, cell.length, name)].append(cell)
+    return [
+        Sheet(
+            f"{_title(*key)}, over bytes of the cache",
+            ("policy", "budget", "rows kept, %", "measured MiB", key[3]),
+            tuple(
+                (
+                    cell.label,
+                    cell.budget,
+                    f"{100 * cell.keep_ratio:.1f}",
+                    _mib(cell.bytes_measured),
+                    value_text(key[3], *cell.figures[key[3]]),
+                )
+                for cell in sorted(group, key=lambda cell: cell.bytes_measured)
+            ),
+        )
+        for key, group in groups.items()
+    ]
+
+
+def pair_sheet(comparisons: Sequence[Comparison]) -> Sheet:
+    """Differences of policies."""
+    rows = tuple(
+        (
+            _title(found.question, found.task, found.length, found.figure),
+            found.budget,
+            f"{found.first} - {found.second}",
+            str(found.n),
+            value_text(found.figure, found.difference, found.error),
+            found.verdict,
+        )
+        for found in comparisons
+    )
+    return Sheet("Paired differences", ("figure", "budget", "policies", "cases", "difference", ""), rows)
 
 
 def value_text(figure: str, mean: float, error: float) -> str:
     """A mean and its standard error, as in the tables."""
-    factor, digits = (1, 4) if figure == "kl" else (100, 1)
+    factor, digits = (1, _DIGITS[figure]) if figure in _DIGITS else (100, 1)
     words = f"{factor * mean:.{digits}f}"
     return words if math.isnan(error) else f"{words} ±{factor * error:.{digits}f}"
 
 
-def tables(cells: Sequence[Cell]) -> Iterable[Table]:
+def tables(sheets: Iterable[Sheet]) -> Iterable[Table]:
     """For a terminal."""
-    for sheet in sheets(cells):
+    for sheet in sheets:
         table = Table(title=sheet.title, title_justify="left", title_style="bold")
         for i, column in enumerate(sheet.columns):
             table.add_column(column, justify="right" if i else "left", overflow="fold")
@@ -70,7 +122,13 @@ def tables(cells: Sequence[Cell]) -> Iterable[Table]:
         yield table
 
 
-def markdown(cells: Sequence[Cell], title: str, facts: Sequence[tuple[str, str]], pictures: Sequence[str] = ()) -> str:
+def markdown(
+    cells: Sequence[Cell],
+    comparisons: Sequence[Comparison],
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    pictures: Sequence[str] = (),
+) -> str:
     """A report.
 
     Parameters
@@ -81,23 +139,40 @@ def markdown(cells: Sequence[Cell], title: str, facts: Sequence[tuple[str, str]]
         file names beside the report
     """
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts), "", NOTE, ""]
-    for sheet in sheets(cells):
-        lines += [f"## {sheet.title}", "", _line(sheet.columns), _line(["---"] * len(sheet.columns))]
-        lines += [*map(_line, sheet.rows), ""]
-    lines += _bytes_lines(cells)
+    for sheet in [*sheets(cells), *byte_sheets(cells)]:
+        lines += _section(sheet)
+    if comparisons:
+        lines += _section(pair_sheet(comparisons), _PAIRED)
+    lines += _section(_bytes_sheet(cells), _MEASURED)
     lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
     return "\n".join(lines)
 
 
-def _bytes_lines(cells: Sequence[Cell]) -> list[str]:
-    """Bytes of the rows kept, means over all cases of a length."""
-    groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+def _bytes_sheet(cells: Sequence[Cell]) -> Sheet:
+    """Bytes of the cache, means over all cases of a length."""
+    groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[(cell.length, cell.policy, cell.budget)] += [cell.bytes_kept] * cell.n
-    lines = ["## Bytes of the rows kept", "", _line(["length", "policy", "budget", "MiB"]), _line(["---"] * 4)]
-    for (length, policy, budget), values in groups.items():
-        lines.append(_line([length, policy, budget, f"{sum(values) / len(values) / 2**20:.2f}"]))
-    return [*lines, ""]
+        groups[(cell.length, cell.label, cell.budget)].append(cell)
+    rows = []
+    for key, group in groups.items():
+        n = sum(cell.n for cell in group)
+        kept, measured = (sum(getattr(c, name) * c.n for c in group) / n for name in ("bytes_kept", "bytes_measured"))
+        rows.append((*key, _mib(kept), _mib(measured)))
+    return Sheet("Bytes of the cache", ("length", "policy", "budget", "rows kept, MiB", "measured MiB"), tuple(rows))
+
+
+def _title(question: str, task: str, length: str, figure: str) -> str:
+    asked = "" if figure in _WITHOUT_QUESTION else f", question {question}"
+    return f"{task}, {length}{asked}: {_NAMES.get(figure, figure)}"
+
+
+def _mib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:.2f}"
+
+
+def _section(sheet: Sheet, note: str = "") -> list[str]:
+    lines = [f"## {sheet.title}", "", *([note, ""] if note else []), _line(sheet.columns)]
+    return [*lines, _line(["---"] * len(sheet.columns)), *map(_line, sheet.rows), ""]
 
 
 def _line(words: Iterable[str]) -> str:

@@ -2,12 +2,13 @@
 
 DIR/cells.jsonl has a line for each, written as soon as it is there:
 
-    {"run": "5f0c...", "question": "in", "case": "single_2048_0_3", "policy": "snapkv", "budget": "10%",
-     "task": "single", "kind": "alarm", "length": "2k", "depth": 0.41, "figures": {"score": 1.0, "digits": 1.0},
-     "output": "...", "n_prompt": 2031, "keep_ratio": 0.1, "bytes_kept": 4680000, ...}
+    {"run": "5f0c...", "question": "in", "case": "single_2048_0_3", "mark": "9a...", "policy": "snapkv",
+     "budget": "10%", "cache": "f16", "task": "single", "kind": "alarm", "length": "2k", "depth": 0.41,
+     "figures": {"score": 1.0, "digits": 1.0, "loglik": -0.02}, "output": "...", "n_prompt": 2031, "keep_ratio": 0.1,
+     "bytes_kept": 4680000, "bytes_measured": 5836800, ...}
 
-The first five say what was measured; the same is not measured twice. `run` stands for model, cache types, profile and
-text, so one file may hold several of them.
+The first six say what was measured; the same is not measured twice. `run` stands for model, cache types, profile and
+text, so one file may hold several of them; `mark` stands for the words of the case.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import mean_and_error
 from pyheadkv.jsonl import JsonLines, Record
 
-KEY = ("run", "question", "case", "policy", "budget")
+KEY = ("run", "question", "case", "mark", "policy", "budget")
+CELL = ("question", "task", "length", "cache", "policy", "budget")  # what a mean is over
 FULL = "full"  # policy and budget of the whole cache
 
 Key = tuple[str, ...]
@@ -61,48 +63,61 @@ def _is_whole(record: Record) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """Cases of one task and length, under one policy and budget.
+    """Cases of one task and length, under one policy, budget and cache type.
 
     Parameters
     ----------
+    label
+        the policy and, where there are several cache types, its own
     figures
         name -> (mean, standard error)
     n
         cases
-    keep_ratio, bytes_kept
+    keep_ratio, bytes_kept, bytes_measured
         means over the cases
     """
 
     question: str
     task: str
     length: str
+    cache: str
     policy: str
     budget: str
+    label: str
     n: int
     figures: dict[str, tuple[float, float]]
     keep_ratio: float
     bytes_kept: float
+    bytes_measured: float
 
 
 def cells(records: Iterable[Record]) -> list[Cell]:
-    """Means over the cases of each (question, task, length, policy, budget), in the order of their first records."""
-    groups: dict[tuple[str, str, str, str, str], list[Record]] = defaultdict(list)
+    """Means over the cases of each (question, task, length, cache, policy, budget), in the order of first records."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
     for record in records:
-        key = (record["question"], record["task"], record["length"], record["policy"], record["budget"])
-        groups[key].append(record)
-    return [_cell(*key, group) for key, group in groups.items()]
+        groups[tuple(record[name] for name in CELL)].append(record)
+    has_caches = len({record["cache"] for group in groups.values() for record in group}) > 1
+    return [_cell(group, has_caches) for group in groups.values()]
 
 
-def _cell(question: str, task: str, length: str, policy: str, budget: str, group: list[Record]) -> Cell:
+def label_of(record: Record, has_caches: bool) -> str:
+    """Policy and cache type; the latter only where there are several, and the policy's name does not begin with it."""
+    policy, cache = record["policy"], record["cache"]
+    return f"{policy}@{cache}" if has_caches and not policy.startswith(f"{cache}:") else str(policy)
+
+
+def _cell(group: list[Record], has_caches: bool) -> Cell:
     names = [name for name in group[0]["figures"] if all(name in record["figures"] for record in group)]
     return Cell(
-        question,
-        task,
-        length,
-        policy,
-        budget,
-        len(group),
-        {name: mean_and_error([record["figures"][name] for record in group]) for name in names},
-        mean_and_error([record["keep_ratio"] for record in group])[0],
-        mean_and_error([record["bytes_kept"] for record in group])[0],
+        **{name: group[0][name] for name in CELL},
+        label=label_of(group[0], has_caches),
+        n=len(group),
+        figures={name: mean_and_error([record["figures"][name] for record in group]) for name in names},
+        keep_ratio=_mean(group, "keep_ratio"),
+        bytes_kept=_mean(group, "bytes_kept"),
+        bytes_measured=_mean(group, "bytes_measured"),
     )
+
+
+def _mean(group: list[Record], name: str) -> float:
+    return mean_and_error([record[name] for record in group])[0]

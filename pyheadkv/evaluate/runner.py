@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.budget import Budget
-from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.errors import EvaluationError
-from pyheadkv.evaluate import metrics
+from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import KL, Case
 from pyheadkv.evaluate.engine import Engine, Kept
+from pyheadkv.evaluate.examine import Examined, examine
+from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.plan import make_plan
 from pyheadkv.policy import Policy
@@ -28,9 +28,6 @@ from pyheadkv.shape import ModelShape
 
 if TYPE_CHECKING:
     import llama_cpp
-
-IN, AFTER = "in", "after"
-QUESTIONS = (IN, AFTER)
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,8 @@ class Outcome:
     Parameters
     ----------
     figures
-        "score" and, where the answers are numbers, "digits", 0 to 1; or "kl" in nats and "top1", 0 to 1
+        "score" and, where the answers are numbers, "digits", 0 to 1, and "loglik", nats for each token of the answer;
+        or "kl" in nats and "top1", 0 to 1
     output
         the answer, as far as the model was let
     n_prompt
@@ -58,6 +56,8 @@ class Outcome:
         share of their rows that was kept
     bytes_kept, bytes_full
         of these rows
+    bytes_measured
+        of the K and V buffers that exist when the answer is given, its rows and free cells included
     policy
         the text of the policy in use, where that was looked up ("auto")
     seconds
@@ -70,6 +70,7 @@ class Outcome:
     keep_ratio: float
     bytes_kept: int
     bytes_full: int
+    bytes_measured: int
     policy: str
     seconds: float
 
@@ -82,19 +83,16 @@ class Reading:
     ----------
     kept
         the cache where it is to be compressed
-    rest
-        tokens that come after
     full
         the outcome without compression
     log_probs
-        of each token after `rest`, for "kl"
+        predictions that others are compared with, for "kl"
     """
 
-    case: Case
+    asked: Asked
     kept: Kept
-    rest: list[int]
     full: Outcome
-    log_probs: metrics.LogProbs | None
+    log_probs: LogProbs | None
 
 
 class Runner:
@@ -117,7 +115,7 @@ class Runner:
 
     def __init__(self, llama: llama_cpp.Llama, shape: ModelShape, type_k: str = "f16", type_v: str = "f16") -> None:
         self.engine = Engine(llama)
-        self.prompter = Prompter(llama)
+        self.asker = Asker(llama)
         self.shape = shape
         self._types = {"type_k": type_k, "type_v": type_v}
         self._n_ctx = llama.n_ctx()
@@ -125,10 +123,15 @@ class Runner:
     @property
     def sizes(self) -> Sizes:
         """How long texts are for this model."""
-        return Sizes(self.prompter.count, len(self.prompter.prompt("", "").tokens))
+        return self.asker.sizes
 
-    def read(self, case: Case, question: str = IN) -> Reading:
+    def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> Reading:
         """Read a prompt and let the whole cache answer.
+
+        Parameters
+        ----------
+        reference
+            predictions that "kl" compares with; by default those of this whole cache
 
         Raises
         ------
@@ -136,17 +139,16 @@ class Runner:
             the prompt does not fit into the context, or cannot be cut before its question
         """
         clock = time.monotonic()
-        tokens, rest = self._tokens(case, question)
-        n_needed = len(tokens) + len(rest) + case.max_new_tokens
-        if n_needed > self._n_ctx:
-            raise EvaluationError(f"case {case.id} needs {n_needed} positions, the context has {self._n_ctx}")
-        self.engine.read(tokens)
+        asked = self.asker.ask(case, question)
+        if asked.n_needed > self._n_ctx:
+            raise EvaluationError(f"case {case.id} needs {asked.n_needed} positions, the context has {self._n_ctx}")
+        self.engine.read(asked.tokens)
         kept = self.engine.keep_aside()
-        log_probs = self._log_probs(rest) if case.metric == KL else None
-        figures, output = self._figures(case, rest, log_probs, log_probs)
-        n_bytes = len(tokens) * self.shape.bytes_per_token(**self._types)
-        full = Outcome(figures, output, len(tokens), 1.0, n_bytes, n_bytes, "full", time.monotonic() - clock)
-        return Reading(case, kept, rest, full, log_probs)
+        found = examine(self.engine, self.asker.prompter, asked, reference)
+        n_prompt = len(asked.tokens)
+        n_bytes = n_prompt * self.shape.bytes_per_token(**self._types)
+        full = self._outcome(found, n_prompt, 1.0, n_bytes, n_bytes, "full", clock)
+        return Reading(asked, kept, full, found.log_probs if reference is None else reference)
 
     def measure(self, reading: Reading, contender: Contender, budget: Budget) -> Outcome:
         """Compress a reading and let the model answer.
@@ -161,79 +163,40 @@ class Runner:
         plan = make_plan(self.shape, contender.policy, budget, n_prompt, profile=profile, **self._types)
         if plan is None:
             return reading.full
-        if plan.policy.lookahead and reading.rest and reading.case.metric != KL:
+        looks_ahead = plan.policy.lookahead > 0
+        if looks_ahead and reading.asked.rest and reading.asked.case.metric != KL:
             raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
         self.engine.compress(reading.kept, plan)
-        figures, output = self._after(reading)
-        return Outcome(
-            figures,
-            output,
-            n_prompt,
-            plan.keep_ratio,
-            plan.bytes_kept,
-            plan.bytes_full,
-            str(plan.policy),
-            time.monotonic() - clock,
+        # who looks ahead must see the model's own answer, not the one that it should give
+        found = self._examine(reading, with_gold=not looks_ahead)
+        return self._outcome(
+            found, n_prompt, plan.keep_ratio, plan.bytes_kept, plan.bytes_full, str(plan.policy), clock
         )
 
     def measure_kept(self, reading: Reading, positions: Sequence[npt.ArrayLike], n_obs: int) -> dict[str, float]:
         """The figures with rows that were chosen elsewhere, as `Native.keep` takes them."""
         self.engine.compress_to(reading.kept, positions, n_obs)
-        return self._after(reading)[0]
+        return self._examine(reading).figures
 
     def close(self) -> None:
         """Empty the cache."""
         self.engine.forget()
 
-    def _tokens(self, case: Case, question: str) -> tuple[list[int], list[int]]:
-        """What is to be compressed, and what comes after it."""
-        if case.metric == KL:
-            tokens = self.engine.llama.tokenize(case.context.encode(), special=False)
-            n_all = case.n_tokens + case.max_new_tokens
-            if len(tokens) < n_all:
-                raise EvaluationError(f"case {case.id} has {len(tokens)} tokens of prose, {n_all} are needed")
-            return tokens[: case.n_tokens], tokens[case.n_tokens : n_all]
-        prompt = self.prompter.prompt(case.message, case.answer_prefix)
-        if question == IN:
-            return prompt.tokens, []
-        document = case.document()
-        end = len(prompt.text[: prompt.text.index(document) + len(document)].encode())
-        n_document = int(np.searchsorted(prompt.ends, end, side="right"))
-        return prompt.tokens[:n_document], prompt.tokens[n_document:]
+    def _examine(self, reading: Reading, with_gold: bool = True) -> Examined:
+        return examine(self.engine, self.asker.prompter, reading.asked, reading.log_probs, with_gold=with_gold)
 
-    def _after(self, reading: Reading) -> tuple[dict[str, float], str]:
-        log_probs = self._log_probs(reading.rest) if reading.case.metric == KL else None
-        return self._figures(reading.case, reading.rest, reading.log_probs, log_probs)
-
-    def _figures(
-        self, case: Case, rest: list[int], full: metrics.LogProbs | None, found: metrics.LogProbs | None
-    ) -> tuple[dict[str, float], str]:
-        if full is not None and found is not None:
-            return {"kl": metrics.kl_divergence(full, found), "top1": metrics.top1_agreement(full, found)}, ""
-        self.engine.go_on(rest)
-        output = self._answer(case)
-        figures = {"score": metrics.score(case.metric, output, case.answers, case.first_line)}
-        digits = metrics.digits_share(output, case.answers)
-        return figures if digits is None else figures | {"digits": digits}, output
-
-    def _log_probs(self, tokens: list[int]) -> metrics.LogProbs:
-        """Predictions after each of the tokens, read one by one as when they are generated: [n_tokens, n_vocab]."""
-        found = np.empty((len(tokens), self.engine.llama.n_vocab()), dtype=np.float32)
-        for i, token in enumerate(tokens):
-            self.engine.go_on([token])
-            found[i] = metrics.log_softmax(self.engine.logits())
-        return found
-
-    def _answer(self, case: Case) -> str:
-        """The likeliest tokens, until the answer is complete or its outcome is settled."""
-        said, text = b"", ""
-        for _ in range(case.max_new_tokens):
-            token = int(self.engine.logits().argmax())
-            if self.prompter.is_end(token):
-                break
-            said += self.prompter.piece(token)
-            text = said.decode(errors="ignore")
-            if metrics.is_settled(case.metric, text, case.answers) or (case.first_line and "\n" in text.lstrip("\n")):
-                break
-            self.engine.go_on([token])
-        return text
+    def _outcome(
+        self, found: Examined, n_prompt: int, keep_ratio: float, kept: int, full: int, policy: str, clock: float
+    ) -> Outcome:
+        stats = self.engine.native.stats()
+        return Outcome(
+            found.figures,
+            found.output,
+            n_prompt,
+            keep_ratio,
+            kept,
+            full,
+            stats.bytes_prefix + stats.bytes_tail,
+            policy,
+            time.monotonic() - clock,
+        )

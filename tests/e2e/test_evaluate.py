@@ -13,8 +13,9 @@ import pytest
 
 from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError, NativeError
+from pyheadkv.evaluate.asking import AFTER
 from pyheadkv.evaluate.engine import Engine
-from pyheadkv.evaluate.runner import AFTER, Contender, Reading, Runner
+from pyheadkv.evaluate.runner import Contender, Reading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.native import Native, read_gguf_metadata
 from pyheadkv.plan import make_plan
@@ -131,8 +132,8 @@ def readings(runner: Runner) -> list[Reading]:
 
 
 def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
-    case = reading.case
-    prompt = runner.prompter.prompt(case.message, case.answer_prefix)
+    case = reading.asked.case
+    prompt = runner.asker.prompter.prompt(case.message, case.answer_prefix)
     assert prompt.tokens == reading.kept.tokens
     return set(prompt.positions(part).tolist())
 
@@ -146,12 +147,12 @@ def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, flo
 def test_oracles(runner: Runner, readings: list[Reading]) -> None:
     for reading in readings:
         everything = set(range(len(reading.kept.tokens)))
-        answer = positions_of(runner, reading, reading.case.answers[0])
+        answer = positions_of(runner, reading, reading.asked.case.answers[0])
         first = min(answer)
         needle = (
             set(range(first - 24, max(answer) + 2))
             | set(range(4))
-            | positions_of(runner, reading, reading.case.question)
+            | positions_of(runner, reading, reading.asked.case.question)
         )
         assert keep(runner, reading, needle)["score"] == reading.full.figures["score"] == 1
         without = keep(runner, reading, everything - answer)
@@ -162,7 +163,7 @@ def test_oracles(runner: Runner, readings: list[Reading]) -> None:
 def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, readings: list[Reading]) -> None:
     contender = Contender("snapkv", parse_policy("snapkv"))
     whole = runner.measure(readings[0], contender, Budget.parse("100%"))
-    assert whole.figures == readings[0].full.figures and whole.keep_ratio == 1
+    assert whole.figures == pytest.approx(readings[0].full.figures, abs=0.02) and whole.keep_ratio == 1
     little = runner.measure(readings[0], contender, Budget.parse("8%"))
     assert little.figures["score"] == 0 and little.keep_ratio == pytest.approx(0.08, abs=0.01)
     assert little.bytes_kept == round(little.keep_ratio * little.bytes_full) and "beta" not in little.policy
@@ -172,13 +173,13 @@ def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, re
 
 
 def test_question_after(runner: Runner, readings: list[Reading]) -> None:
-    case = readings[0].case
+    case = readings[0].asked.case
     reading = runner.read(case, AFTER)
-    text = b"".join(map(runner.prompter.piece, reading.kept.tokens)).decode()
-    rest = b"".join(map(runner.prompter.piece, reading.rest)).decode()
+    text = b"".join(map(runner.asker.prompter.piece, reading.kept.tokens)).decode()
+    rest = b"".join(map(runner.asker.prompter.piece, reading.asked.rest)).decode()
     assert text.endswith(case.context[-20:]) and rest.strip().startswith(case.question)
-    assert reading.kept.tokens + reading.rest == readings[0].kept.tokens
-    assert reading.full.figures == readings[0].full.figures
+    assert reading.kept.tokens + reading.asked.rest == readings[0].kept.tokens
+    assert reading.full.figures == pytest.approx(readings[0].full.figures, abs=0.02)
     assert runner.measure(reading, Contender("s", parse_policy("snapkv")), Budget.parse("100%")).figures["score"] == 1
     with pytest.raises(EvaluationError, match="looks ahead at the answer"):
         runner.measure(reading, Contender("s", parse_policy("snapkv:lookahead=4")), Budget.parse("50%"))
@@ -188,7 +189,7 @@ def test_kl_notices_lost_rows(runner: Runner) -> None:
     (case,) = make_cases("kl", 1, 200, 0, Prose(), runner.sizes)
     case = replace(case, max_new_tokens=12)
     reading = runner.read(case)
-    assert reading.full.figures == {"kl": 0, "top1": 1} and len(reading.rest) == 12
+    assert reading.full.figures == {"kl": 0, "top1": 1} and len(reading.asked.rest) == 12
     assert len(reading.kept.tokens) == 200
     everything = keep(runner, reading, set(range(200)))
     little = keep(runner, reading, set(range(4)))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pyheadkv.cli import calibrate as calibrate_command
 from pyheadkv.cli import eval as command
+from pyheadkv.cli import eval_report
 from pyheadkv.cli.app import app
 from pyheadkv.cli.eval import cases_of_file, parse_lengths, split_policies
 from pyheadkv.errors import EvaluationError, UsageError
@@ -37,17 +38,17 @@ class FakeRunner:
     fail_at: int | None = None
     n_read = 0
 
-    def read(self, case: Case, question: str) -> Any:
+    def read(self, case: Case, question: str, reference: Any = None) -> Any:
         if FakeRunner.n_read == self.fail_at:
             raise KeyboardInterrupt
         FakeRunner.n_read += 1
         figures = {"kl": 0.0} if case.metric == "kl" else {"score": 1.0}
-        full = Outcome(figures, "", 100, 1.0, 1000, 1000, "full", 0.1)
-        return type("Reading", (), {"case": case, "full": full})
+        full = Outcome(figures, "", 100, 1.0, 1000, 1000, 1024, "full", 0.1)
+        return type("Reading", (), {"case": case, "full": full, "log_probs": None})
 
     def measure(self, reading: Any, contender: Any, budget: Any) -> Outcome:
         figures = {"kl": 0.25} if reading.case.metric == "kl" else {"score": 0.5}
-        return Outcome(figures, "", 100, float(budget.value), 10, 1000, f"{contender.name}:n_obs=3", 0.1)
+        return Outcome(figures, "", 100, float(budget.value), 10, 1000, 20, f"{contender.name}:n_obs=3", 0.1)
 
     def close(self) -> None:
         pass
@@ -69,8 +70,8 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
     monkeypatch.setattr(command, "fingerprint", lambda _: "f")
     monkeypatch.setattr(command, "find_profile", lambda *_: PROFILE)
     monkeypatch.setattr(command, "open_runner", open_runner)
-    monkeypatch.setattr(command, "write_curves", lambda found, path: path.write_bytes(b"PNG"))
-    monkeypatch.setattr(command, "write_depths", lambda records, path: False)
+    monkeypatch.setattr(eval_report, "write_curves", lambda found, path: path.write_bytes(b"PNG"))
+    monkeypatch.setattr(eval_report, "write_depths", lambda records, path: False)
     monkeypatch.setattr(FakeRunner, "fail_at", None)
     monkeypatch.setattr(FakeRunner, "n_read", 0)
     return calls
@@ -128,7 +129,7 @@ def test_data_instead_of_tasks(run: Callable[..., Any]) -> None:
     lines = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
     assert {(line["case"], line["length"]) for line in lines} == {("d: 2k0", "2k"), ("d: 2k1", "2k")}
     with pytest.raises(EvaluationError, match="no cases of the lengths asked for, it has 2k, 4k"):
-        cases_of_file(Path("d.jsonl"), [1024])
+        cases_of_file("d.jsonl", [1024], 10)
 
 
 @pytest.mark.parametrize(

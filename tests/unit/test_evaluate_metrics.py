@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyheadkv.errors import UsageError
 from pyheadkv.evaluate import metrics
-from pyheadkv.evaluate.metrics import METRICS, digits_share, is_settled, mean_and_error, score
+from pyheadkv.evaluate.metrics import check_libraries, digits_share, is_settled, mean_and_error, score
 
 
 @pytest.mark.parametrize(
@@ -32,10 +33,53 @@ from pyheadkv.evaluate.metrics import METRICS, digits_share, is_settled, mean_an
         ("number", "3 or 4, say 3", ["Paragraph 3"], 2 / 3),
         ("number", "13", ["Paragraph 3"], 0),
         ("number", "none", ["Paragraph 3"], 0),
+        ("exact", "The red house.", ["a Red house"], 1),
+        ("exact", "The red house there", ["a Red house"], 0),
+        ("rouge_l_recall", "a b x c and much more", ["a b c d"], 0.75),
+        ("code_sim", "\n# a comment\n```c\nreturn x;\nmore", ["return x;"], 1),
+        ("code_sim", "return y;", ["return x;"], 16 / 18),
+        ("code_sim", "", ["return x;"], 0),
+        ("cloze", '{"<mask-0>": "Bob", "<mask-1>": "Rome"}', ["{'<mask-0>': 'Bob', '<mask-1>': 'Oslo'}"], 0.5),
+        ("cloze", "It is Bob", ["{'<mask-0>': 'Bob'}"], 0),
+        ("cloze", "[1]", ["{'<mask-0>': 'Bob'}"], 0),
     ],
 )
 def test_metrics(metric: str, output: str, answers: list[str], wanted: float) -> None:
     assert score(metric, output, answers) == pytest.approx(wanted)
+
+
+KINDS = ("Price", "Other number", "Number", "City")
+ROOMS = ("kitchen", "garden", "hallway")
+
+
+@pytest.mark.parametrize(
+    ("metric", "output", "answer", "classes", "wanted"),
+    [
+        ("label", "\nIt is a city\nPrice", "City", KINDS, 1),
+        ("label", "City or price", "City", KINDS, 0.5),
+        ("label", "other number", "Other number", KINDS, 1),  # "Number" is only a part of it
+        ("label", "other number", "Number", KINDS, 0),
+        ("label", "nothing", "City", KINDS, 0),
+        ("only_label", "Mary is in the Kitchen. Not the garden.", "kitchen", ROOMS, 1),
+        ("only_label", "kitchen or garden", "kitchen", ROOMS, 0),
+        ("only_label", "garden", "kitchen", ROOMS, 0),
+        ("only_label", "kitchen <example> garden", "kitchen", ROOMS, 1),
+        ("only_label", "garden and kitchen", "kitchen,garden", ROOMS, 1),
+        ("only_label", "garden", "kitchen,garden", ROOMS, 0),
+    ],
+)
+def test_metrics_with_classes(metric: str, output: str, answer: str, classes: tuple[str, ...], wanted: float) -> None:
+    assert score(metric, output, [answer], classes=classes) == wanted
+
+
+def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_libraries(["rouge_l", "code_sim", "qa_f1", "kl"])
+    monkeypatch.setitem(metrics._LIBRARIES, "rouge_l", ("no_such_module", "rouge-score"))
+    check_libraries(["code_sim", "qa_f1"])
+    with pytest.raises(
+        UsageError, match=r"rouge_l needs rouge-score, which is missing: pip install 'pyheadkv\[bench\]'"
+    ):
+        check_libraries(["qa_f1", "rouge_l"])
 
 
 def test_first_line() -> None:
@@ -62,12 +106,19 @@ WORDS = st.lists(
 
 @given(WORDS, st.lists(st.sampled_from(["red", "the red 12", "123", "Blue-Green 4"]), min_size=1, max_size=3))
 def test_like_the_scoring_of_the_development_sets(reference: Any, words: list[str], answers: list[str]) -> None:
-    output = " ".join(words)
-    for metric in METRICS:
+    output, classes = " ".join(words), ["red", "the red 12", "123", "Blue-Green 4", "blue"]
+    for metric in ("all_substr", "any_substr", "first_word", "qa_f1", "rouge_l", "number", "label"):
         if metric == "number" and not any(map(str.isdigit, answers[0])):
             continue
-        wanted = reference.score({"metric": metric, "answers": answers}, output)
-        assert score(metric, output, answers) == pytest.approx(wanted), metric
+        wanted = reference.score({"metric": metric, "answers": answers, "classes": classes}, output)
+        assert score(metric, output, answers, classes=classes) == pytest.approx(wanted), metric
+
+
+@given(WORDS, st.lists(st.sampled_from(["red", "12 The a", "blue-green"]), min_size=1, max_size=2))
+def test_code_is_at_least_as_alike_as_by_matching_blocks(reference: Any, words: list[str], answers: list[str]) -> None:
+    output = " ".join(words).strip()  # the reference leaves out empty lines and blanks, which real code has as well
+    wanted = reference.score({"metric": "code_sim", "answers": answers}, output)
+    assert score("code_sim", output.partition("\n")[0].strip(), answers) >= wanted - 1e-9
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate import choose
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.choose import Candidate, Measured, Range, choose_settings, pick
+from pyheadkv.evaluate.compare import comparisons
 from pyheadkv.evaluate.plots import write_curves, write_depths
 from pyheadkv.evaluate.report import markdown, sheets, value_text
 from pyheadkv.evaluate.results import FULL, Results, cells
@@ -39,13 +40,15 @@ CASES = [case(i, depth=i / 4) for i in range(4)]
 
 
 def outcome(figures: dict[str, float], keep_ratio: float = 1.0) -> Outcome:
-    return Outcome(figures, "said", 100, keep_ratio, round(1000 * keep_ratio), 1000, "settled:x=1", 0.123456)
+    n_bytes = round(1000 * keep_ratio)
+    return Outcome(figures, "said", 100, keep_ratio, n_bytes, 1000, n_bytes + 50, "settled:x=1", 0.123456)
 
 
 class FakeReading:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.full = outcome({"kl": 0.0} if case.metric == "kl" else {"score": 1.0})
+        self.log_probs: Any = f"predictions of {case.id}" if case.metric == "kl" else None
 
 
 class FakeRunner:
@@ -63,8 +66,8 @@ class FakeRunner:
             raise KeyboardInterrupt
         self.steps.append(words)
 
-    def read(self, case: Case, question: str) -> FakeReading:
-        self._step(f"read {case.id} {question}")
+    def read(self, case: Case, question: str, reference: Any = None) -> FakeReading:
+        self._step(f"read {case.id} {question}" + (f" as {reference}" if reference else ""))
         return FakeReading(case)
 
     def measure(self, reading: FakeReading, contender: Contender, budget: Budget) -> Outcome:
@@ -80,7 +83,7 @@ class FakeRunner:
 
 
 def sweep(runner: FakeRunner, results: Results, cases: list[Case] = CASES, trials: Any = TRIALS, **more: Any) -> Any:
-    return run_sweep(runner, Sweep("r", cases, trials, "in"), results, **more)  # type: ignore[arg-type]
+    return run_sweep(runner, Sweep("r", cases, trials, "in"), results, **more)
 
 
 def test_a_prompt_is_read_once_for_all_trials() -> None:
@@ -122,8 +125,8 @@ def test_more_trials_measure_only_what_is_new() -> None:
     assert runner.steps[:2] == ["read single0 in", "single0 auto 10%"] and len(runner.steps) == 8
     assert len(records) == 12
     other = FakeRunner()
-    run_sweep(other, Sweep("other model", CASES, TRIALS[:1], "in"), results)  # type: ignore[arg-type]
-    run_sweep(other, Sweep("r", CASES, TRIALS[:1], "after"), results)  # type: ignore[arg-type]
+    run_sweep(other, Sweep("other model", CASES, TRIALS[:1], "in"), results)
+    run_sweep(other, Sweep("r", CASES, TRIALS[:1], "after"), results)
     assert len(other.steps) == 16
 
 
@@ -170,9 +173,11 @@ def test_report(records: Any) -> None:
     )
     assert single.columns == ("policy", "50%", "10%", "full")
     assert single.rows[0] == ("auto", "100.0 ±0.0", "50.0 ±28.9", "100.0 ±0.0")
-    text = markdown(cells(records), "Title", [("model", "demo")], ["quality.png"])
+    text = markdown(cells(records), comparisons(records), "Title", [("model", "demo")], ["quality.png"])
     assert "# Title\n\n- model: demo\n" in text and "| auto | 100.0 ±0.0 | 50.0 ±28.9 | 100.0 ±0.0 |" in text
     assert "![quality.png](quality.png)" in text and "one standard error" in text
+    assert "| single, 2k, question in: score | 10% | auto - snapkv | 4 | 50.0 ±28.9 | too few cases |" in text
+    assert "| 2k | snapkv | 10% | 0.00 | 0.00 |" in text
     assert value_text("kl", 0.06234, math.nan) == "0.0623"
 
 

@@ -1,0 +1,107 @@
+"""Rows of a file: JSON lines, a JSON array, Parquet, or one of these inside a zip archive."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyheadkv.errors import EvaluationError, UsageError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file with rows.
+
+    Parameters
+    ----------
+    member
+        name within the zip archive that the path is
+    task
+        only rows of this task are wanted; "" is all
+    """
+
+    path: Path
+    member: str = ""
+    task: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.path}, {self.member}" if self.member else str(self.path)
+
+    @property
+    def place(self) -> Path:
+        """Folders and name of the file that holds the rows."""
+        return Path(self.member) if self.member else self.path.absolute()
+
+
+def read_rows(source: Source) -> list[Row]:
+    """All rows of a file.
+
+    Raises
+    ------
+    EvaluationError
+        the file cannot be read
+    UsageError
+        it is Parquet, and pyarrow is missing
+    """
+    try:
+        data = source.path.read_bytes() if not source.member else _unzip(source)
+    except OSError as error:
+        raise EvaluationError(f"{source.name} cannot be read: {error.strerror or error}") from None
+    rows = _parquet(source, data) if source.place.suffix == ".parquet" else _json(source, data)
+    return [row for row in rows if not source.task or row.get("task") == source.task]
+
+
+def _unzip(source: Source) -> bytes:
+    try:
+        with zipfile.ZipFile(source.path) as archive:
+            names = sorted(name for name in archive.namelist() if Path(name).suffix == ".jsonl")
+            if source.member not in names:
+                there = ", ".join(Path(name).stem for name in names)[:400]
+                raise EvaluationError(f"{source.path} has no {source.member}, it has {there or 'no JSON lines'}")
+            return archive.read(source.member)
+    except zipfile.BadZipFile:
+        raise EvaluationError(f"{source.path} is a damaged zip archive") from None
+
+
+def _json(source: Source, data: bytes) -> list[Row]:
+    """Line by line, unless all of it is one array."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{source.name} cannot be read: not UTF-8") from None
+    if text.lstrip().startswith("["):
+        rows = _value(source, 1, text)
+    else:
+        rows = [_value(source, n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise EvaluationError(f"{source.name} is no list of JSON objects")
+    return rows
+
+
+def _value(source: Source, n: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{source.name}, line {n}: {' '.join(str(error).split())[:160]}") from None
+
+
+def _parquet(source: Source, data: bytes) -> list[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        message = f"{source.name} is Parquet, which needs pyarrow: pip install 'pyheadkv[bench]'"
+        raise UsageError(message) from None
+    try:
+        rows: list[Row] = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise EvaluationError(f"{source.name} cannot be read: {' '.join(str(error).split())[:160]}") from None
+    return rows
