@@ -5,6 +5,11 @@ As text, for a command line: a preset's name, then what differs from it,
     snapkv
     headkv:beta=1.1,n_obs=32,pool=13,fold=max,n_sink=4
 
+or an allocator and a scorer, whose settings are then those of the preset that has its name:
+
+    headkv+kvzip
+    adakv+expected_attention:safeguard=0.5
+
 Keys are n_sink, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
 pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
 allocator. ``str(policy)`` gives this text back.
@@ -15,17 +20,18 @@ profile. Only lookahead can be set with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from pyheadkv.allocators import get_allocator
+from pyheadkv.allocators import allocator_names, get_allocator
 from pyheadkv.errors import PolicyError, ProfileError
 from pyheadkv.profile import Profile, parse_mix
-from pyheadkv.scorers import Scorer
+from pyheadkv.scorers import MAX_N_OBS, SCORERS, Scorer
 
 MAX_N_SINK = 1024
 MAX_LOOKAHEAD = 256
 AUTO = "auto"
+_JOINTS = str.maketrans("", "", "-_")
 _OWN_INTS = ("n_sink", "lookahead")
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
 _SCORER_FLOATS = ("retrieval_share", "vote")
@@ -58,7 +64,8 @@ class Policy:
     Raises
     ------
     PolicyError
-        an unknown allocator or parameter, or a value out of range
+        an unknown allocator or parameter, a value out of range, or an allocator that ranks scores which cannot be
+        compared
     """
 
     name: str
@@ -75,14 +82,33 @@ class Policy:
             raise PolicyError(f"n_sink is {self.n_sink}, expected 0 to {MAX_N_SINK}")
         if not 0 <= self.lookahead <= MAX_LOOKAHEAD:
             raise PolicyError(f"lookahead is {self.lookahead}, expected 0 to {MAX_LOOKAHEAD}")
+        if self.lookahead + self.n_obs > MAX_N_OBS:
+            raise PolicyError(f"lookahead + n_obs is {self.lookahead + self.n_obs}, expected at most {MAX_N_OBS}")
         get_allocator(self.allocator).check_params(self.params)
+        self._check_scores_fit()
+
+    def _check_scores_fit(self) -> None:
+        """What an allocator ranks together must mean the same."""
+        allocator, kind = get_allocator(self.allocator), SCORERS[self.scorer.name]
+        if allocator.ranks == "layer" and kind.compares == "head":
+            raise PolicyError(
+                f"allocator {self.allocator} ranks the heads of a layer together: {self.scorer.name} "
+                "scores cannot be compared between heads"
+            )
+        if allocator.ranks == "model" and kind.compares != "model":
+            raise PolicyError(
+                f"allocator {self.allocator} ranks all layers together: {self.scorer.name} scores cannot "
+                "be compared between layers"
+            )
+        if kind.is_signed and allocator.complete(self.params).get("scale"):
+            raise PolicyError(f"scale is 1, expected 0: {self.scorer.name} scores may be negative")
 
     @classmethod
     def preset(cls, name: str) -> Policy:
-        """Look up a policy by name; PolicyError lists the known ones."""
-        policy = _PRESETS.get(name)
+        """Look up a policy by name, or put ALLOCATOR+SCORER together; PolicyError lists the known names."""
+        policy = _PRESETS.get(name) or _combination(name)
         if policy is None:
-            raise PolicyError(f"unknown policy {name!r}, known are {', '.join(_PRESETS)}")
+            raise PolicyError(f"unknown policy {name!r}, known are {', '.join(_PRESETS)}, and ALLOCATOR+SCORER")
         return policy
 
     @property
@@ -107,7 +133,7 @@ class Policy:
 
     def __str__(self) -> str:
         """The text that `parse_policy` reads: the name, then what differs from that preset."""
-        preset = _PRESETS.get(self.name)
+        preset = _PRESETS.get(self.name) or _combination(self.name)
         base, own = _settings(preset) if preset else {}, _settings(self)
         changed = ",".join(f"{key}={value}" for key, value in own.items() if base.get(key) != value)
         return f"{self.name}:{changed}" if changed else self.name
@@ -154,6 +180,29 @@ _PRESETS: dict[str, Policy] = {
         Policy("layer-defensive", "global", Scorer("layer_defensive", n_obs=32, pool_kernel=5, pool="avg")),
     )
 }
+
+
+def _combination(name: str) -> Policy | None:
+    """ALLOCATOR+SCORER, the scorer as the first preset with it has it; None for a name without a plus."""
+    left, plus, right = name.partition("+")
+    if not plus:
+        return None
+    allocator = get_allocator(_known_name(left, allocator_names()))
+    scorer = _known_name(right, SCORERS)
+    full_name = f"{allocator.name}+{scorer}"
+    if full_name in _PRESETS:
+        return _PRESETS[full_name]
+    of_preset = (policy for policy in _PRESETS.values() if policy.scorer.name == scorer and policy.name != AUTO)
+    base = next(of_preset, None) or Policy(full_name, "uniform", Scorer(scorer))
+    # Ada-KV scales by parts of a sum, which mean nothing where scores may be negative
+    params = {"scale": 0.0} if "scale" in allocator.params and SCORERS[scorer].is_signed else {}
+    return Policy(full_name, allocator.name, base.scorer, base.n_sink, params)
+
+
+def _known_name(text: str, known: Iterable[str]) -> str:
+    """The name that is meant, however its words are joined: expected-attention is expected_attention."""
+    plain = text.strip().translate(_JOINTS)
+    return next((name for name in known if name.translate(_JOINTS) == plain), text.strip())
 
 
 def policy_names() -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class ScorerKind:
         "none", or a "second pass" that repeats the prompt (pyheadkv/repeat.py)
     is_signed
         whether scores may be negative, so that heads cannot vote with them
+    compares
+        how far apart scores mean the same, so that they can be ranked together: in a "head", a "layer", the "model"
     """
 
     about: str
@@ -36,6 +38,7 @@ class ScorerKind:
     native: str = "attention"
     observers: str = "window"
     is_signed: bool = False
+    compares: str = "model"
 
 
 SCORERS = {
@@ -85,6 +88,7 @@ SCORERS = {
         native="knorm",
         observers="none",
         is_signed=True,
+        compares="head",  # every head's keys have a length of their own
     ),
     "keydiff": ScorerKind(
         """KeyDiff, Park et al., https://arxiv.org/abs/2504.15364: minus the cosine between the key and the mean of the
@@ -100,6 +104,7 @@ SCORERS = {
         left out of all sums. Differs from the paper: soft caps of logits are not followed.""",
         native="expected",
         observers="behind sinks",
+        compares="layer",  # values are longer in some layers
     ),
     "kvzip": ScorerKind(
         """KVzip, Kim et al., https://arxiv.org/abs/2505.23416: largest attention while the model repeats the prompt,

@@ -87,6 +87,7 @@ ADAKV = Allocator(
     "the same number of rows for every layer, shared by its KV heads by the scores of this prompt",
     allocate,
     needs_token_scores=True,
+    ranks="layer",
     params={
         "safeguard": Param(default=0.2, at_least=0, at_most=1),
         "scale": Param(default=1, at_least=0, at_most=1, is_whole=True),

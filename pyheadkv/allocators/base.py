@@ -200,6 +200,8 @@ class Allocator:
         the method reads ``request.head_distance``
     params
         accepted parameters by name
+    ranks
+        what it ranks together by token scores: the heads of a "layer", all of the "model", or ""
     """
 
     name: str
@@ -209,6 +211,7 @@ class Allocator:
     params: Mapping[str, Param] = field(default_factory=dict)
     needs_token_scores: bool = False
     needs_semantics: bool = False
+    ranks: str = ""
 
     def check_params(self, params: Mapping[str, float]) -> None:
         """Raise PolicyError for an unknown parameter or a value out of range, naming the limit."""

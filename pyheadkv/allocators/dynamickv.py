@@ -76,6 +76,7 @@ DYNAMICKV = Allocator(
     "rows per layer by where the highest scores of this prompt are, equal within a layer",
     allocate,
     needs_token_scores=True,
+    ranks="model",
     params={
         "m": Param(default=4, at_least=1, at_most=1024, is_whole=True),
         "r_max": Param(default=5, above=0, at_most=1000),

@@ -38,4 +38,5 @@ GLOBAL = Allocator(
     "the best positions of all KV heads of all layers together",
     allocate,
     needs_token_scores=True,
+    ranks="model",
 )

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class Kept:
     """A whole cache, aside: the tokens that were read, and the rows as llama.cpp writes them, uint8.
 
-    `scores` are those of its second passes, by tokens repeated, reduce and fold.
+    `scores` are of its positions, by scorer and sinks, where making them takes reading the prompt.
     """
 
     tokens: list[int]
     rows: npt.NDArray[np.uint8]
-    scores: dict[tuple[int, str, str], list[Floats]] = field(default_factory=dict)
+    scores: dict[tuple[Scorer, int], list[Floats]] = field(default_factory=dict)
 
 
 class Engine(Reader):
@@ -72,24 +72,41 @@ class Engine(Reader):
         self.llama.n_tokens = n_tokens
 
     def compress(self, kept: Kept, plan: Plan) -> None:
-        """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any."""
-        n_before = len(kept.tokens) - plan.n_last
+        """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any.
+
+        Scores for which the prompt is read or repeated are made once for all budgets and allocators.
+        """
+        scorer, n_ahead = plan.policy.scorer, plan.policy.lookahead
+        n_last = plan.n_last
+        if scorer.needs_second_pass or (n_last > scorer.n_obs and not n_ahead):
+            plan = replace(plan, token_scores=self._scores(kept, plan))
+            n_last = scorer.n_obs
+        n_before = len(kept.tokens) - n_last
         self.put_back(kept, n_before)
-        if plan.policy.scorer.needs_second_pass:
-            plan = replace(plan, token_scores=self._second_pass(kept, n_before, plan.policy.scorer))
-        arm(self.native, plan)
+        if plan.token_scores is None:
+            arm(self.native, plan)
         self.go_on(kept.tokens[n_before:])
-        if plan.policy.lookahead:
+        if n_ahead:
             self._waiting = plan
         else:
             self._carry_out(plan)
 
-    def _second_pass(self, kept: Kept, n_tokens: int, scorer: Scorer) -> list[Floats]:
-        """Scores of the first tokens of a copy, which are in the cache; made once for all budgets and allocators."""
-        key = (n_tokens, scorer.reduce, scorer.fold)
+    def _scores(self, kept: Kept, plan: Plan) -> list[Floats]:
+        """Scores of a copy's positions before the window, not pooled."""
+        scorer = replace(plan.policy.scorer, pool_kernel=1, retrieval_share=0.0)
+        key = (scorer, plan.policy.n_sink)
         if key not in kept.scores:
-            kept.scores[key] = Repetition(self.llama, kept.tokens[:n_tokens]).scores(self.native, self.go_on, scorer)
+            kept.scores[key] = self._make_scores(kept, plan, scorer)
         return kept.scores[key]
+
+    def _make_scores(self, kept: Kept, plan: Plan, scorer: Scorer) -> list[Floats]:
+        n_before = len(kept.tokens) - plan.n_last
+        self.put_back(kept, n_before)
+        if scorer.needs_second_pass:
+            return Repetition(self.llama, kept.tokens[:n_before]).scores(self.native, self.go_on, scorer)
+        arm(self.native, plan)
+        self.go_on(kept.tokens[n_before:])
+        return [self.native.score_read(i, scorer) for i in range(len(plan.rows))]
 
     def _carry_out(self, plan: Plan) -> None:
         compress(self.native, plan, int(self.llama.n_threads_batch))
