@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.calibrate import Settings, calibrate
-from pyheadkv.cli.app import CalibrateOptions
 from pyheadkv.cli.choose import choose_for_model
+from pyheadkv.cli.options import CalibrateOptions
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import UsageError
 from pyheadkv.fingerprint import fingerprint

@@ -15,8 +15,8 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.app import CacheOptions, ChatOptions
 from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile

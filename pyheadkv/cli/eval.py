@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.app import EvalOptions
 from pyheadkv.cli.eval_report import write_report
+from pyheadkv.cli.options import EvalOptions
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError, ProfileError, UsageError
 from pyheadkv.evaluate.asking import QUESTIONS

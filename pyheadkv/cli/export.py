@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.app import ExportOptions
+from pyheadkv.cli.options import ExportOptions
 from pyheadkv.cli.render import console, note
 from pyheadkv.errors import UsageError
 from pyheadkv.export import check_output, export_model, remove_profile

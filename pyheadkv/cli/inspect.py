@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pyheadkv.cli.app import CacheOptions
+from pyheadkv.cli.options import CacheOptions
 from pyheadkv.cli.render import mib, note
 from pyheadkv.errors import ModelError, ProfileError, UsageError
 from pyheadkv.heatmap import HeatMap

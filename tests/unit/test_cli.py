@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from pyheadkv import lookup
 from pyheadkv.cli import chat, inspect
-from pyheadkv.cli.app import CacheOptions, ChatOptions, app
+from pyheadkv.cli.app import app
+from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.errors import NativeError
 
 METADATA: dict[str, object] = {

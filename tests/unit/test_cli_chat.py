@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pyheadkv.cli.app import ChatOptions
 from pyheadkv.cli.chat import Talk
 from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.errors import UsageError
 from pyheadkv.session import HeadKV

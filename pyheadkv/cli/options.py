@@ -1,0 +1,95 @@
+"""What the commands ask, as they hand it to the modules that do the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What both commands ask about the cache."""
+
+    model: str
+    budget: str | None
+    policy: str
+    profile: Path | None
+    mix: str | None
+    n_ctx: int
+    type_k: str
+    type_v: str
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What only `chat` asks. seed None is random, n_predict below 1 is no limit but the context."""
+
+    n_threads: int | None
+    n_gpu_layers: int
+    system: str | None
+    files: tuple[Path, ...]
+    prompt: str | None
+    is_single_turn: bool
+    n_predict: int
+    temp: float
+    seed: int | None
+    as_json: bool
+    verbose: bool
+    lookahead: int
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """What `calibrate` asks."""
+
+    model: str
+    output: Path | None
+    n_examples: int
+    lengths: str
+    seed: int
+    fold: str
+    profile_mix: str | None
+    n_threads: int | None
+    n_gpu_layers: int
+    force: bool
+    is_choosing: bool = False
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What `eval` asks."""
+
+    model: str
+    tasks: str | None
+    policies: str
+    budgets: str
+    lengths: str
+    question: str
+    n_cases: int
+    output: Path | None
+    data: tuple[str, ...]
+    text: Path | None
+    seed: int
+    profile: Path | None
+    profile_mix: str | None
+    type_k: str
+    type_v: str
+    n_threads: int | None
+    n_gpu_layers: int
+    versus: str | None
+    kvpress: str | None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `export` asks."""
+
+    model: str
+    output: Path | None
+    profile: Path | None
+    is_calibrating: bool
+    profile_mix: str | None
+    budget: str | None
+    is_removing: bool
+    in_place: bool
+    force: bool
