@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,6 +133,66 @@ def test_data_instead_of_tasks(run: Callable[..., Any]) -> None:
         cases_of_file("d.jsonl", [1024], 10)
 
 
+def test_benchmark_files_are_counted_and_cut(run: Callable[..., Any]) -> None:
+    rows = [
+        {"input": "Who?", "context": "word " * n, "answers": ["x"], "all_classes": None, "dataset": "musique", "_id": n}
+        for n in (50, 900, 3000)
+    ]
+    Path("musique.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("--data", "musique.jsonl", "-o", "out", "--ctx", "1k,2k", "--budgets", "10%", "--cases", "3")
+    assert result.exit_code == 0, result.output
+    assert "1 of 3 cases of files are longer than 2k tokens: cut in the middle (--ctx)" in result.stderr
+    cases = [json.loads(line) for line in Path("out/cases.jsonl").read_text().splitlines()]
+    assert [(case["id"], case["bucket"]) for case in cases] == [
+        ("musique: musique_50", "1k"),
+        ("musique: musique_900", "1k"),
+        ("musique: musique_3000", "2k"),
+    ]
+    assert cases[2]["length_tokens"] <= 2048
+    assert run("--data", "musique.jsonl", "-o", "two", "--budgets", "10%", "--cases", "2").exit_code == 0
+    assert len(Path("two/cases.jsonl").read_text().splitlines()) == 2
+
+
+def test_versus(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eval_report, "write_bytes", lambda found, path: path.write_bytes(b"PNG") > 0)
+    options = ("--tasks", "single", "--cases", "2", "-o", "out", "--budgets", "10%", "--versus", "q8_0,q4_0")
+    result = run(*options)
+    assert result.exit_code == 0, result.output
+    assert [(call["type_k"], call["type_v"]) for call in opened] == [(t, t) for t in ("f16", "q8_0", "q4_0")]
+    lines = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * 2 * 3 and len({line["run"] for line in lines}) == 3
+    assert "snapkv@q4_0" in result.stdout and "full@q8_0" in result.stdout
+    report = Path("out/report.md").read_text()
+    assert "over bytes of the cache" in report and "bytes.png" in report and "Paired differences" in report
+    assert "| auto@q8_0 - auto@q4_0 | 2 | 0.0 ±0.0 | too few cases |" in report
+    n_read = FakeRunner.n_read
+    assert run(*options).exit_code == 0 and FakeRunner.n_read == n_read
+
+
+def test_kvpress(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peer(FakeRunner):
+        def __init__(self, path: Path, asker: object, n_threads: int | None) -> None:
+            assert path.name == "model.Q4.gguf"
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        result = run("--kvpress", "snapkv")
+        assert result.exit_code == 1 and "error: --kvpress needs torch" in result.stderr and not opened
+    monkeypatch.setattr(command, "libraries", dict)
+    monkeypatch.setattr(command, "PressRunner", Peer)
+    monkeypatch.setattr(FakeRunner, "asker", None, raising=False)
+    result = run(
+        "--tasks", "single", "--cases", "1", "-o", "out", "--budgets", "10%", "--kvpress", "snapkv:window_size=16"
+    )
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
+    assert [(line["policy"], line["cache"]) for line in lines[3:]] == [
+        ("full", "kvpress"),
+        ("kvpress:snapkv:window_size=16", "kvpress"),
+    ]
+    assert "kvpress:snapkv:window_size=16" in result.stdout and "full@kvpress" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -143,6 +204,9 @@ def test_data_instead_of_tasks(run: Callable[..., Any]) -> None:
         (["--ctx", "two"], "--ctx 'two' cannot be read"),
         (["--data", "none.jsonl"], "none.jsonl cannot be read"),
         (["--text", "none.txt"], "none.txt cannot be read"),
+        (["--versus", "q9"], "--versus 'q9' is no cache type, known are"),
+        (["--versus", "f16"], "--versus f16 is the cache type that is measured already"),
+        (["--kvpress", "x"], "--kvpress 'x' is not one of snapkv"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,46 @@ def test_progress_ends_at_the_whole() -> None:
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] == 4 * (100 + 4 * 30) and seen[-1][2] == "done"
     assert seen[1][2] == "single, 2k: auto 50%"
+
+
+def test_prose_is_compared_with_the_first_cache_type() -> None:
+    cases, results = [CASES[0], case(0, "kl"), case(1, "kl")], Results()
+
+    def sweeps() -> list[Sweep]:
+        references: dict[str, Any] = {}
+        return [Sweep(name, cases, TRIALS[:1], "in", name, references) for name in ("f16", "q8_0")]
+
+    runner = FakeRunner()
+    base, other = sweeps()
+    base = base.lending_to([other], results)
+    assert base.lends == {"kl0", "kl1"}
+    run_sweep(runner, base, results)
+    run_sweep(runner, other, results)
+    reads = [step for step in runner.steps if step.startswith("read")]
+    assert reads[:3] == ["read single0 in", "read kl0 in", "read kl1 in"]
+    assert reads[3:] == [
+        "read single0 in",
+        "read kl0 in as predictions of kl0",
+        "read kl1 in as predictions of kl1",
+    ]
+    del results.records[other._keys(cases[2])[1]]  # stopped before the last: only this case is read again, in both
+    runner = FakeRunner()
+    base, other = sweeps()
+    base = base.lending_to([other], results)
+    n_records = len(results.records)
+    assert {record["cache"] for record in run_sweep(runner, base, results)} == {"f16"}
+    assert len(results.records) == n_records
+    assert len(run_sweep(runner, other, results)) == 6
+    assert runner.steps == ["read kl1 in", "read kl1 in as predictions of kl1", "kl1 auto 50%"]
+    assert sweeps()[0].lending_to(sweeps()[1:], results).lends == frozenset()
+
+
+def test_a_case_that_changed_is_measured_again() -> None:
+    results = Results()
+    sweep(FakeRunner(), results, cases=CASES[:1])
+    runner = FakeRunner()
+    sweep(runner, results, cases=[replace(CASES[0], question="What else?")])
+    assert len(runner.steps) == 5 and len(results.records) == 10
 
 
 def test_marks() -> None:
