@@ -14,7 +14,7 @@ from pyheadkv import _library
 from pyheadkv.errors import LibraryError
 
 if TYPE_CHECKING:
-    from pyheadkv.allocators import Allocator, AllocRequest, register_allocator
+    from pyheadkv.allocators import Allocator, AllocRequest, Param, register_allocator
     from pyheadkv.budget import Budget
     from pyheadkv.errors import HeadKVError
     from pyheadkv.plan import Plan, make_plan
@@ -33,6 +33,7 @@ __all__ = [
     "HeadKV",
     "HeadKVError",
     "ModelShape",
+    "Param",
     "Plan",
     "Policy",
     "Profile",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "pyheadkv.allocators": ("Allocator", "AllocRequest", "register_allocator"),
+    "pyheadkv.allocators": ("Allocator", "AllocRequest", "Param", "register_allocator"),
     "pyheadkv.budget": ("Budget",),
     "pyheadkv.errors": ("HeadKVError",),
     "pyheadkv.plan": ("Plan", "make_plan"),

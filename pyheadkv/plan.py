@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pyheadkv.allocators import Allocator, AllocRequest, get_allocator
 from pyheadkv.budget import Budget, rows_to_bytes
-from pyheadkv.errors import BudgetError, PolicyError, ProfileError
+from pyheadkv.errors import BudgetError, ProfileError
 from pyheadkv.policy import Policy, settle
 from pyheadkv.profile import Profile
 from pyheadkv.roles import HeadRoles, head_roles
@@ -148,8 +148,7 @@ def make_plan(
     request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
 
     def plan_of(allocator: Allocator, request: AllocRequest) -> Plan:
-        rows = tuple(tuple(layer) for layer in allocator.allocate(request))
-        _check_rows(rows, policy, request)
+        rows = allocator.rows(request)
         bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
         bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
         if budget.kind == "bytes" and bytes_kept > budget.value:
@@ -225,19 +224,3 @@ def _fitting_scores(shape: ModelShape, policy: Policy, profile: Profile | None) 
             f"this model has {shape.n_kv_heads} in {shape.n_layer}"
         )
     return profile.scores
-
-
-def _check_rows(rows: tuple[tuple[int, ...], ...], policy: Policy, request: AllocRequest) -> None:
-    # allocators may be anyone's: what they return goes to native code
-    name = policy.allocator
-    n_head_kv = tuple(len(layer) for layer in rows)
-    if n_head_kv != request.n_head_kv:
-        raise PolicyError(f"allocator {name} gave rows for {sum(n_head_kv)} KV heads, expected {request.n_heads}")
-    total = sum(sum(layer) for layer in rows)
-    if total != request.total_rows:
-        raise PolicyError(f"allocator {name} gave {total} rows, expected {request.total_rows}")
-    for i, layer in enumerate(rows):
-        for ih, n in enumerate(layer):
-            if not policy.floor_rows <= n <= request.n_prompt:
-                limits = f"{policy.floor_rows} to {request.n_prompt}"
-                raise PolicyError(f"allocator {name} gave KV head {ih} of layer {i} {n} rows, expected {limits}")

@@ -10,6 +10,8 @@ or an allocator and a scorer, whose settings are then those of the preset that h
     headkv+kvzip
     adakv+expected_attention:safeguard=0.5
 
+or a Python file that registers one policy: my_policy.py:n_obs=32.
+
 Keys are n_sink, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
 pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
 allocator. ``str(policy)`` gives this text back.
@@ -22,8 +24,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from pyheadkv.allocators import allocator_names, get_allocator
+from pyheadkv.allocators import allocator_names, get_allocator, run_file
 from pyheadkv.errors import PolicyError, ProfileError
 from pyheadkv.profile import Profile, parse_mix
 from pyheadkv.scorers import MAX_N_OBS, SCORERS, Scorer
@@ -134,12 +137,19 @@ class Policy:
     def __str__(self) -> str:
         """The text that `parse_policy` reads: the name, then what differs from that preset."""
         preset = _PRESETS.get(self.name) or _combination(self.name)
-        base, own = _settings(preset) if preset else {}, _settings(self)
+        base = {**_own_settings(preset), **preset.params} if preset else {}
+        own = {**_own_settings(self), **self.params}
         changed = ",".join(f"{key}={value}" for key, value in own.items() if base.get(key) != value)
         return f"{self.name}:{changed}" if changed else self.name
 
 
-def _settings(policy: Policy) -> dict[str, object]:
+def policy_settings(policy: Policy) -> dict[str, int | float | str]:
+    """Everything that can be set with a policy, with its values: its own, its scorer's, its allocator's."""
+    allocator = get_allocator(policy.allocator)
+    return {**_own_settings(policy), **allocator.complete(policy.params)}
+
+
+def _own_settings(policy: Policy) -> dict[str, int | float | str]:
     scorer = policy.scorer
     return {
         "n_sink": policy.n_sink,
@@ -152,7 +162,6 @@ def _settings(policy: Policy) -> dict[str, object]:
         "retrieval_share": scorer.retrieval_share,
         "retrieval_kernel": scorer.retrieval_kernel,
         "vote": scorer.vote,
-        **policy.params,
     }
 
 
@@ -199,10 +208,27 @@ def _combination(name: str) -> Policy | None:
     return Policy(full_name, allocator.name, base.scorer, base.n_sink, params)
 
 
+def _policy_of_file(path: Path) -> Policy:
+    """The one policy that a Python file registers; the file is run once."""
+    where = path.resolve()
+    if where not in _OF_FILES:
+        known = policy_names()
+        run_file(path)
+        new = [name for name in policy_names() if name not in known]
+        if len(new) != 1:
+            names = f" ({', '.join(new)})" if new else ""
+            raise PolicyError(f"{path} registers {len(new)} policies{names}, expected one: pyheadkv.register_policy")
+        _OF_FILES[where] = new[0]
+    return _PRESETS[_OF_FILES[where]]
+
+
 def _known_name(text: str, known: Iterable[str]) -> str:
     """The name that is meant, however its words are joined: expected-attention is expected_attention."""
     plain = text.strip().translate(_JOINTS)
     return next((name for name in known if name.translate(_JOINTS) == plain), text.strip())
+
+
+_OF_FILES: dict[Path, str] = {}  # which policy a file registered
 
 
 def policy_names() -> tuple[str, ...]:
@@ -226,7 +252,8 @@ def parse_policy(text: str) -> Policy:
         an unknown name or key, a key given twice, or a value out of range
     """
     name, colon, settings = text.strip().partition(":")
-    policy = Policy.preset(name.strip())
+    is_file = name.strip().endswith(".py")
+    policy = _policy_of_file(Path(name.strip())) if is_file else Policy.preset(name.strip())
     if not colon:
         return policy
     own: dict[str, int] = {}

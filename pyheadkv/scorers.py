@@ -18,6 +18,8 @@ class ScorerKind:
 
     Parameters
     ----------
+    words
+        what is kept, in a few words
     about
         paper, formula, and where it differs from the paper
     has_first
@@ -33,6 +35,7 @@ class ScorerKind:
         how far apart scores mean the same, so that they can be ranked together: in a "head", a "layer", the "model"
     """
 
+    words: str
     about: str
     has_first: bool = False
     native: str = "attention"
@@ -40,32 +43,43 @@ class ScorerKind:
     is_signed: bool = False
     compares: str = "model"
 
+    @property
+    def source(self) -> str:
+        """The paper's arXiv id."""
+        return self.about.partition("arxiv.org/abs/")[2].partition(":")[0].rstrip(",.")
+
 
 SCORERS = {
     "snapkv": ScorerKind(
+        "attention of the last queries",
         """SnapKV, Li et al., https://arxiv.org/abs/2404.14469: mean attention of the observation window, folded over
-        the query heads of a KV head, then pooled. Differs from the paper: one score for each KV head, as in kvpress."""
+        the query heads of a KV head, then pooled. Differs from the paper: one score a KV head, as in kvpress.""",
     ),
     "h2o": ScorerKind(
+        "attention of all queries of the prompt",
         """H2O, Zhang et al., https://arxiv.org/abs/2306.14048: attention received from all queries of the prompt,
         mean over the group. Differs from the paper: the recent rows are the window and not half of the budget, and
         nothing is evicted while generating. Reading costs the prompt's attention once more.""",
         observers="prompt",
     ),
     "tova": ScorerKind(
+        "attention of the last query, the same for all heads of a layer",
         """TOVA, Oren et al., https://arxiv.org/abs/2401.06104: attention of the last query (n_obs=1; with more, their
         mean), mean over all heads of the layer, the same for each KV head. Differs from the paper: nothing is evicted
-        while generating."""
+        while generating.""",
     ),
     "criticalkv": ScorerKind(
+        "attention of the last queries, and what the value does behind the output projection",
         """CriticalKV, Feng et al., https://arxiv.org/abs/2502.03805: of the rows that are chosen, half go to the
         positions with the highest attention, as SnapKV rates them; the others to those with the highest (attention +
         0.0001) * |W_o v|_1, W_o being the output projection's block of a query head, mean over the group. Allocators
         that look at scores see attention. Differs from the paper: half of a KV head's rows is rounded down and does not
         count those that are always kept; adapters (LoRA) and gates of the output are not followed.""",
         native="critical",
+        compares="layer",  # the output projection has a scale of its own in every layer
     ),
     "layer_defensive": ScorerKind(
+        "largest attention of the last queries, times the value behind the output projection",
         """LayerDefensiveKV, Feng et al., https://arxiv.org/abs/2510.13334: attention of each query of the window,
         pooled and scaled back to its mass; the largest over the window and the group, at least the KV head's mean;
         times |W_o v|_1 (as in criticalkv) over its sum. The fewest positions that hold nine tenths of the KV head's
@@ -77,12 +91,14 @@ SCORERS = {
         has_first=True,
     ),
     "streaming": ScorerKind(
+        "the last positions",
         """StreamingLLM, Xiao et al., https://arxiv.org/abs/2309.17453: the later the better; the policy protects the
         sinks. Differs from the paper: positions stay those of the prompt, and nothing is evicted while generating.""",
         native="position",
         observers="none",
     ),
     "knorm": ScorerKind(
+        "short keys",
         """Devoto et al., https://arxiv.org/abs/2406.11430: minus the length of the key. Differs from the paper: all
         layers are compressed.""",
         native="knorm",
@@ -91,6 +107,7 @@ SCORERS = {
         compares="head",  # every head's keys have a length of their own
     ),
     "keydiff": ScorerKind(
+        "keys unlike the others",
         """KeyDiff, Park et al., https://arxiv.org/abs/2504.15364: minus the cosine between the key and the mean of the
         head's keys of length 1. Differs from the paper: all keys at once, not block by block.""",
         native="keydiff",
@@ -98,6 +115,7 @@ SCORERS = {
         is_signed=True,
     ),
     "expected_attention": ScorerKind(
+        "attention that later queries are expected to pay",
         """Expected Attention, Devoto et al., https://arxiv.org/abs/2510.00636: queries to come are normal, with mean m
         and covariance S of the prompt's before rotation, turned by the mean rotation of the next 512 positions;
         softmax(k m / sqrt(d) + k S k / 2d), mean over the group, plus 0.01, times the length of the value. Sinks are
@@ -107,6 +125,7 @@ SCORERS = {
         compares="layer",  # values are longer in some layers
     ),
     "kvzip": ScorerKind(
+        "attention while the model repeats the prompt",
         """KVzip, Kim et al., https://arxiv.org/abs/2505.23416: largest attention while the model repeats the prompt,
         over the repeating tokens and the group (reduce=max, fold=max). Takes 2 to 3 times as long as reading.
         Differs from the paper: the window is kept and not repeated; the rest is said in pyheadkv/repeat.py.""",

@@ -7,6 +7,10 @@ one-line description, and list it below, or call `register_allocator` from your 
 
 from __future__ import annotations
 
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
 from pyheadkv.allocators.adakv import ADAKV
 from pyheadkv.allocators.base import Allocator, AllocRequest, Param
 from pyheadkv.allocators.duo import DUO
@@ -25,6 +29,7 @@ __all__ = [
     "allocator_names",
     "get_allocator",
     "register_allocator",
+    "run_file",
 ]
 
 _ALLOCATORS: dict[str, Allocator] = {
@@ -50,3 +55,31 @@ def register_allocator(allocator: Allocator) -> None:
     if allocator.name in _ALLOCATORS:
         raise PolicyError(f"allocator {allocator.name!r} exists already")
     _ALLOCATORS[allocator.name] = allocator
+
+
+def run_file(path: Path) -> None:
+    """Run a Python file, and keep its name beside the allocators that it registers.
+
+    Raises
+    ------
+    PolicyError
+        there is no such file, or it raised something: one line that names the file
+    """
+    known = allocator_names()
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except OSError as error:
+        if error.filename != str(path):
+            raise PolicyError(f"{path} raised {type(error).__name__}: {_one_line(error)}") from error
+        raise PolicyError(f"{path} cannot be read: {error.strerror}") from error
+    except SyntaxError as error:
+        raise PolicyError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:  # anyone's program
+        raise PolicyError(f"{path} raised {type(error).__name__}: {_one_line(error)}") from error
+    for name in allocator_names():
+        if name not in known:
+            _ALLOCATORS[name] = replace(_ALLOCATORS[name], file=str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -86,6 +86,7 @@ ADAKV = Allocator(
     "adakv",
     "the same number of rows for every layer, shared by its KV heads by the scores of this prompt",
     allocate,
+    source="2407.11550",
     needs_token_scores=True,
     ranks="layer",
     params={

@@ -23,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.allocators.apportion import Number, apportion
-from pyheadkv.errors import BudgetError, PolicyError
+from pyheadkv.errors import BudgetError, HeadKVError, PolicyError
+
+Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,27 @@ class AllocRequest:
         return Fraction(self.total_rows, self.n_heads)
 
 
+def _check_rows(rows: tuple[tuple[object, ...], ...], request: AllocRequest, name: str) -> None:
+    if len(rows) != len(request.n_head_kv):
+        raise PolicyError(f"{name} gave rows for {len(rows)} layers, expected {len(request.n_head_kv)}")
+    floor = request.n_always + request.n_obs
+    total = 0
+    for i, layer in enumerate(rows):
+        if len(layer) != request.n_head_kv[i]:
+            raise PolicyError(
+                f"{name} gave rows for {len(layer)} KV heads of layer {i}, expected {request.n_head_kv[i]}"
+            )
+        for ih, n in enumerate(layer):
+            if not isinstance(n, (int, np.integer)):
+                raise PolicyError(f"{name} gave KV head {ih} of layer {i} {n!r} rows, expected a whole number")
+            if not floor <= n <= request.n_prompt:
+                limits = f"{floor} to {request.n_prompt}"
+                raise PolicyError(f"{name} gave KV head {ih} of layer {i} {n} rows, expected {limits}")
+            total += int(n)
+    if total != request.total_rows:
+        raise PolicyError(f"{name} gave {total} rows, expected {request.total_rows}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Param:
     """A parameter of an allocator.
@@ -202,6 +225,10 @@ class Allocator:
         accepted parameters by name
     ranks
         what it ranks together by token scores: the heads of a "layer", all of the "model", or ""
+    source
+        arXiv id of the paper, or ""
+    file
+        that it was read from, for messages; "" for those of the package
     """
 
     name: str
@@ -212,6 +239,31 @@ class Allocator:
     needs_token_scores: bool = False
     needs_semantics: bool = False
     ranks: str = ""
+    source: str = ""
+    file: str = ""
+
+    def rows(self, request: AllocRequest) -> Rows:
+        """Deal the rows, and check what the method gave: allocators may be anyone's, and rows go to native code.
+
+        Returns
+        -------
+        rows[i][ih], summing to ``request.total_rows``, each between what is always kept and the prompt
+
+        Raises
+        ------
+        HeadKVError
+            the method's own, or a PolicyError that names what it gave or raised
+        """
+        name = f"{self.file}: allocator {self.name}" if self.file else f"allocator {self.name}"
+        try:
+            rows = tuple(tuple(layer) for layer in self.allocate(request))
+        except HeadKVError:
+            raise
+        except Exception as error:  # the method is a program, and may raise anything
+            words = " ".join(str(error).split())
+            raise PolicyError(f"{name} raised {type(error).__name__}: {words}") from error
+        _check_rows(rows, request, name)
+        return rows
 
     def check_params(self, params: Mapping[str, float]) -> None:
         """Raise PolicyError for an unknown parameter or a value out of range, naming the limit."""

@@ -47,6 +47,7 @@ DUO = Allocator(
     "duo",
     "KV heads with the highest measured scores keep all, the others sinks and recent rows",
     allocate,
+    source="2410.10819",
     needs_profile=True,
     params={"recent": Param(default=256, at_least=0, at_most=1 << 20, is_whole=True)},
 )

@@ -75,6 +75,7 @@ DYNAMICKV = Allocator(
     "dynamickv",
     "rows per layer by where the highest scores of this prompt are, equal within a layer",
     allocate,
+    source="2412.14838",
     needs_token_scores=True,
     ranks="model",
     params={

@@ -37,6 +37,7 @@ GLOBAL = Allocator(
     "global",
     "the best positions of all KV heads of all layers together",
     allocate,
+    source="2505.23416",
     needs_token_scores=True,
     ranks="model",
 )

@@ -81,6 +81,7 @@ HEADKV = Allocator(
     "headkv",
     "an equal part for every KV head, the rest by measured head scores",
     allocate,
+    source="2410.19258",
     needs_profile=True,
     params={
         "beta": Param(default=1.2, above=1, at_most=1000),

@@ -63,5 +63,6 @@ PYRAMID = Allocator(
     "pyramid",
     "fewer rows in every higher layer, in equal steps",
     allocate,
+    source="2406.02069",
     params={"beta": Param(default=20, above=1, at_most=1000)},
 )

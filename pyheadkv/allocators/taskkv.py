@@ -83,6 +83,7 @@ TASKKV = Allocator(
     "taskkv",
     "KV heads with an output of their own keep all, the others sinks, recent rows and some of the middle",
     allocate,
+    source="2501.15113",
     needs_semantics=True,
     params={
         "beta": Param(default=0.3, above=0, at_most=1),

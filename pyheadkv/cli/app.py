@@ -161,6 +161,20 @@ def inspect(
 
 @app.command()
 @_known_errors
+def policies(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[POLICY]...", help="As --policy takes them. [default: all]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what --policy takes: what each keeps, where it comes from, what it needs, its settings."""
+    from pyheadkv.cli.policies import run_policies
+
+    run_policies(names or (), as_json)
+
+
+@app.command()
+@_known_errors
 def export(
     model: Model,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="GGUF file to write.")] = None,

@@ -32,6 +32,7 @@ LEVELS = {
     "scorers": 3,
     "policy": 4,
     "roles": 4,
+    "catalogue": 5,
     "plan": 5,
     "native": 6,
     "compression": 7,

@@ -189,8 +189,8 @@ def test_every_plan_is_exact(case: tuple[ModelShape, Policy, Budget, int, str, P
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[50] * 3] * 29, "gave rows for 87 KV heads, expected 90"),
-        ([[50] * 4] * 30, "gave rows for 120 KV heads, expected 90"),
+        ([[50] * 3] * 29, "gave rows for 29 layers, expected 30"),
+        ([[50] * 4] * 30, "gave rows for 4 KV heads of layer 0, expected 3"),
         ([[50] * 3] * 29 + [[50, 50, 51]], "gave 4501 rows, expected 4500"),
         ([[50] * 3] * 29 + [[50, 81, 19]], "gave KV head 2 of layer 29 19 rows, expected 20 to 100"),
         ([[101, 20, 29]] + [[50] * 3] * 29, "gave KV head 0 of layer 0 101 rows, expected 20 to 100"),

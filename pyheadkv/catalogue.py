@@ -1,0 +1,100 @@
+"""What there is to choose from: policies, allocators and scorers, with their sources, needs and parameters.
+
+Nothing is said here that is not said by the policies, allocators and scorers themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from pyheadkv.allocators import allocator_names, get_allocator
+from pyheadkv.policy import AUTO, Policy, policy_names, policy_settings
+from pyheadkv.scorers import SCORERS, ScorerKind
+
+PROFILE, DISTANCES = "head scores", "head distances"
+SECOND_PASS, QUESTION = "a second pass", "the question in the prompt"
+Settings = dict[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy, allocator or scorer.
+
+    Parameters
+    ----------
+    name
+        as it is typed
+    words
+        what it does
+    sources
+        arXiv ids
+    needs
+        what must be there for it to do well
+    settings
+        parameters with their defaults
+    """
+
+    name: str
+    words: str
+    sources: tuple[str, ...]
+    needs: tuple[str, ...]
+    settings: Settings
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for ``json.dumps``."""
+        return asdict(self)
+
+
+def policy_entries(policies: Iterable[Policy] | None = None) -> list[Entry]:
+    """The given policies, by default all presets."""
+    policies = [Policy.preset(name) for name in policy_names()] if policies is None else policies
+    return [_policy_entry(policy) for policy in policies]
+
+
+def allocator_entries() -> list[Entry]:
+    """All allocators: what stands before the plus of ALLOCATOR+SCORER."""
+    return [
+        Entry(
+            name,
+            (allocator := get_allocator(name)).description,
+            (allocator.source,) if allocator.source else (),
+            _needs(allocator.needs_profile, allocator.needs_semantics),
+            dict(allocator.complete({})),
+        )
+        for name in allocator_names()
+    ]
+
+
+def scorer_entries() -> list[Entry]:
+    """All scorers: what stands behind the plus."""
+    return [
+        Entry(name, kind.words, (kind.source,), _scorer_needs(kind), _scorer_settings(name))
+        for name, kind in SCORERS.items()
+    ]
+
+
+def _policy_entry(policy: Policy) -> Entry:
+    if policy.name == AUTO:
+        return Entry(AUTO, "what the model's profile says is best for the budget; snapkv without one", (), (), {})
+    allocator, kind = get_allocator(policy.allocator), SCORERS[policy.scorer.name]
+    mix = f" ({policy.mix})" if policy.mix else ""
+    votes = "; retrieval heads pool widely and share what they find" if policy.scorer.retrieval_share else ""
+    sources = dict.fromkeys(source for source in (allocator.source, kind.source) if source)
+    needs = (*_needs(policy.needs_profile, allocator.needs_semantics), *_scorer_needs(kind))
+    words = f"{allocator.description}{mix}: {kind.words}{votes}"
+    return Entry(policy.name, words, tuple(sources), needs, policy_settings(policy))
+
+
+def _needs(profile: bool, distances: bool) -> tuple[str, ...]:
+    return tuple(what for what, is_needed in ((PROFILE, profile), (DISTANCES, distances)) if is_needed)
+
+
+def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:
+    return {"second pass": (SECOND_PASS,), "window": (QUESTION,)}.get(kind.observers, ())
+
+
+def _scorer_settings(name: str) -> Settings:
+    """Those of the preset that ALLOCATOR+SCORER follows."""
+    policy = Policy.preset(f"uniform+{name}")
+    return {key: value for key, value in policy_settings(policy).items() if key != "lookahead"}

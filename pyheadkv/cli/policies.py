@@ -1,0 +1,59 @@
+"""`pyheadkv policies`: what --policy takes, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pyheadkv.catalogue import Entry, Settings, allocator_entries, policy_entries, scorer_entries
+from pyheadkv.policy import parse_policy
+
+_ABOUT_SETTINGS = """\
+Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, lookahead, n_obs, pool_kernel, \
+pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; shown are those that are \
+not switched off. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
+
+
+def run_policies(names: Sequence[str], as_json: bool) -> None:
+    """Print what there is, or only the policies that are named.
+
+    Raises
+    ------
+    PolicyError
+        a name is unknown, or a file registers no policy
+    """
+    tables = {"policies": policy_entries([parse_policy(name) for name in names] if names else None)}
+    if not names:
+        tables |= {"allocators": allocator_entries(), "scorers": scorer_entries()}
+    if as_json:
+        print(json.dumps({title: [entry.to_json() for entry in entries] for title, entries in tables.items()}))
+        return
+    console = Console(highlight=False, markup=False)
+    for title, entries in tables.items():
+        console.print(_table(title, entries))
+    if not names:
+        console.print(_ABOUT_SETTINGS)
+
+
+def _table(title: str, entries: Sequence[Entry]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    for heading in ("what is kept", "arXiv", "needs", "settings"):
+        table.add_column(heading)
+    for entry in entries:
+        sources, needs = "\n".join(entry.sources) or "-", ", ".join(entry.needs) or "-"
+        table.add_row(entry.name, entry.words, sources, needs, _of_effect(entry.settings))
+    return table
+
+
+def _of_effect(settings: Settings) -> str:
+    """Settings as they are typed, without those that are switched off."""
+    off = {"lookahead"} if not settings.get("lookahead") else set()
+    if not settings.get("retrieval_share"):
+        off |= {"retrieval_share", "retrieval_kernel", "vote"}
+    if settings.get("pool_kernel") == 1:
+        off |= {"pool", "pool_kernel"}
+    return " ".join(f"{key}={value}" for key, value in settings.items() if key not in off) or "-"

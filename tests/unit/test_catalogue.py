@@ -1,0 +1,68 @@
+"""`pyheadkv policies`: everything is listed, by what policies, allocators and scorers say themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from pyheadkv.allocators import allocator_names
+from pyheadkv.catalogue import allocator_entries, policy_entries, scorer_entries
+from pyheadkv.cli.app import app
+from pyheadkv.policy import parse_policy, policy_names
+from pyheadkv.scorers import SCORERS
+
+
+def test_everything_is_listed_and_says_what_it_is() -> None:
+    listed = {"policies": policy_entries(), "allocators": allocator_entries(), "scorers": scorer_entries()}
+    assert [entry.name for entry in listed["policies"]] == list(policy_names())
+    assert [entry.name for entry in listed["allocators"]] == list(allocator_names())
+    assert [entry.name for entry in listed["scorers"]] == list(SCORERS)
+    for entries in listed.values():
+        for entry in entries:
+            assert entry.words and "\n" not in entry.words
+            assert entry.name in ("auto", "uniform") or entry.sources
+            assert all(re.fullmatch(r"\d{4}\.\d{5}", source) for source in entry.sources), entry.name
+
+
+@pytest.mark.parametrize(
+    ("name", "sources", "needs"),
+    [
+        ("headkv-r2", ("2410.19258", "2404.14469"), ("head scores", "the question in the prompt")),
+        ("kvzip", ("2505.23416",), ("a second pass",)),
+        ("headkv+expected_attention", ("2410.19258", "2510.00636"), ("head scores",)),
+        ("snapkv:retrieval_share=0.1", ("2404.14469",), ("head scores", "the question in the prompt")),
+        ("taskkv+h2o", ("2501.15113", "2306.14048"), ("head distances",)),
+        ("keydiff", ("2504.15364",), ()),
+    ],
+)
+def test_sources_and_needs(name: str, sources: tuple[str, ...], needs: tuple[str, ...]) -> None:
+    (entry,) = policy_entries([parse_policy(name)])
+    assert (entry.sources, entry.needs) == (sources, needs)
+
+
+@pytest.mark.parametrize("name", [name for name in policy_names() if name != "auto"])
+def test_listed_settings_can_be_typed(name: str) -> None:
+    (entry,) = policy_entries([parse_policy(name)])
+    typed = ",".join(f"{key}={value}" for key, value in entry.settings.items())
+    (again,) = policy_entries([parse_policy(f"{name}:{typed}")])
+    assert again.settings == entry.settings
+
+
+def test_as_text_and_json() -> None:
+    text = CliRunner().invoke(app, ["policies"], env={"COLUMNS": "200"}).stdout
+    for name in (*policy_names(), *allocator_names(), *SCORERS):
+        assert re.search(rf"^{re.escape(name)} ", text, flags=re.MULTILINE), name
+    report = json.loads(CliRunner().invoke(app, ["policies", "--json"]).stdout)
+    assert list(report) == ["policies", "allocators", "scorers"]
+    assert {"name", "words", "sources", "needs", "settings"} == set(report["scorers"][0])
+    one = json.loads(CliRunner().invoke(app, ["policies", "--json", "headkv:beta=1.1"]).stdout)
+    assert list(one) == ["policies"] and one["policies"][0]["settings"]["beta"] == 1.1
+
+
+def test_unknown_name() -> None:
+    result = CliRunner().invoke(app, ["policies", "h3o"])
+    assert result.exit_code == 1 and result.stderr.startswith("error: unknown policy 'h3o'")
+    assert result.stderr.count("\n") == 1
