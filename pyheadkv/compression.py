@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.allocators import get_allocator
+from pyheadkv.allocators.taskkv import N_TOP, distances_from_centre
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
 from pyheadkv.scorers import Scorer
@@ -81,14 +83,36 @@ def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
     """
     n_ahead = plan.policy.lookahead
     scorer = replace(plan.policy.scorer, n_obs=plan.policy.n_obs + n_ahead)
-    made, complete = plan.token_scores, plan.complete
-    if complete is not None:
-        if made is None:
-            plan = complete([native.score_read(i, scorer) for i in range(len(plan.rows))])
-        else:
-            plan = complete([pooled(scores, scorer) for scores in made])
-    native.compress(plan.flat_rows() + n_ahead, scorer, plan.policy.n_sink, n_threads, plan.roles, made)
-    return plan if made is None else replace(plan, token_scores=None)  # many numbers, of no use any more
+    made = plan.token_scores
+    if plan.complete is not None:
+        allocator = get_allocator(plan.policy.allocator)
+        scores = _token_scores(native, plan, scorer) if allocator.needs_token_scores else None
+        plan = plan.complete(scores, _head_distances(native, plan) if allocator.needs_semantics else None)
+        if scores is not None and plan.roles is None:  # they need not be made again
+            made, scorer = scores, replace(scorer, pool_kernel=1)
+    native.compress(
+        plan.flat_rows() + n_ahead,
+        scorer,
+        plan.policy.n_sink,
+        n_threads,
+        plan.roles,
+        made,
+        plan.protected,
+        plan.n_open,
+    )
+    return plan if plan.token_scores is None else replace(plan, token_scores=None)  # many numbers, of no use any more
+
+
+def _token_scores(native: Native, plan: Plan, scorer: Scorer) -> list[Floats]:
+    """Pooled scores of the prompt's positions, of each layer."""
+    if plan.token_scores is not None:
+        return [pooled(scores, scorer) for scores in plan.token_scores]
+    return [native.score_read(i, scorer, plan.n_open) for i in range(len(plan.rows))]
+
+
+def _head_distances(native: Native, plan: Plan) -> list[list[float]]:
+    """How far what each KV head sees is from what its layer sees."""
+    return [distances_from_centre(native.semantics_read(i, N_TOP)) for i in range(len(plan.rows))]
 
 
 def pooled(scores: Floats, scorer: Scorer) -> Floats:

@@ -17,10 +17,14 @@ from pyheadkv.budget import Budget, rows_to_bytes
 from pyheadkv.errors import BudgetError, ProfileError
 from pyheadkv.policy import Policy, settle
 from pyheadkv.profile import Profile
+from pyheadkv.protect import Span, choose_spans
 from pyheadkv.roles import HeadRoles, head_roles
 from pyheadkv.shape import ModelShape
 
 DEFAULT_BUDGET = "25%"
+
+TokenScores = Sequence[npt.NDArray[np.float32]]
+HeadDistances = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,19 @@ class Plan:
         the same rows in bytes, in the cache types in use
     roles
         how each KV head's positions are rated, where heads differ
+    protected
+        spans of positions [first, end) that every KV head keeps beside the first and the last ones, in order
+    unprotected
+        spans that were to be protected, and for which the budget has no room
+    n_open
+        rows that a KV head chooses on average: neither sinks, protected nor observed
     token_scores
         for each layer f32 [n_head_kv, n_prompt - n_obs], folded but not pooled, where the positions are not rated
         by the library; None until they are made
     complete
-        for allocators that look at the prompt: makes the real plan of the scores of its positions, for
-        each layer f32 [n_head_kv, n_prompt - n_obs]; `rows` are equal rows until then. None: the rows
-        are what they are
+        for allocators that look at the prompt: makes the real plan of the `token_scores` of its positions, for
+        each layer f32 [n_head_kv, n_prompt - n_obs], pooled, and the `head_distance` of each layer's KV heads, as far
+        as the allocator asks for them; `rows` are equal rows until then. None: the rows are what they are
     """
 
     policy: Policy
@@ -65,10 +75,11 @@ class Plan:
     bytes_full: int
     bytes_kept: int
     roles: HeadRoles | None = None
-    token_scores: Sequence[npt.NDArray[np.float32]] | None = field(default=None, compare=False, repr=False)
-    complete: Callable[[Sequence[npt.NDArray[np.float32]]], Plan] | None = field(
-        default=None, compare=False, repr=False
-    )
+    protected: tuple[Span, ...] = ()
+    unprotected: tuple[Span, ...] = ()
+    n_open: int = 0
+    token_scores: TokenScores | None = field(default=None, compare=False, repr=False)
+    complete: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_last(self) -> int:
@@ -92,6 +103,7 @@ class Plan:
             "n_prompt": self.n_prompt,
             "n_sink": self.policy.n_sink,
             "n_obs": self.policy.n_obs,
+            "protected": [list(span) for span in self.protected],
             "rows_full": self.rows_full,
             "rows_kept": self.rows_kept,
             "rows_per_head": [list(layer) for layer in self.rows],
@@ -109,10 +121,16 @@ def make_plan(
     type_k: str = "f16",
     type_v: str = "f16",
     profile: Profile | None = None,
+    protected: Sequence[Span] = (),
 ) -> Plan | None:
     """Decide the rows of every KV head for a prompt of `n_prompt` tokens.
 
     Rows of a policy that looks at the prompt are decided by ``plan.complete`` when its positions have scores.
+
+    Spans of positions in `protected`, [first, end), are kept whole by every KV head, and the budget pays for them.
+    They may take half of the rows that a head has on average beside sinks and observation window, in their order;
+    those for which there is no room are named in ``plan.unprotected``. The policy's recent rows take what they leave
+    of that half.
 
     Returns
     -------
@@ -146,6 +164,7 @@ def make_plan(
 
     policy = replace(policy, params=params)
     request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
+    request, unprotected = _with_protection(request, protected, policy.n_recent)
 
     def plan_of(allocator: Allocator, request: AllocRequest) -> Plan:
         rows = allocator.rows(request)
@@ -154,15 +173,40 @@ def make_plan(
         if budget.kind == "bytes" and bytes_kept > budget.value:
             raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
         keep_ratio = total / rows_full
-        return Plan(policy, budget, n_prompt, rows, rows_full, total, keep_ratio, bytes_full, bytes_kept, roles)
+        return Plan(
+            policy,
+            budget,
+            n_prompt,
+            rows,
+            rows_full,
+            total,
+            keep_ratio,
+            bytes_full,
+            bytes_kept,
+            roles,
+            request.protected,
+            unprotected,
+            request.open_rows() // request.n_heads,
+        )
+
+    def complete(token_scores: TokenScores | None = None, head_distance: HeadDistances | None = None) -> Plan:
+        return plan_of(allocator, replace(request, token_scores=token_scores, head_distance=head_distance))
 
     allocator = get_allocator(policy.allocator)
-    if not allocator.needs_token_scores:
+    if not (allocator.needs_token_scores or allocator.needs_semantics):
         return plan_of(allocator, request)
-    return replace(
-        plan_of(get_allocator("uniform"), request),
-        complete=lambda token_scores: plan_of(allocator, replace(request, token_scores=token_scores)),
-    )
+    return replace(plan_of(get_allocator("uniform"), request), complete=complete)
+
+
+def _with_protection(
+    request: AllocRequest, spans: Sequence[Span], n_recent: int
+) -> tuple[AllocRequest, tuple[Span, ...]]:
+    """The request with as many protected spans as half of the open rows hold, and the spans that are left out."""
+    n_open = request.open_rows() // request.n_heads
+    room = n_open if n_open == request.n_open else n_open // 2  # everything is kept
+    n_before = max(0, n_recent - request.n_obs)
+    protected, left_out = choose_spans(spans, n_before, request.n_always, request.n_choice, room)
+    return replace(request, protected=protected), left_out
 
 
 def choose_budget(budget: Budget | str | None, profile: Profile | None) -> Budget:

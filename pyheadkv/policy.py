@@ -12,7 +12,7 @@ or an allocator and a scorer, whose settings are then those of the preset that h
 
 or a Python file that registers one policy: my_policy.py:n_obs=32.
 
-Keys are n_sink, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
+Keys are n_sink, n_recent, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
 pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
 allocator. ``str(policy)`` gives this text back.
 
@@ -33,9 +33,10 @@ from pyheadkv.scorers import MAX_N_OBS, SCORERS, Scorer
 
 MAX_N_SINK = 1024
 MAX_LOOKAHEAD = 256
+MAX_N_RECENT = 4096
 AUTO = "auto"
 _JOINTS = str.maketrans("", "", "-_")
-_OWN_INTS = ("n_sink", "lookahead")
+_OWN_INTS = ("n_sink", "n_recent", "lookahead")
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
 _SCORER_FLOATS = ("retrieval_share", "vote")
 _SCORER_WORDS = ("pool", "fold", "reduce")
@@ -61,6 +62,9 @@ class Policy:
         so many generated tokens observe on the whole cache, after the window, before it is compressed; they
         stay. The query that is about to copy finds the rows (Wang et al., Lookahead Q-Cache,
         https://arxiv.org/abs/2505.20334), at the cost of as many slow steps
+    n_recent
+        so many last positions, the observation window among them, are kept by every KV head, as far as they fit into
+        half of the rows that it has on average beside sinks and window
     mix
         kinds of head scores that belong to the policy, as `parse_mix` reads them; "": those in use
 
@@ -78,6 +82,7 @@ class Policy:
     params: Mapping[str, float] = field(default_factory=dict, hash=False)
     mix: str = ""
     lookahead: int = 0
+    n_recent: int = 0
 
     def __post_init__(self) -> None:
         """Validate everything that does not depend on a model."""
@@ -87,6 +92,8 @@ class Policy:
             raise PolicyError(f"lookahead is {self.lookahead}, expected 0 to {MAX_LOOKAHEAD}")
         if self.lookahead + self.n_obs > MAX_N_OBS:
             raise PolicyError(f"lookahead + n_obs is {self.lookahead + self.n_obs}, expected at most {MAX_N_OBS}")
+        if not 0 <= self.n_recent <= MAX_N_RECENT:
+            raise PolicyError(f"n_recent is {self.n_recent}, expected 0 to {MAX_N_RECENT}")
         get_allocator(self.allocator).check_params(self.params)
         self._check_scores_fit()
 
@@ -103,8 +110,13 @@ class Policy:
                 f"allocator {self.allocator} ranks all layers together: {self.scorer.name} scores cannot "
                 "be compared between layers"
             )
-        if kind.is_signed and allocator.complete(self.params).get("scale"):
-            raise PolicyError(f"scale is 1, expected 0: {self.scorer.name} scores may be negative")
+        if (kind.is_signed or kind.has_first) and allocator.complete(self.params).get("scale"):
+            why = "may be negative" if kind.is_signed else "have no sum"
+            raise PolicyError(f"scale is 1, expected 0: {self.scorer.name} scores {why}")
+        if allocator.needs_semantics and self.scorer.gathers != "mean":
+            raise PolicyError(
+                f"allocator {self.allocator} needs the mean attention of the window: not with {self.scorer.name}"
+            )
 
     @classmethod
     def preset(cls, name: str) -> Policy:
@@ -153,6 +165,7 @@ def _own_settings(policy: Policy) -> dict[str, int | float | str]:
     scorer = policy.scorer
     return {
         "n_sink": policy.n_sink,
+        "n_recent": policy.n_recent,
         "lookahead": policy.lookahead,
         "n_obs": scorer.n_obs,
         "pool_kernel": scorer.pool_kernel,
@@ -185,6 +198,17 @@ _PRESETS: dict[str, Policy] = {
         Policy("knorm", "uniform", Scorer("knorm", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("expected-attention", "uniform", Scorer("expected_attention", n_obs=1, pool_kernel=1)),
         Policy("kvzip", "global", Scorer("kvzip", pool_kernel=1, fold="max", reduce="max")),
+        # the middle as SnapKV rates it; recent rows are protected for every head, so the allocator need not add them
+        Policy(
+            "task-kv",
+            "taskkv",
+            Scorer(n_obs=32, pool="avg"),
+            n_sink=16,
+            params={"recent": 0},
+            n_recent=256,
+        ),
+        # the last positions first: heads that do not retrieve keep sinks + recent rows, as StreamingLLM does
+        Policy("duo", "duo", Scorer("streaming", n_obs=1, pool_kernel=1), n_sink=64, mix="retrieval-reasoning"),
         Policy("criticalkv", "adakv", Scorer("criticalkv", n_obs=32)),
         Policy("layer-defensive", "global", Scorer("layer_defensive", n_obs=32, pool_kernel=5, pool="avg")),
     )
@@ -203,8 +227,9 @@ def _combination(name: str) -> Policy | None:
         return _PRESETS[full_name]
     of_preset = (policy for policy in _PRESETS.values() if policy.scorer.name == scorer and policy.name != AUTO)
     base = next(of_preset, None) or Policy(full_name, "uniform", Scorer(scorer))
-    # Ada-KV scales by parts of a sum, which mean nothing where scores may be negative
-    params = {"scale": 0.0} if "scale" in allocator.params and SCORERS[scorer].is_signed else {}
+    # Ada-KV scales by parts of a sum, which mean nothing where scores may be negative or come first
+    has_sums = not (SCORERS[scorer].is_signed or SCORERS[scorer].has_first)
+    params = {"scale": 0.0} if "scale" in allocator.params and not has_sums else {}
     return Policy(full_name, allocator.name, base.scorer, base.n_sink, params)
 
 
@@ -279,6 +304,7 @@ def parse_policy(text: str) -> Policy:
         params={**policy.params, **params},
         n_sink=own.get("n_sink", policy.n_sink),
         lookahead=own.get("lookahead", policy.lookahead),
+        n_recent=own.get("n_recent", policy.n_recent),
     )
 
 

@@ -42,7 +42,7 @@ class PromptReader:
     evaluate
         the Llama's own eval
     make_plan
-        for a prompt of so many tokens; None leaves the cache whole
+        for a prompt; None leaves the cache whole
     min_prompt
         prompts of fewer tokens are left whole
     on_notice
@@ -56,7 +56,7 @@ class PromptReader:
         llama: llama_cpp.Llama,
         native: Native,
         evaluate: Callable[[list[int]], None],
-        make_plan: Callable[[int], Plan | None],
+        make_plan: Callable[[list[int]], Plan | None],
         *,
         min_prompt: int,
         on_notice: Callable[[str], None],
@@ -137,9 +137,9 @@ class PromptReader:
 
     def _read_whole(self, tokens: list[int]) -> None:
         """Read a prompt onto a cache that is not compressed, and compress it if there is something to gain."""
-        n_prompt = self._llama.n_tokens + len(tokens)
-        plan = self._make_plan(n_prompt) if n_prompt >= self._min_prompt else None
-        self._native.reserve(n_prompt)
+        prompt = [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens]
+        plan = self._make_plan(prompt) if len(prompt) >= self._min_prompt else None
+        self._native.reserve(len(prompt))
         if plan is None:
             self._start_progress(len(tokens))
             self._read(tokens)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import AUTO, Policy, parse_policy
 from pyheadkv.profile import Profile, mix_profile
 from pyheadkv.prompt import PromptReader
+from pyheadkv.protect import Span, find_spans, short_text
 from pyheadkv.shape import CACHE_TYPES, ModelShape
 from pyheadkv.stats import SessionStats, TurnTimer, kv_report
 
@@ -70,6 +72,9 @@ class HeadKV:
         kinds of head scores to use, as `parse_mix` reads it: "retrieval-reasoning=1,reconstruction=1"
     min_prompt
         prompts of fewer tokens are not compressed
+    protect
+        texts whose tokens every KV head keeps where they stand in a prompt, the most important first. Half of the
+        rows that a head has beside sinks and window may go to them; one without room is not protected, with a notice
     on_notice
         called with one line when something the user should know happened
     on_progress
@@ -92,10 +97,12 @@ class HeadKV:
         profile: Profile | str | Path | None = None,
         mix: str | None = None,
         min_prompt: int = MIN_PROMPT,
+        protect: Sequence[str] = (),
         on_notice: Callable[[str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.protect = tuple(text for text in protect if text.strip())
         self.on_notice = on_notice
         self.on_progress = on_progress
         self.llama = llama
@@ -137,9 +144,9 @@ class HeadKV:
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""
         n_ctx = self.llama.n_ctx()
-        types = {"type_k": self.type_k, "type_v": self.type_v}
+        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
         check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
-        self._make_plan(n_ctx)
+        make_plan(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
 
     # ---- what the caller asks ----
 
@@ -224,16 +231,31 @@ class HeadKV:
 
     # ---- for the reader ----
 
-    def _make_plan(self, n_prompt: int) -> Plan | None:
-        return make_plan(
+    def _make_plan(self, tokens: list[int]) -> Plan | None:
+        plan = make_plan(
             self.shape,
             self.policy,
             self.budget,
-            n_prompt,
+            len(tokens),
             type_k=self.type_k,
             type_v=self.type_v,
             profile=self.profile,
+            protected=self._protected_spans(tokens),
         )
+        for first, end in plan.unprotected if plan else ():
+            self._notify(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
+        return plan
+
+    def _protected_spans(self, tokens: list[int]) -> list[Span]:
+        """Where the protected texts stand in a prompt."""
+        if not self.protect:
+            return []
+        piece = cache(lambda token: self.llama._model.detokenize([token], special=True))
+        spans = find_spans(tokens, self.protect, piece)
+        for text, span in zip(self.protect, spans, strict=True):
+            if span is None:
+                self._notify(f"nothing to protect: {short_text(text)} is not in the prompt")
+        return [span for span in spans if span is not None]
 
     def _notify(self, line: str) -> None:
         if self.on_notice:

@@ -12,9 +12,9 @@ sinks, the last `recent` positions, and the best of the middle.
 Example: n = 32, beta 0.25, m = 4, 32 layers: 8 heads in the bottom layer, 4 in the top one. A prompt of
 4000, 40 % kept: 51200 rows a layer, 8 * 4000 for the 8, (51200 - 32000) / 24 = 800 for each other.
 
-Differs from the paper, which leaves these open: f is rounded half up and at least 1; the nearest head is
-one of the f, and there is none for f = 1; heads are KV heads, and beta and m default to the paper's for
-grouped attention (0.3 and 1). When the others cannot have sinks and recent rows, f is lowered; when not
+Differs from the paper, which leaves these open: the distance is Euclidean; f is rounded half up and at least
+1; the nearest head is one of the f, and there is none for f = 1; heads are KV heads, and beta and m default to
+the paper's for grouped attention (0.3 and 1). When the others cannot have sinks and recent rows, f is lowered; when not
 even one head fits, the farthest keeps as much as the others' floors leave; a layer that cannot give
 `recent` rows to all is dealt equally. Of equal distances the earlier head wins. That the recent rows are
 among those kept is up to the policy, which protects them.
@@ -26,9 +26,28 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
+
 from pyheadkv.allocators.apportion import apportion
 from pyheadkv.allocators.base import Allocator, AllocRequest, Param
 from pyheadkv.allocators.inputs import head_distances
+
+N_TOP = 256  # positions that make up what a head sees
+
+
+def distances_from_centre(seen: npt.ArrayLike) -> list[float]:
+    """Euclidean distance of each KV head of a layer from their mean.
+
+    Parameters
+    ----------
+    seen
+        [n_head_kv, d], equation 15: the values of the N_TOP positions with the largest attention, each times this
+        attention (mean over the window and the group, which the paper leaves open), summed
+    """
+    vectors = np.asarray(seen, dtype=np.float64)
+    distances: list[float] = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).tolist()
+    return distances
 
 
 def n_heterogeneous(r: int, n_layer: int, n_head_kv: int, beta: float, m: float) -> int:

@@ -104,6 +104,10 @@ def chat(
         list[Path] | None, typer.Option("-f", "--file", help="Text for the first message; repeatable.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="First message; - reads stdin.")] = None,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option("--protect", metavar="TEXT", help="Keep this text whole, as the system prompt is; repeatable."),
+    ] = None,
     lookahead: Annotated[
         int,
         typer.Option("--lookahead", min=0, max=256, help="First tokens of an answer that observe on the whole cache."),
@@ -133,6 +137,7 @@ def chat(
             as_json=as_json,
             verbose=verbose,
             lookahead=lookahead,
+            protect=tuple(protect or ()),
         ),
     )
 

@@ -74,6 +74,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         policy=policy,
         budget=budget,
         profile=profile,
+        protect=[*([chat.system] if chat.system else []), *chat.protect],
         on_notice=note,
         on_progress=bar.update,
     ) as headkv:

@@ -128,7 +128,7 @@ def _add_plan(inspection: Inspection, options: CacheOptions) -> None:
         report["plan_note"] = f"policy {policy.name} needs --profile FILE"
         return
     n_prompt = options.n_ctx or shape.n_ctx_train
-    types = {"type_k": options.type_k, "type_v": options.type_v}
+    types: dict[str, Any] = {"type_k": options.type_k, "type_v": options.type_v}
     check_budget(shape, policy, budget, n_prompt, profile=profile, **types)
     inspection.plan = make_plan(shape, policy, budget, n_prompt, profile=profile, **types)
     if inspection.plan:

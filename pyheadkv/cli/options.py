@@ -36,6 +36,7 @@ class ChatOptions:
     as_json: bool
     verbose: bool
     lookahead: int
+    protect: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

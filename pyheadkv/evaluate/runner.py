@@ -160,7 +160,8 @@ class Runner:
         """
         clock = time.monotonic()
         n_prompt, profile = reading.full.n_prompt, contender.profile
-        plan = make_plan(self.shape, contender.policy, budget, n_prompt, profile=profile, **self._types)
+        type_k, type_v = self._types["type_k"], self._types["type_v"]
+        plan = make_plan(self.shape, contender.policy, budget, n_prompt, profile=profile, type_k=type_k, type_v=type_v)
         if plan is None:
             return reading.full
         looks_ahead = plan.policy.lookahead > 0

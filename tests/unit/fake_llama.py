@@ -36,6 +36,7 @@ class FakeMemory:
         self.window_left = 0
         self.reserved = 0
         self.rows: np.ndarray | None = None
+        self.spans: object = ()
         self.fail: dict[str, int] = {}  # method -> status to fail with, once
         self.calls: list[str] = []
 
@@ -89,9 +90,18 @@ class FakeNative:
         return np.zeros((LAYERS[i].n_head, len(self.memory.tokens) - n_obs), dtype=np.float32)
 
     def compress(
-        self, rows: np.ndarray, scorer: Scorer, n_sink: int, n_threads: int, roles: object, scores: object
+        self,
+        rows: np.ndarray,
+        scorer: Scorer,
+        n_sink: int,
+        n_threads: int,
+        roles: object,
+        scores: object,
+        spans: object,
+        n_first: int,
     ) -> None:
         memory = self.memory
+        memory.spans = spans
         memory.call("compress")
         if scores is None and (not memory.armed or memory.window_left):
             raise NativeError("the observation window is not full", STATUS_WRONG_STATE)

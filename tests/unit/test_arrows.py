@@ -25,6 +25,7 @@ LEVELS = {
     "models": 1,
     "drawing": 1,
     "shape": 1,
+    "protect": 1,
     "budget": 2,
     "fingerprint": 2,
     "profile": 2,

@@ -67,7 +67,7 @@ def test_compress_reads_scores_only_when_they_are_needed() -> None:
     dynamic = dynamic_plan("ada-snapkv")
     scores = scores_of(dynamic, loud=1)
 
-    def score_read(i: int, scorer: object) -> Floats:
+    def score_read(i: int, scorer: object, n_first: int) -> Floats:
         calls.append(f"read {i}")
         return scores[i]
 
@@ -79,3 +79,28 @@ def test_compress_reads_scores_only_when_they_are_needed() -> None:
     final = compress(native, dynamic, 1)  # type: ignore[arg-type]
     assert calls[1:] == ["read 0", "read 1", "compress"]
     assert final.rows[0][1] > final.rows[0][0]
+
+
+def test_scores_that_were_read_are_not_made_again() -> None:
+    given: list[tuple[object, ...]] = []
+    dynamic = dynamic_plan("layer-defensive")
+    scores = scores_of(dynamic, loud=1)
+    native = SimpleNamespace(
+        score_read=lambda i, scorer, n_first: scores[i], compress=lambda *arguments: given.append(arguments)
+    )
+    final = compress(native, dynamic, 1)  # type: ignore[arg-type]
+    _, scorer, _, _, roles, made, spans, n_first = given[0]
+    assert made is not None and [id(a) for a in made] == [id(a) for a in scores]  # type: ignore[attr-defined]
+    assert (scorer.pool_kernel, roles, spans) == (1, None, ())  # type: ignore[attr-defined]
+    assert n_first == final.n_open == 60 - 36
+
+
+def test_heads_are_told_apart_by_what_they_see() -> None:
+    plan = make_plan(SHAPE, parse_policy("task-kv"), Budget.parse("50%"), N_PROMPT)
+    assert plan is not None and plan.complete is not None
+    seen = [np.array([[0.0, 0], [1, 0]]), np.array([[3.0, 4], [3, 4]])]
+    native = SimpleNamespace(semantics_read=lambda i, n_top: seen[i], compress=lambda *arguments: None)
+    # two heads are equally far from their mean: the first keeps all
+    final = compress(native, plan, 1)  # type: ignore[arg-type]
+    assert final.protected and sum(map(sum, final.rows)) == plan.rows_kept
+    assert final.rows[0][0] > final.rows[0][1] and final.rows[1][0] > final.rows[1][1]

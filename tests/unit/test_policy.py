@@ -54,8 +54,14 @@ def test_overrides() -> None:
         ("snapkv:n_obs=8,", "policy setting '' cannot be read"),
         ("snapkv:n_obs=8,n_obs=9", "policy setting n_obs is given twice, 8 and 9"),
         ("snapkv:pool=5,pool_kernel=7", "policy setting pool_kernel is given twice, 5 and 7"),
-        ("snapkv:beta=1.2", "policy snapkv has no setting 'beta', it has n_sink, lookahead, n_obs, pool_kernel, "),
-        ("headkv:gamma=1", "policy headkv has no setting 'gamma', it has n_sink, lookahead, n_obs, pool_kernel, "),
+        (
+            "snapkv:beta=1.2",
+            "policy snapkv has no setting 'beta', it has n_sink, n_recent, lookahead, n_obs, pool_kernel, ",
+        ),
+        (
+            "headkv:gamma=1",
+            "policy headkv has no setting 'gamma', it has n_sink, n_recent, lookahead, n_obs, pool_kernel, ",
+        ),
         ("snapkv:retrieval_kernel=4", "retrieval_kernel is 4, expected an odd number from 1 to 255"),
         ("snapkv:retrieval_share=1.5", "retrieval_share is 1.5, expected 0 to 1"),
         ("snapkv:vote=nan", "vote is nan, expected 0 to 1"),
@@ -125,7 +131,7 @@ def test_text_names_only_what_differs() -> None:
 def test_own_policies(presets: None) -> None:
     mine = Policy("wide", "uniform", Scorer(n_obs=64), n_sink=0)
     scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=17,vote=0.0"
-    assert str(mine) == f"wide:n_sink=0,lookahead=0,{scorer}"
+    assert str(mine) == f"wide:n_sink=0,n_recent=0,lookahead=0,{scorer}"
     register_policy(mine)
     assert "wide" in policy_names()
     assert parse_policy("wide") is mine
