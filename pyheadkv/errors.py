@@ -39,6 +39,10 @@ class EvaluationError(HeadKVError):
     """Cases that cannot be read or measured, or results that cannot be written."""
 
 
+class BenchError(HeadKVError):
+    """Speed or memory that cannot be measured, or a result that cannot be written."""
+
+
 class ExportError(HeadKVError):
     """A model file that cannot be written: it exists, there is no room, or the model carries no profile."""
 

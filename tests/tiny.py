@@ -1,17 +1,7 @@
 """Tiny models with random weights, written as GGUF files at test time.
 
-`Tiny` describes a llama (or deci, where layers differ) whose weights depend on the description alone, so that the NumPy
-reference computes with the same numbers that the file holds. GGUF v3, all tensors F32 in torch order [out, in]:
-
-    token_embd.weight [n_vocab, n_embd]      blk.N.attn_q.weight      [n_head * head_size, n_embd]
-    output.weight     [n_vocab, n_embd]      blk.N.attn_k / attn_v    [n_head_kv * head_size, n_embd]
-    output_norm       [n_embd]               blk.N.attn_output        [n_embd, n_head * head_size]
-                                             blk.N.ffn_gate / ffn_up  [n_ff, n_embd]
-                                             blk.N.ffn_down           [n_embd, n_ff]
-                                             blk.N.attn_norm / ffn_norm [n_embd]
-
-Metadata are the keys of the architecture and `tokenizer.ggml.model = no_vocab`: token ids only, no words.
-`write_refused` writes the smallest files of architectures that cannot be compressed.
+`Tiny` is a `RandomModel` whose weights depend on the description alone, so that the NumPy reference computes with the
+same numbers that the file holds. `write_refused` writes the smallest files of architectures that cannot be compressed.
 """
 
 from __future__ import annotations
@@ -24,16 +14,15 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-Weights = dict[str, npt.NDArray[np.float32]]
+from pyheadkv.bench import random_model
+from pyheadkv.bench.random_model import RandomModel
 
-# spread of q and k elements: logits then have a standard deviation of about 2, so that attention is neither uniform nor
-# on one position, and losing the wrong row changes the answer
-_QK_SCALE = 1.5
+Weights = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """Shape and seed of a tiny llama; n_head and n_head_kv of each layer."""
+class Tiny(RandomModel):
+    """Shape and seed of a tiny llama."""
 
     n_head: tuple[int, ...] = (4, 4)
     n_head_kv: tuple[int, ...] = (2, 2)
@@ -42,48 +31,11 @@ class Tiny:
     n_ff: int = 48
     n_vocab: int = 64
     n_ctx: int = 4096
-    seed: int = 0
-
-    @property
-    def n_layer(self) -> int:
-        """Layers, all with a cache."""
-        return len(self.n_head)
-
-    @property
-    def arch(self) -> str:
-        """Llama, or deci where layers have different numbers of heads."""
-        return "llama" if len({*zip(self.n_head, self.n_head_kv, strict=True)}) == 1 else "deci"
 
 
 def make_weights(tiny: Tiny) -> Weights:
     """All tensors by their GGUF names without ".weight", f32."""
-    rng = np.random.default_rng(tiny.seed)
-
-    def matrix(n_out: int, n_in: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
-        return rng.normal(scale=scale / np.sqrt(n_in), size=(n_out, n_in)).astype(np.float32)
-
-    def norm() -> npt.NDArray[np.float32]:
-        return rng.uniform(0.8, 1.2, tiny.n_embd).astype(np.float32)
-
-    n_embd, n_ff, d = tiny.n_embd, tiny.n_ff, tiny.head_size
-    weights = {
-        "token_embd": matrix(tiny.n_vocab, n_embd, np.sqrt(n_embd)),
-        "output_norm": norm(),
-        "output": matrix(tiny.n_vocab, n_embd),
-    }
-    for il, (n_head, n_head_kv) in enumerate(zip(tiny.n_head, tiny.n_head_kv, strict=True)):
-        weights |= {
-            f"blk.{il}.attn_norm": norm(),
-            f"blk.{il}.attn_q": matrix(n_head * d, n_embd, _QK_SCALE),
-            f"blk.{il}.attn_k": matrix(n_head_kv * d, n_embd, _QK_SCALE),
-            f"blk.{il}.attn_v": matrix(n_head_kv * d, n_embd),
-            f"blk.{il}.attn_output": matrix(n_embd, n_head * d, 2.0),
-            f"blk.{il}.ffn_norm": norm(),
-            f"blk.{il}.ffn_gate": matrix(n_ff, n_embd),
-            f"blk.{il}.ffn_up": matrix(n_ff, n_embd),
-            f"blk.{il}.ffn_down": matrix(n_embd, n_ff),
-        }
-    return weights
+    return {name.removesuffix(".weight"): values for name, values in random_model.make_weights(tiny)}
 
 
 def write_tiny(
@@ -93,20 +45,9 @@ def write_tiny(
     types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write the model, with other weights than its own if given, and some tensors in other types than F32."""
-    writer = gguf.GGUFWriter(path, tiny.arch)
-    writer.add_name("tiny")
-    _add_sizes(writer, tiny.n_layer, tiny.n_embd, tiny.n_ff, tiny.n_vocab, tiny.n_ctx)
-    is_equal = tiny.arch == "llama"
-    writer.add_head_count(tiny.n_head[0] if is_equal else tiny.n_head)
-    writer.add_head_count_kv(tiny.n_head_kv[0] if is_equal else tiny.n_head_kv)
-    writer.add_key_length(tiny.head_size)
-    writer.add_value_length(tiny.head_size)
-    writer.add_rope_dimension_count(tiny.head_size)
-    writer.add_layer_norm_rms_eps(1e-5)
-    for name, values in (weights or make_weights(tiny)).items():
-        kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
-        writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
-    return _close(writer, path)
+    own = ((f"{name}.weight", values) for name, values in (weights or make_weights(tiny)).items())
+    kinds = {f"{name}.weight": kind for name, kind in (types or {}).items()}
+    return random_model.write_model(path, tiny, kinds=kinds, name="tiny", weights=own)
 
 
 def _add_sizes(writer: gguf.GGUFWriter, n_layer: int, n_embd: int, n_ff: int, n_vocab: int, n_ctx: int) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pyheadkv import __version__
-from pyheadkv.cli.options import CacheOptions, CalibrateOptions, ChatOptions, EvalOptions, ExportOptions
+from pyheadkv.cli.options import BenchOptions, CacheOptions, CalibrateOptions, ChatOptions, EvalOptions, ExportOptions
 from pyheadkv.errors import HeadKVError, LibraryError
 
 app = typer.Typer(
@@ -313,6 +313,67 @@ def evaluate(
             n_gpu_layers=gpu_layers,
             versus=versus,
             kvpress=kvpress,
+        )
+    )
+
+
+@app.command()
+@_known_errors
+def bench(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="GGUF file, demo, or user/repo[:quant].", show_default=False)
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape", help="Instead of MODEL: random weights of a well-known shape, as llama-8b, qwen2-1.5b."
+        ),
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="Of the shape. [default: all]")] = None,
+    weights: Annotated[str, typer.Option("--weights", help="Type of the shape's weights: q4_0, q8_0, f16.")] = "q4_0",
+    ctx: Annotated[str, typer.Option("-c", "--ctx", help="Lengths of the prompts: 2k,8k or tokens.")] = "512,2k,4k,8k",
+    budgets: Annotated[str, typer.Option("--budgets", help="Apart by commas: shares, rows or bytes.")] = "10%",
+    policies: Annotated[str, typer.Option("--policies", help="Apart by commas, with settings.")] = "auto",
+    equal_rows: Annotated[
+        bool, typer.Option("--equal-rows", help="Keep every row, as stock does: the layout and the kernel alone.")
+    ] = False,
+    profile: ProfilePath = None,
+    profile_mix: ProfileMix = None,
+    cache_type_k: TypeK = "f16",
+    cache_type_v: TypeV = "f16",
+    threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
+    gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 5,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Decoded in one turn.")] = 24,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the prompts.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write bench.jsonl and bench.png there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure speed and memory against llama.cpp's own cache, in turns. Prompts are random: only times count."""
+    from pyheadkv.cli.bench import run_bench_command
+
+    run_bench_command(
+        BenchOptions(
+            model=model,
+            shape=shape,
+            n_layer=layers,
+            weights=weights,
+            lengths=ctx,
+            policies=policies,
+            budgets="100%" if equal_rows else budgets,
+            profile=profile,
+            profile_mix=profile_mix,
+            type_k=cache_type_k,
+            type_v=cache_type_v,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            n_rounds=rounds,
+            n_tokens=tokens,
+            seed=seed,
+            output=output,
+            as_json=as_json,
         )
     )
 

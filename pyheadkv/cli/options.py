@@ -82,6 +82,30 @@ class EvalOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """What `bench` asks."""
+
+    model: str | None
+    shape: str | None
+    n_layer: int | None
+    weights: str
+    lengths: str
+    policies: str
+    budgets: str
+    profile: Path | None
+    profile_mix: str | None
+    type_k: str
+    type_v: str
+    n_threads: int | None
+    n_gpu_layers: int
+    n_rounds: int
+    n_tokens: int
+    seed: int
+    output: Path | None
+    as_json: bool
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """What `export` asks."""
 

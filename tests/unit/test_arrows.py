@@ -49,13 +49,25 @@ LEVELS = {
     "export": 10,
     "heatmap": 10,
     "evaluate": 11,
+    "bench": 11,
     "cli": 12,
 }
 # the machinery that only some may touch
 KEEPERS = {
     "cffi": {"native"},
     "ctypes": {"native"},
-    "llama_cpp": {"native", "chat_frame", "loading", "prompt", "reader", "repeat", "session", "calibrate", "evaluate"},
+    "llama_cpp": {
+        "native",
+        "chat_frame",
+        "loading",
+        "prompt",
+        "reader",
+        "repeat",
+        "session",
+        "calibrate",
+        "evaluate",
+        "bench",
+    },
 }
 # file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
 INCLUDES: dict[str, set[str]] = {

@@ -1,0 +1,160 @@
+"""One prompt, read and gone on with as everybody does it, in a process of its own: times and memory of either side.
+
+Resident memory (RSS) is the system's count of the whole process: model, compute buffers and Python included. It is None
+where there is no /proc to ask.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyheadkv.bench.setup import Setup, Trial, check_compressed, finish, make_session
+from pyheadkv.errors import BenchError, HeadKVError
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+N_WARM_UP = 64  # tokens read before anything is measured: then the weights are in memory
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one process measured; ours also has what its buffers say.
+
+    Parameters
+    ----------
+    ms_prefill
+        the whole prompt, scoring included
+    ms_select
+        a second pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
+    rss_loaded, rss_whole, rss_read, rss_decoded
+        bytes: model loaded; prompt read, its cache whole; after the compression; some tokens later
+    rss_peak
+        the most there ever was
+    bytes_kept
+        of the rows that the plan keeps
+    bytes_peak
+        of K and V buffers, the most there ever was
+    """
+
+    ms_prefill: float
+    ms_select: float
+    rss_loaded: int | None
+    rss_whole: int | None
+    rss_read: int | None
+    rss_decoded: int | None
+    rss_peak: int | None
+    bytes_kept: int
+    bytes_peak: int
+
+
+def read_apart(setup: Setup, n_prompt: int, trial: Trial | None) -> Reading:
+    """Measure in a process of its own; trial None is the stock cache.
+
+    Raises
+    ------
+    BenchError
+        with the process's own reason, or because it ended without one
+    """
+    context = multiprocessing.get_context("spawn")  # nothing of this process's memory is in that one
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(sender, setup, n_prompt, trial), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        found: Reading | str = receiver.recv()
+    except EOFError:
+        process.join()
+        what = "the stock cache" if trial is None else f"{trial.name} at {trial.budget.request}"
+        raise BenchError(
+            f"{what}: the process that measures memory ended with {process.exitcode} before it was done"
+        ) from None
+    finally:
+        process.kill()  # Ctrl-C leaves nothing behind
+        process.join()
+    if isinstance(found, str):
+        raise BenchError(found)
+    return found
+
+
+def _report(sender: Connection, setup: Setup, n_prompt: int, trial: Trial | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    try:
+        sender.send(measure_stock(setup, n_prompt) if trial is None else measure_ours(setup, n_prompt, trial))
+    except HeadKVError as error:
+        sender.send(str(error))
+
+
+def measure_stock(setup: Setup, n_prompt: int) -> Reading:
+    """Upstream's cache."""
+    with setup.open_stock(n_prompt) as llama:
+        prompt = setup.prompt(llama, n_prompt)
+        _warm_up(llama, prompt)
+        loaded = resident()
+        start = time.perf_counter()
+        llama.eval(prompt)
+        finish(llama)
+        ms_prefill = (time.perf_counter() - start) * 1000
+        whole = resident()
+        _decode(llama, prompt[: setup.n_tokens])
+        return Reading(ms_prefill, 0.0, loaded, whole, whole, resident(), resident("VmHWM"), 0, 0)
+
+
+def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
+    """Our cache, through the ordinary session.
+
+    Raises
+    ------
+    BenchError
+        the prompt was not compressed: there was no memory
+    """
+    with setup.open_ours(n_prompt) as llama:
+        prompt = setup.prompt(llama, n_prompt)
+        _warm_up(llama, prompt)
+        whole: list[int | None] = []
+        with make_session(llama, trial, lambda *_: whole.append(resident())) as headkv:
+            headkv.clear()
+            headkv.native.reset_peak()
+            loaded = resident()
+            llama.eval(prompt)
+            _decode(llama, prompt[: trial.policy.lookahead])
+            plan, stats, read = check_compressed(headkv, trial), headkv.stats(), resident()
+            _decode(llama, prompt[: setup.n_tokens])
+            return Reading(
+                stats.ms_prefill,
+                stats.ms_second_pass + stats.ms_select,
+                loaded,
+                whole[-1],  # the last batch is read, nothing is compressed yet
+                read,
+                resident(),
+                resident("VmHWM"),
+                plan.bytes_kept,
+                headkv.stats().native.bytes_peak,
+            )
+
+
+def _warm_up(llama: llama_cpp.Llama, prompt: list[int]) -> None:
+    llama.eval(prompt[:N_WARM_UP])
+    finish(llama)
+    llama.n_tokens = 0
+
+
+def _decode(llama: llama_cpp.Llama, tokens: list[int]) -> None:
+    for token in tokens:
+        llama.eval([token])
+        finish(llama)
+
+
+def resident(which: str = "VmRSS") -> int | None:
+    """Bytes of this process in memory now (VmRSS), or the most there ever were (VmHWM)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return int(status.partition(f"{which}:")[2].split()[0]) * 1024

@@ -1,0 +1,112 @@
+"""Results as Markdown tables, which a terminal shows as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+
+from pyheadkv.jsonl import Record
+
+NOTE = "Medians over the rounds, quartiles in brackets. stock / ours: above 1 is faster than stock."
+RANDOM_NOTE = "Random weights: only times and bytes mean something, and only those of a layer hold for the whole model."
+_MIB = 2**20
+
+
+def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table]:
+    """Speed, memory, and, of a model that has some of its layers only, times of a layer."""
+    yield _table("Speed", _SPEED, map(_speed, records))
+    yield _table("Memory, MiB", _MEMORY, map(_memory, records))
+    if is_random:
+        yield _table("One layer", _LAYER, map(_layer, records))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 1 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+_SPEED = (
+    "context",
+    "policy",
+    "kept",
+    "stock ms/token",
+    "ours ms/token",
+    "stock tok/s",
+    "ours tok/s",
+    "stock / ours",
+    "stock prefill s",
+    "ours prefill s",
+    "scoring and selection ms",
+)
+
+
+def _head(record: Record) -> tuple[str, str, str]:
+    return f"{record['n_prompt']}", record["policy"], f"{100 * record['keep_ratio']:.1f} %"
+
+
+def _speed(record: Record) -> Sequence[str]:
+    stock, ours = record["stock"], record["ours"]
+    choosing = ours["ms_scoring"] + ours["ms_select"]
+    return (
+        *_head(record),
+        _spread(stock["ms_token"]),
+        _spread(ours["ms_token"]),
+        f"{stock['tok_s']:.1f}",
+        f"{ours['tok_s']:.1f}",
+        _spread(record["stock_to_ours"]),
+        f"{stock['ms_prefill'] / 1000:.1f}",
+        f"{ours['ms_prefill'] / 1000:.1f}",
+        f"{choosing:.0f} ({100 * choosing / stock['ms_prefill']:.2f} %)",
+    )
+
+
+_MEMORY = (
+    "context",
+    "policy",
+    "kept",
+    "KV full",
+    "KV kept",
+    "KV measured",
+    "KV peak",
+    "RSS stock, loaded",
+    "read",
+    "peak",
+    "RSS ours, loaded",
+    "cache whole",
+    "compressed",
+    "later",
+    "peak",
+)
+
+
+def _memory(record: Record) -> Sequence[str]:
+    n_bytes, stock, ours = record["bytes"], record["stock"]["rss"], record["ours"]["rss"]
+    return (
+        *_head(record),
+        *(_mib(n_bytes[name]) for name in ("full", "kept", "measured", "peak")),
+        *(_mib(stock[name]) for name in ("loaded", "whole", "peak")),
+        *(_mib(ours[name]) for name in ("loaded", "whole", "read", "decoded", "peak")),
+    )
+
+
+_LAYER = ("context", "policy", "kept", "stock ms/token", "ours ms/token", "KV full MiB", "KV measured MiB")
+
+
+def _layer(record: Record) -> Sequence[str]:
+    n, n_bytes = record["n_layer"], record["bytes"]
+    times = (record[side]["ms_token"]["median"] / n for side in ("stock", "ours"))
+    return (*_head(record), *(f"{ms:.3f}" for ms in times), *(_mib(n_bytes[k] / n) for k in ("full", "measured")))
+
+
+def _spread(spread: Record) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+
+
+def _mib(n_bytes: float | None) -> str:
+    return "-" if n_bytes is None else f"{n_bytes / _MIB:.1f}"

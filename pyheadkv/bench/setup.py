@@ -1,0 +1,134 @@
+"""What is measured: a model under some settings, prompts that mean nothing, and trials (a policy at a budget)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyheadkv.budget import Budget
+from pyheadkv.errors import BenchError, UsageError
+from pyheadkv.loading import FIRST_CELLS, opened
+from pyheadkv.plan import Plan, make_plan
+from pyheadkv.policy import Policy
+from pyheadkv.profile import Profile
+from pyheadkv.session import HeadKV
+from pyheadkv.shape import ModelShape
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+ROOM = 512  # positions of our context beside prompt and tokens: for a lookahead, and for a policy that reads twice
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy under the name that was typed, a budget, and the head scores that go with them."""
+
+    name: str
+    policy: Policy
+    budget: Budget
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all measurements of a run have in common.
+
+    Parameters
+    ----------
+    path, shape
+        the model
+    n_tokens
+        decoded in one turn
+    n_rounds
+        turns of each side
+    n_threads
+        None is all CPUs
+    seed
+        of the prompts
+    """
+
+    path: Path
+    shape: ModelShape
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    n_tokens: int = 24
+    n_rounds: int = 5
+    seed: int = 0
+
+    def plan(self, trial: Trial, n_prompt: int) -> Plan:
+        """What a trial does with a prompt.
+
+        Raises
+        ------
+        UsageError
+            the prompt does not fit into the model's context, or the budget compresses nothing
+        BudgetError, PolicyError, ProfileError
+            the trial does not fit the model or the prompt
+        """
+        n_needed = n_prompt + self.n_tokens + trial.policy.lookahead
+        if n_needed > self.shape.n_ctx_train:
+            raise UsageError(
+                f"a prompt of {n_prompt} tokens and what comes after it need {n_needed} positions, "
+                f"this model has {self.shape.n_ctx_train}"
+            )
+        types = {"type_k": self.type_k, "type_v": self.type_v}
+        plan = make_plan(self.shape, trial.policy, trial.budget, n_prompt, profile=trial.profile, **types)
+        if plan is None:
+            raise UsageError(f"budget {trial.budget.request} compresses nothing of {n_prompt} tokens")
+        return plan
+
+    @contextmanager
+    def open_stock(self, n_prompt: int, n_ahead: int = 0) -> Iterator[llama_cpp.Llama]:
+        """A context as upstream makes it, never attached: its cache, its flash attention, bit for bit."""
+        with self._opened(n_prompt + self.n_tokens + n_ahead, n_cells=0) as llama:
+            yield llama
+
+    @contextmanager
+    def open_ours(self, n_prompt: int) -> Iterator[llama_cpp.Llama]:
+        """A context whose cache grows on demand, as `pyheadkv.load` makes it."""
+        n_ctx = n_prompt + self.n_tokens + ROOM
+        with self._opened(min(n_ctx, self.shape.n_ctx_train), n_cells=FIRST_CELLS) as llama:
+            yield llama
+
+    def _opened(self, n_ctx: int, n_cells: int) -> AbstractContextManager[llama_cpp.Llama]:
+        types = {"type_k": self.type_k, "type_v": self.type_v}
+        threads = {"n_threads": self.n_threads, "n_gpu_layers": self.n_gpu_layers}
+        return opened(self.path, n_ctx=n_ctx, n_cells=n_cells, **types, **threads)
+
+    def prompt(self, llama: llama_cpp.Llama, n_prompt: int) -> list[int]:
+        """Token ids drawn evenly from the vocabulary, the same every time."""
+        ids: list[int] = np.random.default_rng(self.seed).integers(0, llama.n_vocab(), n_prompt).tolist()
+        return ids
+
+
+def make_session(llama: llama_cpp.Llama, trial: Trial, on_progress: Callable[[int, int], None] | None = None) -> HeadKV:
+    """The ordinary session with the settings of a trial; it compresses prompts of any length."""
+    return HeadKV(
+        llama, policy=trial.policy, budget=trial.budget, profile=trial.profile, min_prompt=0, on_progress=on_progress
+    )
+
+
+def check_compressed(headkv: HeadKV, trial: Trial) -> Plan:
+    """The plan that the cache of a session follows.
+
+    Raises
+    ------
+    BenchError
+        the prompt was not compressed: there was no memory
+    """
+    if headkv.plan is None:
+        raise BenchError(f"{trial.name} at {trial.budget.request}: there was no memory to compress the prompt")
+    return headkv.plan
+
+
+def finish(llama: llama_cpp.Llama) -> None:
+    """Wait until all that was evaluated is computed, as a sampler would."""
+    llama._ctx.get_logits_ith(-1)

@@ -1,0 +1,151 @@
+"""Decode speed of the stock cache and of ours, in turns in one process, on the same prompt."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyheadkv.bench.setup import Setup, Trial, check_compressed, finish, make_session
+from pyheadkv.compression import arm
+from pyheadkv.plan import Plan
+from pyheadkv.reader import Reader
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of some values, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; the quartiles of one are that one."""
+        low, median, high = statistics.quantiles(
+            [*values, *values[:1]] if len(values) == 1 else values, method="inclusive"
+        )
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What decoding costs, and what comes before it.
+
+    Parameters
+    ----------
+    ms_stock, ms_ours
+        milliseconds a token
+    ratio
+        stock / ours, of each round
+    ms_scoring
+        what scoring adds to reading the tokens that observe
+    bytes_measured
+        of our K and V buffers while decoding
+    """
+
+    ms_stock: Spread
+    ms_ours: Spread
+    ratio: Spread
+    ms_scoring: float
+    bytes_measured: int
+
+
+class Race:
+    """Stock and ours on one prompt.
+
+    Parameters
+    ----------
+    stock, ours
+        as `Setup.open_stock` and `Setup.open_ours` make them
+    """
+
+    def __init__(self, setup: Setup, stock: llama_cpp.Llama, ours: llama_cpp.Llama, n_prompt: int) -> None:
+        self.setup = setup
+        self.stock, self.ours = stock, ours
+        self.prompt = setup.prompt(stock, n_prompt)
+        self.reader = Reader(ours)
+        stock.eval(self.prompt)
+        finish(stock)
+        self._state = stock.save_state()  # so that ours need not read it again for every trial
+
+    def run(self, trial: Trial, plan: Plan) -> Speed:
+        """Compress the prompt by a trial, then decode in turns; the first turns only warm up.
+
+        Raises
+        ------
+        BenchError
+            the prompt was not compressed: there was no memory
+        """
+        self._put_back()
+        ms_scoring = self._scoring_ms(plan)
+        self._put_back()
+        with make_session(self.ours, trial) as headkv:
+            self.ours.n_tokens -= 2  # the session takes back what has to be read again for its plan
+            self.ours.eval(self.prompt[-2:])
+            n_past = self._go_on(trial.policy.lookahead)
+            check_compressed(headkv, trial)
+            rounds = [
+                [self._decode_ms(llama, n_past) for llama in (self.stock, self.ours)]
+                for _ in range(self.setup.n_rounds + 1)
+            ][1:]
+            n_bytes = headkv.stats().bytes_measured
+        stock, ours = zip(*rounds, strict=True)
+        return Speed(Spread.of(stock), Spread.of(ours), Spread.of([a / b for a, b in rounds]), ms_scoring, n_bytes)
+
+    def _put_back(self) -> None:
+        """Have the whole prompt in our cache, which is whole."""
+        self.reader.forget()
+        self.reader.native.reserve(len(self.prompt))
+        self.ours.load_state(self._state)
+
+    def _go_on(self, n_ahead: int) -> int:
+        """Have both sides decode tokens before it counts; returns the positions that are there then."""
+        n_prompt = len(self.prompt)
+        self.stock.n_tokens = n_prompt
+        for token in self.prompt[:n_ahead]:
+            self.stock.eval([token])
+            self.ours.eval([token])
+        return n_prompt + n_ahead
+
+    def _decode_ms(self, llama: llama_cpp.Llama, n_past: int) -> float:
+        """Milliseconds a token, decoded one by one after n_past positions; the tokens are taken back."""
+        tokens = self.prompt[: self.setup.n_tokens]
+        start = time.perf_counter()
+        for token in tokens:
+            llama.eval([token])
+            finish(llama)
+        ms = (time.perf_counter() - start) * 1000 / len(tokens)
+        llama.n_tokens = n_past
+        return ms
+
+    def _scoring_ms(self, plan: Plan) -> float:
+        """Median, over the rounds, of what scoring adds to reading the last tokens."""
+        if plan.policy.scorer.gathers is None:
+            return 0.0
+        last = self.prompt[-plan.n_last :]
+        # where the whole prompt observes, once has to do
+        n_rounds = self.setup.n_rounds if len(last) < len(self.prompt) // 2 else 1
+        added = []
+        for _ in range(n_rounds):
+            plain, scored = (self._last_ms(last, plan if is_armed else None) for is_armed in (False, True))
+            added.append(scored - plain)
+        return max(0.0, statistics.median(added))
+
+    def _last_ms(self, last: list[int], plan: Plan | None) -> float:
+        """Milliseconds to read the last tokens again, scored as the plan wants it, if any."""
+        self.ours.n_tokens = len(self.prompt) - len(last)
+        if plan:
+            arm(self.reader.native, plan)
+        start = time.perf_counter()
+        self.reader.go_on(last)
+        finish(self.ours)
+        ms = (time.perf_counter() - start) * 1000
+        self.reader.native.score_arm(0)
+        return ms

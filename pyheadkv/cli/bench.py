@@ -1,0 +1,112 @@
+"""`pyheadkv bench`: speed and memory against the stock cache, as tables, JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pyheadkv.bench import Setup, Trial, run_bench
+from pyheadkv.bench.plots import write_plot
+from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
+from pyheadkv.bench.shapes import ShapeModel, shape_file
+from pyheadkv.budget import Budget
+from pyheadkv.cli.eval import contender, parse_lengths, split_policies
+from pyheadkv.cli.options import BenchOptions
+from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.errors import BenchError, UsageError
+from pyheadkv.jsonl import JsonLines, Record
+from pyheadkv.lookup import find_profile
+from pyheadkv.models import resolve_model
+from pyheadkv.native import read_gguf_metadata
+from pyheadkv.profile import Profile
+from pyheadkv.shape import supported_shape
+
+
+def run_bench_command(options: BenchOptions) -> None:
+    """Measure, print tables or JSON, draw.
+
+    Raises
+    ------
+    HeadKVError
+        anything that the user can mend
+    """
+    lengths = parse_lengths(options.lengths)
+    policies, budgets = split_policies(options.policies), [Budget.parse(text) for text in options.budgets.split(",")]
+    file = _result_file(options.output)
+    setup, profile = _setup(options)
+    contenders = [contender(text, profile) for text in policies]
+    trials = [Trial(it.name, it.policy, budget, it.profile) for it in contenders for budget in budgets]
+    with progress_bar("measuring") as on_progress:
+        records = run_bench(setup, lengths, trials, on_progress=on_progress, on_record=file.add)
+    if options.as_json:
+        print(json.dumps({"random_weights": options.shape is not None, "results": records}))
+    else:
+        _print(options, setup, records)
+    if options.output:
+        _draw(setup, records, options.output / "bench.png")
+
+
+def _result_file(folder: Path | None) -> JsonLines:
+    if folder is None:
+        return JsonLines(None, BenchError)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder} cannot be made: {error.strerror}") from None
+    return JsonLines(folder / "bench.jsonl", BenchError)
+
+
+def _setup(options: BenchOptions) -> tuple[Setup, Profile | None]:
+    path = _model_path(options)
+    metadata = read_gguf_metadata(path)
+    shape = supported_shape(metadata, path)
+    shape.bytes_per_token(options.type_k, options.type_v)  # refuses unknown types and those that do not fit
+    profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
+    setup = Setup(
+        path,
+        shape,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        n_threads=options.n_threads,
+        n_gpu_layers=options.n_gpu_layers,
+        n_tokens=options.n_tokens,
+        n_rounds=options.n_rounds,
+        seed=options.seed,
+    )
+    return setup, profile
+
+
+def _model_path(options: BenchOptions) -> Path:
+    if (options.model is None) == (options.shape is None):
+        raise UsageError("bench needs a MODEL or a --shape, one of them")
+    if options.model is not None:
+        if options.n_layer is not None:
+            raise UsageError("--layers goes with --shape")
+        return resolve_model(options.model, note)
+    return shape_file(ShapeModel(options.shape or "", options.n_layer, options.weights), note)
+
+
+def _print(options: BenchOptions, setup: Setup, records: Sequence[Record]) -> None:
+    printer = Console(highlight=False)
+    is_random = options.shape is not None
+    for table in tables(records, is_random):
+        printer.print(table)
+    printer.print(f"{_title(setup)}. {NOTE}{' ' + RANDOM_NOTE if is_random else ''}")
+
+
+def _title(setup: Setup) -> str:
+    threads = "all CPUs" if setup.n_threads is None else f"{setup.n_threads} threads"
+    cache = f"{setup.type_k}/{setup.type_v}"
+    return f"{setup.path.name}, cache {cache}, {threads}, {setup.n_rounds} rounds of {setup.n_tokens} tokens"
+
+
+def _draw(setup: Setup, records: Sequence[Record], path: Path) -> None:
+    try:
+        write_plot(records, _title(setup), path)
+    except UsageError as error:
+        note(f"no picture: {error}")
+        return
+    note(f"drawn: {path}")

@@ -1,0 +1,73 @@
+"""`bench` on tiny models, for real: what is measured is the stock cache and ours, each as it should be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+
+from pyheadkv.bench import Setup, Trial, run_bench
+from pyheadkv.bench.random_model import RandomModel, write_model
+from pyheadkv.bench.reading import read_apart
+from pyheadkv.budget import Budget
+from pyheadkv.errors import BenchError
+from pyheadkv.native import read_gguf_metadata
+from pyheadkv.policy import parse_policy
+from pyheadkv.shape import supported_shape
+from tests.e2e.conftest import WriteTiny
+from tests.tiny import Tiny
+
+
+def setup_of(path: Path) -> Setup:
+    return Setup(path, supported_shape(read_gguf_metadata(path), path), n_threads=1, n_tokens=3, n_rounds=2)
+
+
+def trial(budget: str, policy: str = "snapkv") -> Trial:
+    return Trial(policy, parse_policy(policy), Budget.parse(budget))
+
+
+@pytest.fixture
+def setup(library: None, tiny_path: WriteTiny) -> Setup:
+    return setup_of(tiny_path(Tiny()))
+
+
+def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
+    trials = [trial("25%"), trial("100%"), trial("25%", "snapkv:lookahead=2")]
+    quarter, whole, ahead = run_bench(setup, [300], trials)
+    row = setup.shape.bytes_per_token("f16", "f16")
+    for record in (quarter, whole, ahead):
+        assert record["bytes"]["full"] == 300 * row
+        assert record["stock"]["ms_token"]["low"] <= record["stock"]["ms_token"]["median"]
+        assert min(record["ours"]["ms_token"].values()) > 0 and record["stock_to_ours"]["median"] > 0
+        assert record["ours"]["ms_prefill"] > 0 and record["ours"]["ms_select"] > 0
+    assert quarter["bytes"]["kept"] == 75 * row and whole["bytes"]["kept"] == 300 * row
+    assert quarter["bytes"]["measured"] < 300 * row <= whole["bytes"]["measured"]
+    assert quarter["bytes"]["peak"] >= 300 * row  # the whole prompt is there until rows are chosen
+
+
+def test_memory_is_that_of_a_process_of_its_own(setup: Setup) -> None:
+    stock, ours = (read_apart(setup, 300, which) for which in (None, trial("25%")))
+    if stock.rss_peak is None:
+        pytest.skip("no /proc")
+    for reading in (stock, ours):
+        numbers = (reading.rss_loaded, reading.rss_whole, reading.rss_read, reading.rss_decoded)
+        assert all(n is not None and 0 < n <= (reading.rss_peak or 0) for n in numbers)
+    assert stock.bytes_peak == 0 and ours.bytes_kept == 75 * setup.shape.bytes_per_token("f16", "f16")
+
+
+def test_what_goes_wrong_in_the_other_process_is_said_here(setup: Setup, tmp_path: Path) -> None:
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BenchError, match=r"damaged\.gguf cannot be loaded") as caught:
+        read_apart(replace(setup, path=tmp_path / "damaged.gguf"), 300, None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_quantised_random_models_are_read(library: None, tmp_path: Path, has_bias: bool) -> None:
+    model = RandomModel((4,), (2,), 64, 256, 512, 64, 1024, has_bias=has_bias)
+    setup = setup_of(write_model(tmp_path / "m.gguf", model, gguf.GGMLQuantizationType.Q4_0))
+    assert setup.shape.n_head_kv == (2,) and setup.shape.architecture == ("qwen2" if has_bias else "llama")
+    [record] = run_bench(setup, [200], [trial("25%")])
+    assert record["bytes"]["kept"] == 50 * setup.shape.bytes_per_token("f16", "f16")
