@@ -8,7 +8,8 @@
 //        uneven   as many rows in all, one head with 100 times as many as each of the others
 //        copy     ROWS*N_HEAD_KV rows copied within the device: its bandwidth
 //
-// Nodes on different memory are computed in turn, so that no cache holds their rows: 512 MiB and more in all.
+// One graph computes nodes on different memory one after another: 512 MiB and more in all, so that no cache holds their rows, and
+// what starting a graph costs counts little.
 
 #include "device-node.h"
 
@@ -46,14 +47,14 @@ static std::vector<int32_t> make_meta(int64_t n_head_kv, int64_t n_rows, bool is
     return meta;
 }
 
-// microseconds of a call in the median round; a round starts f(0) to f(n - 1) and waits for all
-template <class F> static double time_each(ggml_backend_t backend, size_t n, F f) {
+// microseconds of the graph in the median round
+static double time_graph(ggml_backend_t backend, ggml_cgraph * graph) {
     std::vector<double> us;
-    for (int round = -2; round < N_ROUND; round++) {
+    for (int round = -3; round < N_ROUND; round++) { // the first ones warm up, and record a CUDA graph
         const int64_t t0 = ggml_time_us();
-        for (size_t i = 0; i < n; i++) { f(i); }
+        ggml_backend_graph_compute_async(backend, graph);
         ggml_backend_synchronize(backend);
-        if (round >= 0) { us.push_back((double) (ggml_time_us() - t0)/n); }
+        if (round >= 0) { us.push_back((double) (ggml_time_us() - t0)); }
     }
     std::nth_element(us.begin(), us.begin() + us.size()/2, us.end());
     return us[us.size()/2];
@@ -68,7 +69,7 @@ static double time_copy(ggml_backend_t backend, size_t bytes) {
     ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors(ctx.get(), backend) };
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(graph, c);
-    return time_each(backend, 1, [&](size_t) { ggml_backend_graph_compute_async(backend, graph); })*bytes/(2*n*sizeof(float));
+    return time_graph(backend, graph)*bytes/(2*n*sizeof(float));
 }
 
 static double time_nodes(ggml_backend_t backend, const node_shape & s, size_t bytes, bool is_uneven) {
@@ -88,7 +89,10 @@ static double time_nodes(ggml_backend_t backend, const node_shape & s, size_t by
             device_node::set(n.meta, meta.data(), meta.size()*sizeof(int32_t));
         }
     }
-    return time_each(backend, nodes.size(), [&](size_t i) { nodes[i]->compute(); });
+    ggml_context_ptr ctx { ggml_init({ ggml_graph_overhead(), nullptr, true }) };
+    ggml_cgraph * graph = ggml_new_graph(ctx.get());
+    for (const auto & n : nodes) { ggml_build_forward_expand(graph, n->node); }
+    return time_graph(backend, graph)/nodes.size();
 }
 
 int main(int argc, char ** argv) {
