@@ -119,6 +119,13 @@ def test_keys_are_rated_where_they_lie(device: None, open_context: MakeContext, 
 # ---- what only fake devices can be told to be ----
 
 
+@pytest.fixture
+def no_device() -> None:
+    """None but fake ones."""
+    if has_device():
+        pytest.skip("there is a device, which would work beside the fake ones")
+
+
 def answer(context: Context) -> np.ndarray:
     """Logits over a prefix: one token after another, then several."""
     keep(read_prompt(context))
@@ -135,7 +142,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_prefix_lies_where_its_layer_does(open_context: MakeContext, layout: str, cache_type: str) -> None:
+def test_each_prefix_lies_where_its_layer_does(
+    no_device: None, open_context: MakeContext, layout: str, cache_type: str
+) -> None:
     expected = answer(open_device(open_context, cache_type=cache_type, n_gpu_layers=0))
     with fake_devices(2):
         context = open_device(open_context, cache_type=cache_type, **LAYOUTS[layout])
@@ -150,7 +159,7 @@ def test_each_prefix_lies_where_its_layer_does(open_context: MakeContext, layout
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
-def test_device_without_our_kernel_composes(open_context: MakeContext, cache_type: str) -> None:
+def test_device_without_our_kernel_composes(no_device: None, open_context: MakeContext, cache_type: str) -> None:
     expected = answer(open_device(open_context, cache_type=cache_type, n_gpu_layers=0))
     with fake_devices(refused=REFUSE_PREFIX):
         context = open_device(open_context, cache_type=cache_type)
@@ -176,7 +185,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refused_device_names_the_reason_and_still_decodes(open_context: MakeContext, what: str) -> None:
+def test_refused_device_names_the_reason_and_still_decodes(
+    no_device: None, open_context: MakeContext, what: str
+) -> None:
     from pyheadkv.native import Native
 
     devices, options, reason = REFUSED[what]
@@ -189,7 +200,7 @@ def test_refused_device_names_the_reason_and_still_decodes(open_context: MakeCon
         context.close()
 
 
-def test_rows_of_odd_bytes_are_refused(open_context: MakeContext) -> None:
+def test_rows_of_odd_bytes_are_refused(no_device: None, open_context: MakeContext) -> None:
     from pyheadkv.native import Native
 
     tiny = Tiny(head_size=96)

@@ -30,6 +30,18 @@ struct test_case {
     bool has_softcap, has_sinks;
 };
 
+// what the tests draw alike: after the shapes, in this order, so that case numbers keep their meaning
+static void draw_lengths(test_case & t, std::mt19937 & rng) {
+    t.len = LENGTHS[rng() % size(LENGTHS)];
+}
+
+static void draw_tail(test_case & t, std::mt19937 & rng) {
+    t.mask = (int) (rng() % MASK_KINDS);
+    t.n_kv = t.mask == MASK_CAUSAL ? t.n_tok + (int) (rng() % 130) : 1 + (int) (rng() % 130);
+    t.has_softcap = rng() % 3 == 0;
+    t.has_sinks   = rng() % 3 == 0;
+}
+
 // random rows of one head, in their type and as the numbers they stand for
 struct rows {
     ggml_type type;

@@ -1,6 +1,6 @@
 // fake-device.cpp: GPUs for tests, on machines that have none. A device is the CPU backend behind memory of its own, which can be touched
 // only while the device computes or its buffers' functions copy: whoever takes a tensor on it for host memory crashes, as on
-// a GPU. Which backend it says to be is up to the test. Linux.
+// a GPU. Which backend it says to be is up to the test. POSIX.
 
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"

@@ -50,11 +50,8 @@ static test_case make_case(int c) {
     t.type_v = rng() % 2 ? TYPES[type] : TYPES[rng() % size(TYPES)];
     t.n_v    = rng() % 4 ? t.n_k : 64;
     t.nth    = THREADS[rng() % size(THREADS)];
-    t.len    = LENGTHS[rng() % size(LENGTHS)];
-    t.mask   = (int) (rng() % MASK_KINDS);
-    t.n_kv   = t.mask == MASK_CAUSAL ? t.n_tok + (int) (rng() % 130) : 1 + (int) (rng() % 130);
-    t.has_softcap = rng() % 3 == 0;
-    t.has_sinks   = rng() % 3 == 0;
+    draw_lengths(t, rng);
+    draw_tail(t, rng);
     return t;
 }
 

@@ -28,11 +28,8 @@ static test_case make_case(int c) {
     t.n_tok  = TOKENS[digit(size(TOKENS))];
 
     std::mt19937 rng(c);
-    t.len    = LENGTHS[rng() % size(LENGTHS)];
-    t.mask   = (int) (rng() % MASK_KINDS);
-    t.n_kv   = t.mask == MASK_CAUSAL ? t.n_tok + (int) (rng() % 130) : 1 + (int) (rng() % 130);
-    t.has_softcap = rng() % 3 == 0;
-    t.has_sinks   = rng() % 3 == 0;
+    draw_lengths(t, rng);
+    draw_tail(t, rng);
     return t;
 }
 

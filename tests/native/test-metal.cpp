@@ -51,11 +51,13 @@ static test_case make_case(int c) {
     const int * queries = QUERIES[tile][rng() % 7];
     t.group = queries[0];
     t.n_tok = queries[1];
-    t.len   = rng() % 3 ? LENGTHS[rng() % size(LENGTHS)] : LONG_LENGTHS[rng() % size(LONG_LENGTHS)];
-    t.mask  = (int) (rng() % MASK_KINDS);
-    t.n_kv  = t.mask == MASK_CAUSAL ? t.n_tok + (int) (rng() % 130) : 1 + (int) (rng() % 130);
-    t.has_softcap = rng() % 3 == 0;
-    t.has_sinks   = rng() % 3 == 0 || t.n_tok > 8;
+    if (rng() % 3) {
+        draw_lengths(t, rng);
+    } else {
+        t.len = LONG_LENGTHS[rng() % size(LONG_LENGTHS)];
+    }
+    draw_tail(t, rng);
+    t.has_sinks = t.has_sinks || t.n_tok > 8;
     return t;
 }
 
