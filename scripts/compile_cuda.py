@@ -95,7 +95,7 @@ def fetch_headers(nvcc: Path) -> None:
 
 def compile_command(nvcc: Path, tree: Path, headers: Sequence[Path], arch: str, source: Path) -> list[str]:
     """The compiler's call for one file, without its output."""
-    folders = [tree / "ggml" / "include", tree / "ggml" / "src", NATIVE, *headers]
+    folders = [tree / "ggml" / "include", tree / "ggml" / "src", NATIVE, NATIVE.parent, *headers]
     command = [str(nvcc), *FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}"]
     command += [f"-I{folder}" for folder in folders]
     command += [f"-DGGML_CUDA_FA_{k}_{v}={int(f'{k}-{v}' in FA_PAIRS)}" for k in FA_TYPES for v in FA_TYPES]
@@ -105,7 +105,8 @@ def compile_command(nvcc: Path, tree: Path, headers: Sequence[Path], arch: str, 
 def stamp_of(command: Sequence[str], tree: Path) -> str:
     """Hash of the call and of everything it may read of ours and of ggml's."""
     digest = hashlib.sha256("\0".join(command).encode())
-    files = [*NATIVE.iterdir(), *(tree / "ggml" / "include").glob("*.h"), *(tree / "ggml" / "src").glob("*.h")]
+    files = [*NATIVE.iterdir(), NATIVE.parent / "headkv-node.h"]
+    files += [path for folder in ("include", "src") for path in (tree / "ggml" / folder).glob("*.h")]
     files += (tree / "ggml" / "src" / "ggml-cuda").rglob("*.cu*")
     for path in sorted(files):
         digest.update(path.name.encode() + path.read_bytes())

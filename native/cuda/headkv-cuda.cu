@@ -5,6 +5,7 @@
 
 #include "headkv-cuda.h"
 #include "headkv-cuda-launch.cuh"
+#include "headkv-node.h"
 
 using namespace headkv;
 
@@ -12,47 +13,19 @@ using namespace headkv;
 // which nodes
 //
 
-static bool is_type_supported(ggml_type type) {
-    return type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0;
-}
-
-static bool is_size_supported(int64_t n) {
-    return n == 64 || n == 80 || n == 96 || n == 128 || n == 256;
-}
-
 // rows of f16 are read 16 bytes at a time, other ones 2
 static bool is_aligned(const ggml_tensor * t) {
     const size_t alignment = ggml_is_quantized(t->type) ? 2 : 16;
     return t->nb[1] % alignment == 0 && t->nb[2] % alignment == 0 && (uintptr_t) t->data % alignment == 0;
 }
 
-static bool has_equal_rows(const ggml_tensor * prefix, const ggml_tensor * tail) {
-    return prefix && prefix->type == tail->type && prefix->ne[0] == tail->ne[0] && ggml_is_contiguous(prefix) && is_aligned(prefix);
-}
-
 bool headkv_cuda_supported(int device, const ggml_tensor * dst) {
-    const ggml_tensor * q     = dst->src[0];
-    const ggml_tensor * k     = dst->src[1];
-    const ggml_tensor * v     = dst->src[2];
-    const ggml_tensor * mask  = dst->src[3];
-    const ggml_tensor * sinks = dst->src[4];
-    const ggml_tensor * meta  = dst->src[7];
+    const ggml_tensor * q = dst->src[0];
+    const ggml_tensor * k = dst->src[1];
+    const ggml_tensor * v = dst->src[2];
 
-    float max_bias;
-    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
-
-    return turing_mma_available(ggml_cuda_info().devices[device].cc) && max_bias == 0.0f &&
-        is_type_supported(k->type) && v->type == k->type &&
-        is_size_supported(k->ne[0]) && k->ne[0] % ggml_blck_size(k->type) == 0 && v->ne[0] == k->ne[0] && q->ne[0] == k->ne[0] &&
-        k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type) && is_aligned(k) && is_aligned(v) &&
-        q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && dst->type == GGML_TYPE_F32 && ggml_is_contiguous(dst) &&
-        q->ne[3] == 1 && k->ne[3] == 1 && v->ne[3] == 1 && k->ne[1] > 0 && v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] &&
-        q->ne[2] % k->ne[2] == 0 && q->ne[2]/k->ne[2] <= MAX_TILE &&
-        (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1 && mask->ne[3] == 1 &&
-                   mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1])) &&
-        (!sinks || (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) && sinks->ne[0] == q->ne[2])) &&
-        has_equal_rows(dst->src[5], k) && has_equal_rows(dst->src[6], v) &&
-        meta && meta->type == GGML_TYPE_I32 && ggml_is_contiguous(meta) && meta->ne[0] == 2*k->ne[2];
+    return turing_mma_available(ggml_cuda_info().devices[device].cc) && headkv_node_is_plain(dst) &&
+        is_aligned(k) && is_aligned(v) && is_aligned(dst->src[5]) && is_aligned(dst->src[6]) && q->ne[2]/k->ne[2] <= MAX_TILE;
 }
 
 size_t headkv_cuda_alloc_size(const ggml_tensor * dst) {
@@ -95,11 +68,9 @@ static attn_args make_args(const ggml_tensor * dst) {
     args.n_tok       = (int) q->ne[1];
     args.n_tile      = (args.n_query() + MAX_TILE - 1)/MAX_TILE;
 
-    memcpy(&args.scale,   (const float *) dst->op_params + 0, sizeof(float));
-    memcpy(&args.softcap, (const float *) dst->op_params + 2, sizeof(float));
-    if (args.softcap != 0.0f) {
-        args.scale /= args.softcap;
-    }
+    const headkv_node_logits logits = headkv_node_logits_of(dst);
+    args.scale   = logits.scale;
+    args.softcap = logits.softcap;
     return args;
 }
 

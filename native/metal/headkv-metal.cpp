@@ -5,6 +5,7 @@
 
 #include "headkv-metal.h"
 #include "headkv-metal-source.h"
+#include "headkv-node.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-impl.h"
@@ -13,7 +14,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <map>
 #include <mutex>
 
@@ -32,47 +32,18 @@ enum buffer_combine { COMBINE_ARGS, COMBINE_SINKS, COMBINE_META, COMBINE_PART, C
 // which nodes
 //
 
-static bool is_type_supported(ggml_type type) {
-    return type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0;
-}
-
-static bool is_size_supported(int64_t n) {
-    return n == 64 || n == 80 || n == 96 || n == 128 || n == 256;
-}
-
 // rows are read 4 numbers at a time, blocks byte by byte behind a scale of 2 bytes
 static bool is_aligned(const ggml_tensor * t) {
     const size_t alignment = ggml_is_quantized(t->type) ? 2 : 4*ggml_type_size(t->type);
     return t->nb[1] % alignment == 0 && t->nb[2] % alignment == 0;
 }
 
-static bool has_equal_rows(const ggml_tensor * prefix, const ggml_tensor * tail) {
-    return prefix && prefix->type == tail->type && prefix->ne[0] == tail->ne[0] && ggml_is_contiguous(prefix);
-}
-
 static bool is_shape_supported(const ggml_tensor * dst) {
     const ggml_tensor * q     = dst->src[0];
-    const ggml_tensor * k     = dst->src[1];
-    const ggml_tensor * v     = dst->src[2];
-    const ggml_tensor * mask  = dst->src[3];
     const ggml_tensor * sinks = dst->src[4];
-    const ggml_tensor * meta  = dst->src[7];
 
-    float max_bias;
-    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
-
-    return max_bias == 0.0f && (q->ne[1] <= MAX_TOKENS || sinks) &&
-        is_type_supported(k->type) && v->type == k->type &&
-        is_size_supported(k->ne[0]) && k->ne[0] % ggml_blck_size(k->type) == 0 && v->ne[0] == k->ne[0] && q->ne[0] == k->ne[0] &&
-        k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type) && is_aligned(k) && is_aligned(v) &&
-        q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float) && is_aligned(q) && dst->type == GGML_TYPE_F32 && ggml_is_contiguous(dst) &&
-        q->ne[3] == 1 && k->ne[3] == 1 && v->ne[3] == 1 && k->ne[1] > 0 && v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2] &&
-        q->ne[2] % k->ne[2] == 0 &&
-        (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1 && mask->ne[3] == 1 &&
-                   mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1])) &&
-        (!sinks || (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) && sinks->ne[0] == q->ne[2])) &&
-        has_equal_rows(dst->src[5], k) && has_equal_rows(dst->src[6], v) &&
-        meta && meta->type == GGML_TYPE_I32 && ggml_is_contiguous(meta) && meta->ne[0] == 2*k->ne[2];
+    return headkv_node_is_plain(dst) && (q->ne[1] <= MAX_TOKENS || sinks) &&
+        is_aligned(q) && is_aligned(dst->src[1]) && is_aligned(dst->src[2]);
 }
 
 //
@@ -141,11 +112,9 @@ static headkv_metal_args make_args(const ggml_tensor * dst) {
     args.n_split  = (int32_t) std::max<int64_t>(1, std::min(n_rows/MIN_SPLIT_ROWS, MAX_SPLIT/n_tile));
     args.n_worker = args.n_split + args.n_head_kv;
 
-    memcpy(&args.scale,   (const float *) dst->op_params + 0, sizeof(float));
-    memcpy(&args.softcap, (const float *) dst->op_params + 2, sizeof(float));
-    if (args.softcap != 0.0f) {
-        args.scale /= args.softcap;
-    }
+    const headkv_node_logits logits = headkv_node_logits_of(dst);
+    args.scale   = logits.scale;
+    args.softcap = logits.softcap;
     return args;
 }
 
