@@ -13,8 +13,11 @@ import pytest
 
 from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError, NativeError
-from pyheadkv.evaluate.asking import AFTER
+from pyheadkv.evaluate.asking import AFTER, Asked
+from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.engine import Engine
+from pyheadkv.evaluate.examine import examine
+from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.runner import Contender, Reading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.native import Native, read_gguf_metadata
@@ -108,6 +111,78 @@ def test_a_compressed_cache_is_not_kept_aside(llama: Any) -> None:
     assert engine.native.stats().n_pos_prefix == 0
 
 
+GOLD = [7, 3, 200, 41]
+
+
+class Numbers:
+    """Writes tokens as numbers, and never ends."""
+
+    def piece(self, token: int) -> bytes:
+        return f"{token} ".encode()
+
+    def is_end(self, token: int) -> bool:
+        return False
+
+
+def asked_for(metric: str, rest: list[int], gold: list[int]) -> Asked:
+    return Asked(Case("a", "t", "t", "text", "?", ("none of these",), metric, 6), PROMPT, rest, gold)
+
+
+@pytest.mark.parametrize("rest", [[], [11, 12, 13]])
+@pytest.mark.parametrize("policy", [None, "snapkv"])
+def test_log_likelihood_is_that_of_reading_the_answer(llama: Any, policy: str | None, rest: list[int]) -> None:
+    engine = Engine(llama)
+
+    def prepare() -> None:
+        engine.read(PROMPT)
+        if policy:
+            plan = make_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
+            assert plan is not None
+            engine.compress(engine.keep_aside(), plan)
+
+    shape = shape_from_metadata(read_gguf_metadata(llama.model_path))
+    prepare()
+    engine.go_on(rest)
+    logits = [engine.logits().copy(), *logits_after(llama, GOLD[:-1])]
+    wanted = np.mean([log_softmax(row)[token] for row, token in zip(logits, GOLD, strict=True)])
+    asked = asked_for("all_substr", rest, GOLD)
+    prepare()
+    found = examine(engine, Numbers(), asked)  # type: ignore[arg-type]
+    assert found.figures["loglik"] == pytest.approx(wanted, abs=1e-5)
+    prepare()
+    without = examine(engine, Numbers(), asked, with_gold=False)  # type: ignore[arg-type]
+    assert "loglik" not in without.figures
+    assert without.output == found.output  # the gold answer is forgotten again before the model's own
+
+
+def test_quantised_caches_are_compared_with_the_first(library: None, tiny: Path) -> None:
+    """KL: 0 with itself, little with q8_0, more with q4_0, and more again where rows are gone or spoilt."""
+    references, kl, n_bytes = None, {}, {}
+    for name in ("f16", "q8_0", "q4_0"):
+        llama = load(tiny, n_threads=1, n_ctx=512, type_k=name, type_v=name)
+        engine = Engine(llama)
+        engine.read(PROMPT)
+        kept = engine.keep_aside()
+        n_bytes[name] = engine.native.stats().bytes_tail
+        asked = asked_for("kl", NEXT, [])
+        found = examine(engine, Numbers(), asked, references)  # type: ignore[arg-type]
+        references = found.log_probs if references is None else references
+        kl[name] = found.figures["kl"]
+        if name == "q8_0":
+            engine.compress_to(kept, [list(range(4))] * sum(TINY.n_head_kv), N_OBS)
+            kl["few rows"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
+            spoilt = replace(kept, rows=kept.rows.copy())
+            blocks = spoilt.rows[-34 * (len(spoilt.rows) // 340) :].reshape(-1, 34)  # of V, in the last layer
+            blocks[:] = blocks[::-1].copy()  # as by a kernel that reads the wrong rows
+            engine.put_back(spoilt, len(PROMPT) - 1)
+            engine.go_on(PROMPT[-1:])
+            kl["spoilt"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
+        llama.close()
+    assert kl["f16"] == 0 < kl["q8_0"] < kl["q4_0"]
+    assert min(kl["few rows"], kl["spoilt"]) > 3 * kl["q8_0"]
+    assert n_bytes["q8_0"] / n_bytes["f16"] == 34 / 64 and n_bytes["q4_0"] / n_bytes["f16"] == 18 / 64
+
+
 # ---- on the demo model ----
 
 
@@ -154,9 +229,12 @@ def test_oracles(runner: Runner, readings: list[Reading]) -> None:
             | set(range(4))
             | positions_of(runner, reading, reading.asked.case.question)
         )
-        assert keep(runner, reading, needle)["score"] == reading.full.figures["score"] == 1
+        found = keep(runner, reading, needle)
+        assert found["score"] == reading.full.figures["score"] == 1
+        assert found["loglik"] == pytest.approx(reading.full.figures["loglik"], abs=0.5)
         without = keep(runner, reading, everything - answer)
         assert without["score"] == 0 and without["digits"] < 0.6
+        assert without["loglik"] < reading.full.figures["loglik"] - 0.5
         assert keep(runner, reading, everything)["score"] == 1
 
 
