@@ -12,8 +12,7 @@ from pyheadkv.allocators import allocator_names, get_allocator
 from pyheadkv.policy import AUTO, Policy, policy_names, policy_settings
 from pyheadkv.scorers import SCORERS, ScorerKind
 
-PROFILE, DISTANCES = "head scores", "head distances"
-SECOND_PASS, QUESTION = "a second pass", "the question in the prompt"
+PROFILE, SECOND_PASS, QUESTION = "head scores", "a second pass", "the question in the prompt"
 Settings = dict[str, int | float | str]
 
 
@@ -59,7 +58,7 @@ def allocator_entries() -> list[Entry]:
             name,
             (allocator := get_allocator(name)).description,
             (allocator.source,) if allocator.source else (),
-            _needs(allocator.needs_profile, allocator.needs_semantics),
+            (PROFILE,) if allocator.needs_profile else (),
             dict(allocator.complete({})),
         )
         for name in allocator_names()
@@ -81,13 +80,9 @@ def _policy_entry(policy: Policy) -> Entry:
     mix = f" ({policy.mix})" if policy.mix else ""
     votes = "; retrieval heads pool widely and share what they find" if policy.scorer.retrieval_share else ""
     sources = dict.fromkeys(source for source in (allocator.source, kind.source) if source)
-    needs = (*_needs(policy.needs_profile, allocator.needs_semantics), *_scorer_needs(kind))
+    needs = (*((PROFILE,) if policy.needs_profile else ()), *_scorer_needs(kind))
     words = f"{allocator.description}{mix}: {kind.words}{votes}"
     return Entry(policy.name, words, tuple(sources), needs, policy_settings(policy))
-
-
-def _needs(profile: bool, distances: bool) -> tuple[str, ...]:
-    return tuple(what for what, is_needed in ((PROFILE, profile), (DISTANCES, distances)) if is_needed)
 
 
 def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:

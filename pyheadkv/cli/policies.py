@@ -12,9 +12,9 @@ from pyheadkv.catalogue import Entry, Settings, allocator_entries, policy_entrie
 from pyheadkv.policy import parse_policy
 
 _ABOUT_SETTINGS = """\
-Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, lookahead, n_obs, pool_kernel, \
-pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; shown are those that are \
-not switched off. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
+Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, n_obs, \
+pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; shown are \
+those that are not switched off. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
 
 
 def run_policies(names: Sequence[str], as_json: bool) -> None:
@@ -51,7 +51,7 @@ def _table(title: str, entries: Sequence[Entry]) -> Table:
 
 def _of_effect(settings: Settings) -> str:
     """Settings as they are typed, without those that are switched off."""
-    off = {"lookahead"} if not settings.get("lookahead") else set()
+    off = {key for key in ("lookahead", "n_recent") if not settings.get(key)}
     if not settings.get("retrieval_share"):
         off |= {"retrieval_share", "retrieval_kernel", "vote"}
     if settings.get("pool_kernel") == 1:

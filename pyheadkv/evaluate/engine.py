@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.allocators import get_allocator
 from pyheadkv.compression import Floats, arm, compress
 from pyheadkv.plan import Plan
 from pyheadkv.reader import Reader
@@ -78,7 +79,8 @@ class Engine(Reader):
         """
         scorer, n_ahead = plan.policy.scorer, plan.policy.lookahead
         n_last = plan.n_last
-        if scorer.needs_second_pass or (n_last > scorer.n_obs and not n_ahead):
+        must_observe = n_ahead > 0 or get_allocator(plan.policy.allocator).needs_semantics
+        if scorer.needs_second_pass or (n_last > scorer.n_obs and not must_observe):
             plan = replace(plan, token_scores=self._scores(kept, plan))
             n_last = scorer.n_obs
         n_before = len(kept.tokens) - n_last
