@@ -368,3 +368,57 @@ def test_lookahead_and_drafts_do_not_go_together(make: Make) -> None:
     llama.draft_model = object()
     with pytest.raises(UsageError, match="does not go with a draft model"):
         make(llama, policy="snapkv:lookahead=8")
+
+
+def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
+    headkv = make(policy="uniform+kvzip", budget="25%")
+    answer(headkv, prompt_of(400))
+    memory = headkv.llama.memory
+    assert memory.calls == [
+        "reserve",
+        "score_arm(384)",
+        "score_arm",
+        *["attention_read"] * 2,
+        *["score_arm(0)", "score_arm"] * 2,  # after the repetition, and for the window, which is not observed
+        "compress",
+    ]
+    assert headkv.llama.batches == [64] * 6 + [64] * 6 + [16, 1, 1]
+    assert memory.n_prefix == 384 and headkv.stats().n_read == 400
+    assert headkv.stats().ms_second_pass > 0
+    answer(headkv, [*prompt_of(400), *prompt_of(20, first=7)])
+    assert memory.calls.count("compress") == 1  # a second turn goes into the tail
+
+
+@pytest.mark.parametrize("batches", [8, 11])
+def test_interrupt_while_repeating_leaves_the_prompt_alone(make: Make, batches: int) -> None:
+    headkv = make(policy="kvzip", budget="25%")
+    headkv.llama.interrupt_after = batches
+    with pytest.raises(KeyboardInterrupt):
+        answer(headkv, prompt_of(400))
+    assert_holds_conversation(headkv, prompt_of(384))
+    assert headkv.llama.memory.armed == 0 and not headkv.is_compressed
+    answer(headkv, prompt_of(400))
+    assert headkv.is_compressed
+
+
+@pytest.mark.parametrize("method", ["score_arm", "attention_read"])
+@pytest.mark.parametrize("status", [STATUS_NO_MEMORY, STATUS_COMPUTE])
+def test_failure_while_repeating_leaves_a_whole_cache(make: Make, method: str, status: int) -> None:
+    notices: list[str] = []
+    headkv = make(policy="kvzip", budget="25%", on_notice=notices.append)
+    headkv.llama.memory.fail[method] = status
+    if status == STATUS_NO_MEMORY:
+        answer(headkv, prompt_of(400))
+        assert notices == [f"the chat goes on uncompressed: {method} failed"]
+    else:
+        with pytest.raises(NativeError, match=f"{method} failed"):
+            answer(headkv, prompt_of(400))
+        assert_holds_conversation(headkv, prompt_of(384))
+    assert not headkv.is_compressed and headkv.llama.memory.armed == 0
+
+
+def test_no_room_to_repeat_is_refused_before_the_prompt_is_read(make: Make) -> None:
+    headkv = make(FakeLlama(n_ctx=430), policy="kvzip", budget="25%")
+    with pytest.raises(UsageError, match="46 positions of the context of 430 are free, 72 are needed"):
+        headkv.llama.eval(prompt_of(400))
+    assert headkv.llama.memory.tokens == []
