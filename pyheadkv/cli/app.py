@@ -32,7 +32,12 @@ BudgetText = Annotated[
     ),
 ]
 PolicyText = Annotated[
-    str, typer.Option("--policy", help="What to keep, with settings: snapkv, headkv:beta=1.1; auto asks the profile.")
+    str,
+    typer.Option(
+        "--policy",
+        help="What to keep, with settings: snapkv, headkv:beta=1.1, headkv+kvzip, my_policy.py (pyheadkv policies "
+        "lists them); auto asks the profile.",
+    ),
 ]
 ProfilePath = Annotated[
     Path | None, typer.Option("--profile", help="File with measured head scores. [default: the model's own]")

@@ -98,7 +98,7 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
                 np.testing.assert_array_equal(engine.native.positions(i, ih), positions)
 
 
-@pytest.mark.parametrize("policy", ["h2o", "expected-attention"])
+@pytest.mark.parametrize("policy", ["h2o:pool=5", "expected-attention"])
 def test_scores_of_a_reading_are_made_once_and_are_the_librarys(open_context: MakeContext, policy: str) -> None:
     tokens, options = make_tokens(300, 64), {"n_ctx": 1024, "attach": False}
     llama: Any = open_context(TINY, **options).llama
