@@ -57,15 +57,18 @@ def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[
                 panels[(cell.task, cell.length, cell.question, name)].append(cell)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = _figure(4.8 * n_columns, 3.6 * n_rows)
+    figure = _figure(4.4 * n_columns + 1.8, 3.6 * n_rows)
+    lines: dict[str, Any] = {}
     styles = _styles(cells)
     for i, ((task, length, question, name), group) in enumerate(panels.items()):
         axes = figure.add_subplot(n_rows, n_columns, i + 1)
         for label in dict.fromkeys(cell.label for cell in group):
-            _line(axes, name, [cell for cell in group if cell.label == label], styles[label], place)
+            own = [cell for cell in group if cell.label == label]
+            lines[label] = _line(axes, name, own, styles[label], place)
         _finish(axes, name, axis)
         asked = "" if name == "kl" else f", question {question}"
         axes.set_title(f"{task}, {length}{asked} ({max(cell.n for cell in group)} cases)", fontsize=9)
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=7)
     _save(figure, path)
 
 
@@ -81,15 +84,14 @@ def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _line(axes: Any, name: str, cells: Sequence[Cell], style: dict[str, Any], place: Callable[[Cell], float]) -> None:
+def _line(axes: Any, name: str, cells: Sequence[Cell], style: dict[str, Any], place: Callable[[Cell], float]) -> Any:
     factor = 1 if name == "kl" else 100
     own = sorted(cells, key=place)
     means, errors = ([factor * cell.figures[name][k] for cell in own] for k in (0, 1))
     bars = [0 if math.isnan(error) else error for error in errors]
-    label = own[0].label
     if own[0].policy == FULL:
-        label, style = f"{label} (whole cache)", style | {"linestyle": "none", "markersize": 8, "fillstyle": "none"}
-    axes.errorbar(list(map(place, own)), means, bars, capsize=2, label=label, **style)
+        style = style | {"linestyle": "none", "markersize": 8, "fillstyle": "none"}
+    return axes.errorbar(list(map(place, own)), means, bars, capsize=2, **style)
 
 
 def _finish(axes: Any, name: str, axis: str) -> None:
@@ -103,12 +105,11 @@ def _finish(axes: Any, name: str, axis: str) -> None:
     axes.set_ylabel("KL to the full cache, nats" if name == "kl" else f"{name}, %")
     if name != "kl":
         axes.set_ylim(-4, 104)
-    axes.legend(fontsize=6)
     axes.grid(alpha=0.3)
 
 
 def write_depths(records: Sequence[Record], path: Path) -> bool:
-    """Score by depth of the needle and length, a panel for each policy and budget.
+    """Score by depth of the needle, a panel for each policy, a column for each length and budget.
 
     Only cases with a depth and one needle count ("single"). Returns False, and draws nothing, where there are none.
 
@@ -120,29 +121,36 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
         the file cannot be written
     """
     has_caches = len({record["cache"] for record in records}) > 1
-    panels: dict[tuple[str, str], dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    panels: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record["task"] == "single" and "depth" in record and "score" in record["figures"]:
             depth = min(N_DEPTHS - 1, int(record["depth"] * N_DEPTHS))
-            panels[(label_of(record, has_caches), record["budget"])][(record["length"], depth)].append(
-                record["figures"]["score"]
-            )
+            column = record["length"] if record["budget"] == FULL else f"{record['length']}\n{record['budget']}"
+            panels[label_of(record, has_caches)][(column, depth)].append(record["figures"]["score"])
     if not panels:
         return False
     n_columns = min(4, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = _figure(2.6 * n_columns, 2.4 * n_rows)
-    for i, ((policy, budget), found) in enumerate(panels.items()):
+    figure = _figure(3 * n_columns, 2.4 * n_rows)
+    for i, (label, found) in enumerate(panels.items()):
         axes = figure.add_subplot(n_rows, n_columns, i + 1)
-        lengths = list(dict.fromkeys(length for length, _ in found))
-        values = [[_mean(found.get((length, depth), [])) for length in lengths] for depth in range(N_DEPTHS)]
-        axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axes.set_xticks(range(len(lengths)), lengths, fontsize=7)
-        axes.set_yticks(range(N_DEPTHS), [f"{100 * (k + 0.5) / N_DEPTHS:.0f} %" for k in range(N_DEPTHS)], fontsize=7)
-        axes.set_title(policy if budget == FULL else f"{policy[:32]}, {budget}", fontsize=7)
-    figure.suptitle("needles found, by depth and length", fontsize=9)
+        _depths(axes, found)
+        axes.set_title(label[:48], fontsize=7)
+    figure.suptitle("needles found, %, by depth; a column for each length and budget", fontsize=9)
     _save(figure, path)
     return True
+
+
+def _depths(axes: Any, found: dict[tuple[str, int], list[float]]) -> None:
+    columns = list(dict.fromkeys(column for column, _ in found))
+    values = [[_mean(found.get((column, depth), [])) for column in columns] for depth in range(N_DEPTHS)]
+    axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, fontsize=6)
+    axes.set_yticks(range(N_DEPTHS), [f"{100 * (k + 0.5) / N_DEPTHS:.0f} %" for k in range(N_DEPTHS)], fontsize=7)
+    for depth, row in enumerate(values):
+        for i, value in enumerate(row):
+            if not math.isnan(value):
+                axes.text(i, depth, f"{100 * value:.0f}", ha="center", va="center", fontsize=6)
 
 
 def _mean(values: Sequence[float]) -> float:

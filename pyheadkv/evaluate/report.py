@@ -10,7 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pyheadkv.evaluate.compare import MAIN, MIN_CASES, N_ERRORS, Comparison
 from pyheadkv.evaluate.results import FULL, Cell
@@ -24,7 +26,7 @@ _PAIRED = (
     f"{N_ERRORS} standard errors and {MIN_CASES} cases on."
 )
 _MEASURED = "Measured: the buffers that exist when the answer is given, its own rows and free cells included."
-_NAMES = {"kl": "KL to the full cache", "top1": "top-1 agreement", "loglik": "log-likelihood of the right answer"}
+_NAMES = {"kl": "KL to the full cache", "top1": "top-1 agreement", "loglik": "log-likelihood of the answer"}
 _DIGITS = {"kl": 4, "loglik": 3}  # of what is in nats; all else is in %
 _WITHOUT_QUESTION = ("kl", "top1")
 
@@ -111,15 +113,15 @@ def value_text(figure: str, mean: float, error: float) -> str:
     return words if math.isnan(error) else f"{words} ±{factor * error:.{digits}f}"
 
 
-def tables(sheets: Iterable[Sheet]) -> Iterable[Table]:
-    """For a terminal."""
+def tables(sheets: Iterable[Sheet]) -> Iterable[Group]:
+    """For a terminal. Titles stand before the tables, since a table breaks a title that is wider than itself."""
     for sheet in sheets:
-        table = Table(title=sheet.title, title_justify="left", title_style="bold")
+        table = Table()
         for i, column in enumerate(sheet.columns):
             table.add_column(column, justify="right" if i else "left", overflow="fold")
         for row in sheet.rows:
             table.add_row(*row)
-        yield table
+        yield Group(Text(sheet.title, style="bold"), table)
 
 
 def markdown(
