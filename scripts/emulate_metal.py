@@ -2,7 +2,8 @@
 """Try the Metal backend on Linux: ggml-metal as it is, host code and kernels, over an emulated Metal.framework.
 
     scripts/emulate_metal.py          types of our kernels, and one case of tests/native/test-metal for each kernel
-    scripts/emulate_metal.py --all    more shapes, orders of lanes and dispatches, data races, removed barriers, models
+    scripts/emulate_metal.py --all    more shapes, orders of lanes and dispatches, data races, removed barriers, models,
+                                      devices and compilers that refuse our kernels
     scripts/emulate_metal.py STEP...  some of them
 
 The emulation is `metalshim`, in tools/ of the folder HEADKV_SHARED or of ../shared; it needs clang 19 and GNUstep.
@@ -30,11 +31,14 @@ from prepare import LIBRARY_DIR, PYTHON, ROOT, SetupError, find_tools
 
 BUILD = BUILD_ROOT / "metal"
 SOURCE = BUILD / "source"  # a llama.cpp tree with our files where its own build has them on a Mac
+UPSTREAM = BUILD / "upstream"
+UPSTREAM_METAL = UPSTREAM / "ggml" / "src" / "ggml-metal"
 METAL = SOURCE / "ggml" / "src" / "ggml-metal"
 EMULATED_LIBRARY = BUILD / "lib"
 KERNELS = 60  # N_KERNELS of test-metal.cpp: one case each, of which some do not exist
 ROUNDS = 4
-ORDERS = ("fwd/fwd", "rev/fwd", "rand:1/fwd", "fwd/rev", "fwd/rand")  # of lanes and of dispatches
+ORDERS = ("fwd/fwd", "rev/fwd", "rand:1/fwd", "fwd/rev", "fwd/rand", "rand:2/rand")  # of lanes and of dispatches
+RACE_CASES = 60
 LIMIT_S = 3600
 # upstream's own kernels rely on lanes in lockstep and step beyond threadgroup memory: models need both
 LENIENT = {"MSL_ORDER": "rev", "MSL_TG_SLACK": "1024"}
@@ -48,7 +52,7 @@ class SkipError(Exception):
 class Mutant:
     """A change to our sources that must make test-metal fail in one of the orders.
 
-    `file` is the name in native/metal, `old` its text, the `nth` time that it is there.
+    `file` is the name in native/metal or in upstream's folder; `old` its text, the `nth` time that it is there.
     """
 
     what: str
@@ -78,6 +82,22 @@ MUTANTS = (
     Mutant("weight of another row", "headkv-metal.metal", "(ushort) (ty*NL + cc)", "(ushort) (ty*NL + cc)^1"),
     Mutant("a chunk too few", "headkv-metal-rows.h", "+ size - 1)/size;", ")/size;"),
 )
+
+# changes after which models must still answer as on the CPU, with the part of test_metal.py that says so
+VARIANTS = {
+    "no-reduction": Mutant(
+        "a device without SIMD-group reduction",
+        "ggml-metal-device.m",
+        "dev->props.has_unified_memory =",
+        "dev->props.has_simdgroup_reduction = dev->props.has_simdgroup_mm = false; dev->props.has_unified_memory =",
+    ),
+    "no-kernel": Mutant(
+        "a compiler that refuses our kernels",
+        "headkv-metal.metal",
+        "using namespace metal;",
+        "using namespace refused;",
+    ),
+}
 
 
 # ---- the tool ----
@@ -146,9 +166,8 @@ def embed() -> None:
 
 def compose() -> None:
     """The patched tree with native/metal in ggml-metal, and our test in the place of upstream's."""
-    tree = BUILD / "upstream"
     BUILD.mkdir(parents=True, exist_ok=True)
-    make_tree(tree, ROOT / "patches", force=True)
+    make_tree(UPSTREAM, ROOT / "patches", force=True)
     for folder in (
         "ggml/include",
         "ggml/src",
@@ -156,12 +175,12 @@ def compose() -> None:
         "ggml/src/ggml-metal/kernels",
         "ggml/src/ggml-cpu",
     ):
-        for path in (tree / folder).iterdir():
+        for path in (UPSTREAM / folder).iterdir():
             if path.is_file():
                 copy_changed(path, SOURCE / folder / path.name)
     for folder in ("common", "include"):
         (SOURCE / folder).mkdir(parents=True, exist_ok=True)
-    for path in (ROOT / "native" / "metal").iterdir():
+    for path in [*(ROOT / "native" / "metal").iterdir(), ROOT / "native" / "headkv-node.h"]:
         copy_changed(path, METAL / path.name)
     embed()
     native = ROOT / "tests" / "native"
@@ -213,7 +232,7 @@ def check_orders(tool: Path) -> str:
 
 def check_races(tool: Path) -> str:
     """ThreadSanitizer over the threads of threadgroups."""
-    code, said = call([tool, "tsan", "0", "12"])
+    code, said = call([tool, "tsan", "0", str(RACE_CASES)])
     print(said.strip().splitlines()[-1])
     return "" if code == 0 else said
 
@@ -229,8 +248,24 @@ def mutate(mutant: Mutant) -> None:
     embed()
 
 
+def restore(mutant: Mutant) -> None:
+    """Take the mutant's text out again."""
+    ours = ROOT / "native" / "metal" / mutant.file
+    shutil.copy2(ours if ours.is_file() else UPSTREAM_METAL / mutant.file, METAL / mutant.file)
+    os.utime(METAL / mutant.file)  # newer than what was built from the mutant
+    embed()
+
+
+def spare_barriers() -> int:
+    """Barriers between threads that no mutant removes."""
+    n_barriers = sum(path.read_text().count("threadgroup_barrier(") for path in (ROOT / "native" / "metal").iterdir())
+    return n_barriers - len({mutant.nth for mutant in MUTANTS if mutant.old == BARRIER})
+
+
 def check_mutants(tool: Path) -> str:
     """Each of MUTANTS must be noticed, by numbers and not by a compiler."""
+    if spare_barriers():
+        return f"{spare_barriers()} barriers have no mutant"
     code, said = call(
         [tool, "test-orders", MUTANT_CASE], ORDERS=" ".join(sorted({o for m in MUTANTS for o in m.orders}))
     )
@@ -243,9 +278,7 @@ def check_mutants(tool: Path) -> str:
             code, said = call([tool, "test-orders", MUTANT_CASE], ORDERS=" ".join(mutant.orders))
             logs = "".join(path.read_text(errors="replace") for path in (BUILD / "out" / "log").glob("test-*.log"))
         finally:
-            shutil.copy2(ROOT / "native" / "metal" / mutant.file, METAL / mutant.file)
-            os.utime(METAL / mutant.file)  # newer than what was built from the mutant
-            embed()
+            restore(mutant)
         is_built = "build failed" not in said and "compilation of" not in logs
         print(f"mutant: {mutant.what}: {'noticed' if code != 0 and is_built else 'NOT NOTICED'}", flush=True)
         if code == 0 or not is_built:
@@ -253,26 +286,46 @@ def check_mutants(tool: Path) -> str:
     return "; ".join(missed)
 
 
-def check_models(tool: Path) -> str:
-    """Whole models on the emulated device, against the CPU."""
+def run_models(tool: Path, *tests: str, **settings: str) -> tuple[int, str]:
+    """(exit code, output) of end-to-end tests with the emulated device."""
     code, said = call([tool, "build"])
     if code != 0:
-        return said
+        return code, said
     EMULATED_LIBRARY.mkdir(exist_ok=True)
-    for path in [
-        *LIBRARY_DIR.glob("lib*"),
-        *(BUILD / "out" / "bin" / name for name in ("libggml.so", "libggml-metal.so")),
-    ]:
+    built = [BUILD / "out" / "bin" / name for name in ("libggml.so", "libggml-metal.so")]
+    for path in [*LIBRARY_DIR.glob("lib*"), *built]:
         shutil.copy2(path, EMULATED_LIBRARY / path.name)
-    settings = {
-        "HEADKV_LIB_DIR": str(EMULATED_LIBRARY),
-        "MSL_SHIM": str(tool.parent),
-        "MSL_CACHE": str(BUILD / "out" / "cache"),
-        "GGML_METAL_PATH_RESOURCES": str(METAL),
+    places = {
+        "HEADKV_LIB_DIR": EMULATED_LIBRARY,
+        "MSL_SHIM": tool.parent,
+        "MSL_CACHE": BUILD / "out" / "cache",
+        "GGML_METAL_PATH_RESOURCES": METAL,
     }
-    code, said = call([PYTHON, "-m", "pytest", "--color=no", "-q", "tests/e2e/test_metal.py"], **settings, **LENIENT)
+    settings |= {name: str(path) for name, path in places.items()}
+    return call([PYTHON, "-m", "pytest", "--color=no", "-q", *tests], **settings, **LENIENT)
+
+
+def check_models(tool: Path) -> str:
+    """Whole models on the emulated device, against the CPU."""
+    code, said = run_models(tool, "tests/e2e/test_metal.py", "tests/e2e/test_device.py")
     print(said.strip().splitlines()[-1])
     return "" if code == 0 else said
+
+
+def check_variants(tool: Path) -> str:
+    """Models where our kernels cannot be had, for each of VARIANTS."""
+    problems = []
+    for name, mutant in VARIANTS.items():
+        try:
+            mutate(mutant)
+            code, said = run_models(tool, "tests/e2e/test_metal.py", "-s", HEADKV_METAL_VARIANT=name, MSL_TRACE="1")
+        finally:
+            restore(mutant)
+        if code == 0 and "headkv_attend" in said:
+            code, said = 1, f"our kernel ran on {mutant.what}"
+        print(f"{mutant.what}: {said.strip().splitlines()[-1]}", flush=True)
+        problems += [said] if code != 0 else []
+    return "\n".join(problems)
 
 
 # the first two are the fast part
@@ -284,6 +337,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "races": check_races,
     "mutants": check_mutants,
     "models": check_models,
+    "variants": check_variants,
 }
 
 

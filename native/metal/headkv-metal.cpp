@@ -16,6 +16,9 @@
 #include <cstdio>
 #include <map>
 #include <mutex>
+#include <set>
+#include <string>
+#include <utility>
 
 #include "headkv-metal-args.h"
 
@@ -63,9 +66,20 @@ static ggml_metal_library_t library_of(ggml_metal_device_t dev) {
     return libraries[dev] = ggml_metal_library_init_from_source(dev, headkv_metal_source, /*.verbose =*/ true);
 }
 
+// compiled once; what the compiler refused is not tried again for each graph
 static ggml_metal_pipeline_with_params pipeline_of(ggml_metal_library_t lib, const char * name) {
-    const ggml_metal_pipeline_with_params res = ggml_metal_library_get_pipeline(lib, name);
-    return res.pipeline ? res : ggml_metal_library_compile_pipeline(lib, name, name, nullptr);
+    static std::mutex mutex;
+    static std::set<std::pair<ggml_metal_library_t, std::string>> refused;
+
+    std::lock_guard<std::mutex> lock(mutex);
+    ggml_metal_pipeline_with_params res = ggml_metal_library_get_pipeline(lib, name);
+    if (!res.pipeline && refused.count({ lib, name }) == 0) {
+        res = ggml_metal_library_compile_pipeline(lib, name, name, nullptr);
+        if (!res.pipeline) {
+            refused.insert({ lib, name });
+        }
+    }
+    return res;
 }
 
 static ggml_metal_pipeline_with_params attend_pipeline(ggml_metal_library_t lib, const ggml_tensor * dst, const headkv_metal_args & args) {
