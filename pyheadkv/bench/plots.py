@@ -37,7 +37,6 @@ def write_plot(records: Sequence[Record], title: str, path: Path) -> None:
         _line(speed, name, own, lambda record: record["stock_to_ours"])
         _flat(memory, name, own, lambda record: record["bytes"]["measured"] / _MIB)
     speed.axhline(1, color="grey", linestyle=":")
-    speed.set_prop_cycle(None)
     for axes, words in ((time, "ms a token"), (speed, "times as fast as stock"), (memory, "K and V buffers, MiB")):
         _finish(axes, words, sorted({record["n_prompt"] for record in records}))
     figure.suptitle(title, fontsize=9)

@@ -17,33 +17,42 @@ _MIB = 2**20
 def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table]:
     """Speed, memory, and, of a model that has some of its layers only, times of a layer."""
     yield _table("Speed", _SPEED, map(_speed, records))
-    yield _table("Memory, MiB", _MEMORY, map(_memory, records))
+    yield _table("K and V buffers, MiB", _BUFFERS, map(_buffers, records))
+    yield _table("Resident memory of a process, MiB", _RESIDENT, map(_resident, records))
     if is_random:
         yield _table("One layer", _LAYER, map(_layer, records))
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 1 else "right", overflow="fold")
+    for i, column in enumerate((*_HEAD, *columns)):
+        table.add_column(column, justify="left" if i == 1 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table
 
 
+_HEAD = ("context", "policy", "kept")
 _SPEED = (
-    "context",
-    "policy",
-    "kept",
     "stock ms/token",
     "ours ms/token",
-    "stock tok/s",
-    "ours tok/s",
     "stock / ours",
-    "stock prefill s",
-    "ours prefill s",
+    "tokens/s, stock and ours",
+    "prefill s, stock and ours",
     "scoring and selection ms",
 )
+_BUFFERS = ("full", "rows kept", "measured", "peak")
+_RESIDENT = (
+    "stock, loaded",
+    "prompt read",
+    "peak",
+    "ours, loaded",
+    "prompt read, whole",
+    "compressed",
+    "some tokens later",
+    "peak",
+)
+_LAYER = ("stock ms/token", "ours ms/token", "full MiB", "measured MiB")
 
 
 def _head(record: Record) -> tuple[str, str, str]:
@@ -57,45 +66,24 @@ def _speed(record: Record) -> Sequence[str]:
         *_head(record),
         _spread(stock["ms_token"]),
         _spread(ours["ms_token"]),
-        f"{stock['tok_s']:.1f}",
-        f"{ours['tok_s']:.1f}",
         _spread(record["stock_to_ours"]),
-        f"{stock['ms_prefill'] / 1000:.1f}",
-        f"{ours['ms_prefill'] / 1000:.1f}",
+        f"{stock['tok_s']:.1f}, {ours['tok_s']:.1f}",
+        f"{stock['ms_prefill'] / 1000:.1f}, {ours['ms_prefill'] / 1000:.1f}",
         f"{choosing:.0f} ({100 * choosing / stock['ms_prefill']:.2f} %)",
     )
 
 
-_MEMORY = (
-    "context",
-    "policy",
-    "kept",
-    "KV full",
-    "KV kept",
-    "KV measured",
-    "KV peak",
-    "RSS stock, loaded",
-    "read",
-    "peak",
-    "RSS ours, loaded",
-    "cache whole",
-    "compressed",
-    "later",
-    "peak",
-)
+def _buffers(record: Record) -> Sequence[str]:
+    return (*_head(record), *(_mib(record["bytes"][name]) for name in ("full", "kept", "measured", "peak")))
 
 
-def _memory(record: Record) -> Sequence[str]:
-    n_bytes, stock, ours = record["bytes"], record["stock"]["rss"], record["ours"]["rss"]
+def _resident(record: Record) -> Sequence[str]:
+    stock, ours = record["stock"]["rss"], record["ours"]["rss"]
     return (
         *_head(record),
-        *(_mib(n_bytes[name]) for name in ("full", "kept", "measured", "peak")),
         *(_mib(stock[name]) for name in ("loaded", "whole", "peak")),
         *(_mib(ours[name]) for name in ("loaded", "whole", "read", "decoded", "peak")),
     )
-
-
-_LAYER = ("context", "policy", "kept", "stock ms/token", "ours ms/token", "KV full MiB", "KV measured MiB")
 
 
 def _layer(record: Record) -> Sequence[str]:
@@ -105,7 +93,7 @@ def _layer(record: Record) -> Sequence[str]:
 
 
 def _spread(spread: Record) -> str:
-    return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+    return f"{spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]"
 
 
 def _mib(n_bytes: float | None) -> str:

@@ -79,8 +79,15 @@ class Setup:
                 f"a prompt of {n_prompt} tokens and what comes after it need {n_needed} positions, "
                 f"this model has {self.shape.n_ctx_train}"
             )
-        types = {"type_k": self.type_k, "type_v": self.type_v}
-        plan = make_plan(self.shape, trial.policy, trial.budget, n_prompt, profile=trial.profile, **types)
+        plan = make_plan(
+            self.shape,
+            trial.policy,
+            trial.budget,
+            n_prompt,
+            type_k=self.type_k,
+            type_v=self.type_v,
+            profile=trial.profile,
+        )
         if plan is None:
             raise UsageError(f"budget {trial.budget.request} compresses nothing of {n_prompt} tokens")
         return plan

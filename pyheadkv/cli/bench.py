@@ -24,6 +24,8 @@ from pyheadkv.native import read_gguf_metadata
 from pyheadkv.profile import Profile
 from pyheadkv.shape import supported_shape
 
+WIDTH = 240  # tables are Markdown and keep their lines; a narrow terminal folds them
+
 
 def run_bench_command(options: BenchOptions) -> None:
     """Measure, print tables or JSON, draw.
@@ -90,7 +92,7 @@ def _model_path(options: BenchOptions) -> Path:
 
 
 def _print(options: BenchOptions, setup: Setup, records: Sequence[Record]) -> None:
-    printer = Console(highlight=False)
+    printer = Console(highlight=False, markup=False, width=WIDTH, soft_wrap=True)
     is_random = options.shape is not None
     for table in tables(records, is_random):
         printer.print(table)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyheadkv.errors import EvaluationError, UsageError
+from pyheadkv.drawing import new_figure, save_figure
+from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.compare import MAIN
 from pyheadkv.evaluate.results import FULL, Cell, label_of
 from pyheadkv.jsonl import Record
@@ -57,7 +58,7 @@ def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[
                 panels[(cell.task, cell.length, cell.question, name)].append(cell)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = _figure(4.4 * n_columns + 1.8, 3.6 * n_rows)
+    figure = new_figure(4.4 * n_columns + 1.8, 3.6 * n_rows)
     lines: dict[str, Any] = {}
     styles = _styles(cells)
     for i, ((task, length, question, name), group) in enumerate(panels.items()):
@@ -69,7 +70,7 @@ def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[
         asked = "" if name == "kl" else f", question {question}"
         axes.set_title(f"{task}, {length}{asked} ({max(cell.n for cell in group)} cases)", fontsize=9)
     figure.legend(list(lines.values()), list(lines), loc="outside right upper", fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path, EvaluationError)
 
 
 def _styles(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
@@ -131,13 +132,13 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
         return False
     n_columns = min(4, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
-    figure = _figure(3 * n_columns, 2.4 * n_rows)
+    figure = new_figure(3 * n_columns, 2.4 * n_rows)
     for i, (label, found) in enumerate(panels.items()):
         axes = figure.add_subplot(n_rows, n_columns, i + 1)
         _depths(axes, found)
         axes.set_title(label[:48], fontsize=7)
     figure.suptitle("needles found, %, by depth; a column for each length and budget", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path, EvaluationError)
     return True
 
 
@@ -155,18 +156,3 @@ def _depths(axes: Any, found: dict[tuple[str, int], list[float]]) -> None:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("drawing needs matplotlib, which is missing: pip install matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror or error}") from None

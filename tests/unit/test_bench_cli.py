@@ -79,40 +79,27 @@ def cells(table: str, first: str) -> list[str]:
     return [word.strip() for word in line.strip("| ").split("|")]
 
 
-def test_tables(run: Callable[[str], Any], calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+def test_tables(run: Callable[[str], Any], calls: Calls) -> None:
     result = run("model.gguf -c 1k,2000 --budgets 10%,64 --policies snapkv,snapkv:n_obs=8,n_sink=2 -t 2 -ctk q8_0")
     assert result.exit_code == 0, result.output
     assert calls.n_prompts == (1024, 2000)
     assert calls.trials == tuple((p, b) for p in ("snapkv", "snapkv:n_obs=8,n_sink=2") for b in ("10%", "64"))
     assert (calls.setup.type_k, calls.setup.type_v, calls.setup.n_threads) == ("q8_0", "f16", 2)
-    speed, memory = result.stdout.split("Memory, MiB")
+    speed, rest = result.stdout.split("K and V buffers, MiB")
+    buffers, resident = rest.split("Resident memory")
     assert cells(speed, "1024") == [
         "1024",
         "snapkv",
         "10.0 %",
-        "40.00 (38.00 to 44.00)",
-        "10.00 (9.50 to 12.25)",
-        "25.0",
-        "100.0",
-        "4.00 (3.50 to 4.12)",
-        "2.0",
-        "2.1",
+        "40.00 [38.00, 44.00]",
+        "10.00 [9.50, 12.25]",
+        "4.00 [3.50, 4.12]",
+        "25.0, 100.0",
+        "2.0, 2.1",
         "32 (1.60 %)",
     ]
-    assert cells(memory, "1024")[4:] == [
-        "5.0",
-        "6.0",
-        "7.0",
-        "10.0",
-        "20.0",
-        "22.0",
-        "11.0",
-        "23.0",
-        "12.0",
-        "13.0",
-        "-",
-    ]
+    assert cells(buffers, "2000")[4:] == ["5.0", "6.0", "7.0"]
+    assert cells(resident, "1024")[3:] == ["10.0", "20.0", "22.0", "11.0", "23.0", "12.0", "13.0", "-"]
     assert "Random weights" not in result.stdout and "One layer" not in result.stdout
     assert not list(Path().glob("*/bench.jsonl"))
 
@@ -132,8 +119,7 @@ def test_json_and_files(run: Callable[[str], Any], calls: Calls) -> None:
     assert len(Path("out/bench.jsonl").read_text().splitlines()) == 2  # what was measured before is not lost
 
 
-def test_a_shape(run: Callable[[str], Any], calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "250")
+def test_a_shape(run: Callable[[str], Any], calls: Calls) -> None:
     result = run("--shape llama-8b --layers 4 --weights q8_0 -c 512 --policies snapkv")
     assert result.exit_code == 0, result.output
     [shape] = calls.shapes
