@@ -1,8 +1,6 @@
 #include "headkv-store.h"
-#include "headkv-gather.h"
-#include "headkv-rate.h"
+#include "headkv-prefix.h"
 #include "headkv-tail.h"
-#include "headkv-vote.h"
 
 #include "llama-arch.h"
 #include "llama-context.h"
@@ -279,93 +277,8 @@ void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
     }
 }
 
-static void check_head_params(const headkv_compress_params & params) {
-    headkv_rate_check(params.score);
-    const std::string error = headkv_vote_error({ params.voters, params.heeds, params.n_rows_size });
-    if (!error.empty()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
-    }
-    if (params.voters) {
-        headkv_rate_check_kernel("vote_kernel", params.vote_kernel);
-        const bool is_negative = params.score.kind == HEADKV_SCORE_KNORM || params.score.kind == HEADKV_SCORE_KEYDIFF;
-        if (is_negative && !params.scores) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by keys alone: these scores are negative" };
-        }
-        if (params.score.kind == HEADKV_SCORE_DEFENSIVE && !params.scores) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by defensive scores: the first have no measure" };
-        }
-    }
-    for (uint32_t h = 0; params.pool_kernels && h < params.n_rows_size; ++h) {
-        headkv_rate_check_kernel("pool_kernels", params.pool_kernels[h]);
-    }
-}
-
-std::vector<std::vector<float>> headkv_store::rate(const headkv_plan & plan, const headkv_compress_params & params) const {
-    const size_t n = plan.n_pos_prefix();
-
-    std::vector<std::vector<float>> scores(layers.size());
-    if (params.scores) {
-        const float * src = params.scores;
-        for (size_t i = 0; i < layers.size(); ++i) {
-            const size_t size = n*layers[i].shape.n_head_kv;
-            scores[i].assign(src, src + size);
-            src += size;
-        }
-        return scores;
-    }
-    // a graph on the context's backend has threads of its own, and there is one backend
-    headkv_parallel_for(layers.size(), headkv_rate_is_parallel(params.score) ? params.n_threads : 1, [&](size_t i) {
-        scores[i] = headkv_rate_folded(*this, i, params.score);
-    });
-    return scores;
-}
-
-std::vector<std::vector<std::vector<int32_t>>> headkv_store::choose(
-        const headkv_plan & plan, const headkv_compress_params & params) const {
-    const size_t n           = plan.n_pos_prefix();
-    const bool   is_critical = params.score.kind == HEADKV_SCORE_CRITICAL;
-
-    std::vector<std::vector<float>> scores = rate(plan, params);
-    std::vector<std::vector<float>> norms(layers.size()); // as the scores
-    std::vector<size_t> first = { 0 };                    // of each layer's heads among all
-    for (size_t i = 0; i < layers.size(); ++i) {
-        first.push_back(first.back() + layers[i].shape.n_head_kv);
-        if (is_critical) {
-            norms[i] = headkv_rate_projected(*this, i, n);
-        }
-    }
-
-    // in order and by one thread, so that sums are the same for any number of threads
-    std::vector<float> vote(params.voters ? n : 0);
-    for (size_t i = 0; params.voters && i < layers.size(); ++i) {
-        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
-            headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, params.voters[first[i] + ih], vote.data());
-        }
-    }
-    headkv_pool_row(headkv_rate_pool(params.score), params.vote_kernel, vote.data(), vote.size());
-
-    std::vector<std::vector<std::vector<int32_t>>> pos(layers.size());
-    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
-        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
-            const size_t   h      = first[i] + ih;
-            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_rate_kernel(params.score);
-            const uint32_t n_keep = plan.layers[i].len[ih];
-            float        * score  = scores[i].data() + ih*n;
-
-            headkv_pool_row(headkv_rate_pool(params.score), kernel, score, n);
-            if (params.heeds && params.heeds[h] > 0.0f) {
-                headkv_vote_heed(score, n, plan.n_sink, params.heeds[h], vote.data());
-            }
-            pos[i].push_back(is_critical
-                ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.always, n_keep)
-                : headkv_select_head(score, n, plan.always, n_keep));
-        }
-    });
-    return pos;
-}
-
 void headkv_store::compress(const headkv_compress_params & params) {
-    check_head_params(params);
+    headkv_choose_check(params);
     check_can_compress(params.score.n_obs);
 
     headkv_plan plan;
@@ -377,18 +290,10 @@ void headkv_store::compress(const headkv_compress_params & params) {
         throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
     }
 
-    if (params.scores && params.n_scores != (size_t) params.n_rows_size*plan.n_pos_prefix()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
-            format("n_scores = %zu, expected %u heads x %u positions", params.n_scores, params.n_rows_size, plan.n_pos_prefix()) };
-    }
-    if (params.scores && !headkv_all_finite(params.scores, params.n_scores)) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "scores holds a value that is not finite" };
-    }
-
     const int64_t t_start = ggml_time_us();
     lctx->synchronize();
 
-    auto pos = choose(plan, params);
+    auto pos = headkv_choose(*this, plan, params);
 
     const double ms = (ggml_time_us() - t_start)/1000.0;
 
@@ -400,7 +305,7 @@ void headkv_store::keep(const headkv_plan & plan, const int32_t * pos, uint32_t 
     check_can_compress(plan.n_obs);
     lctx->synchronize();
 
-    std::vector<std::vector<std::vector<int32_t>>> rows(layers.size());
+    headkv_positions_by_head rows(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
         for (const uint32_t n : plan.layers[i].len) {
             rows[i].emplace_back(pos, pos + n);
@@ -409,37 +314,6 @@ void headkv_store::keep(const headkv_plan & plan, const int32_t * pos, uint32_t 
     }
     build_prefix(plan, std::move(rows), n_threads);
     ms_select = 0;
-}
-
-// tensors of one layer's prefix, not yet allocated
-static void make_prefix_tensors(ggml_context * ctx, headkv_layer_store & layer, ggml_type type_k, ggml_type type_v) {
-    const int64_t n_rows = std::max<int64_t>(1, layer.rows.n_rows()); // an empty tensor has no address
-
-    layer.k    = ggml_new_tensor_2d(ctx, type_k, layer.shape.n_embd_head_k, n_rows);
-    layer.v    = ggml_new_tensor_2d(ctx, type_v, layer.shape.n_embd_head_v, n_rows);
-    layer.meta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 2*layer.shape.n_head_kv);
-
-    ggml_format_name(layer.k,    "headkv_k_l%u",    layer.shape.il);
-    ggml_format_name(layer.v,    "headkv_v_l%u",    layer.shape.il);
-    ggml_format_name(layer.meta, "headkv_meta_l%u", layer.shape.il);
-}
-
-// rows of a cache with n_head_kv of them in a cell, in the order of the prefix
-static std::vector<int32_t> row_index(const headkv_layer_store & layer, const std::vector<uint32_t> & cell_of) {
-    std::vector<int32_t> res;
-    res.reserve(layer.rows.n_rows());
-    for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
-        for (const int32_t p : layer.pos[ih]) {
-            res.push_back(cell_of[p]*layer.shape.n_head_kv + ih);
-        }
-    }
-    return res;
-}
-
-static void set_meta(const headkv_layer_store & layer) {
-    std::vector<int32_t> meta(layer.rows.indptr.begin(), layer.rows.indptr.end() - 1);
-    meta.insert(meta.end(), layer.rows.len.begin(), layer.rows.len.end());
-    ggml_backend_tensor_set(layer.meta, meta.data(), 0, ggml_nbytes(layer.meta));
 }
 
 ggml_backend_t headkv_store::backend_of(const ggml_tensor * t) const {
@@ -455,29 +329,7 @@ ggml_backend_t headkv_store::backend_of(const ggml_tensor * t) const {
     throw headkv_error { HEADKV_STATUS_UNSUPPORTED, format("no backend of the context works on %s", ggml_backend_buffer_name(t->buffer)) };
 }
 
-void headkv_store::gather(const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of, uint32_t n_threads) const {
-    const auto pairs = [&](size_t i) -> std::vector<headkv_gather> {
-        return {
-            { headkv_access::k(kv, i), fresh[i].k, fresh[i].shape.row_bytes_k },
-            { headkv_access::v(kv, i), fresh[i].v, fresh[i].shape.row_bytes_v },
-        };
-    };
-    const auto is_host = [&](size_t i) { return ggml_backend_buffer_is_host(fresh[i].k->buffer); };
-
-    headkv_parallel_for(fresh.size(), n_threads, [&](size_t i) {
-        if (is_host(i)) {
-            headkv_gather_host(pairs(i), row_index(fresh[i], cell_of));
-        }
-    });
-    for (size_t i = 0; i < fresh.size(); ++i) {
-        if (!is_host(i)) {
-            headkv_gather_device(backend_of(fresh[i].k), pairs(i), row_index(fresh[i], cell_of));
-        }
-        set_meta(fresh[i]);
-    }
-}
-
-void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads) {
+void headkv_store::build_prefix(const headkv_plan & plan, headkv_positions_by_head pos, uint32_t n_threads) {
     const int64_t t_start = ggml_time_us();
 
     const auto cell_of = headkv_access::cells_of(kv, 0, plan.n_pos_prefix());
@@ -490,11 +342,11 @@ void headkv_store::build_prefix(const headkv_plan & plan, std::vector<std::vecto
         fresh[i].rows  = plan.layers[i];
         fresh[i].pos   = std::move(pos[i]);
         fresh[i].score = nullptr;
-        make_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, i)), fresh[i], kv.type_k(), kv.type_v());
+        headkv_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, i)), fresh[i], kv.type_k(), kv.type_v());
     }
     std::vector<headkv_buffer> fresh_prefix = buffers.alloc();
 
-    gather(fresh, cell_of, n_threads);
+    headkv_prefix_fill(*this, fresh, cell_of, n_threads);
     const int64_t t_gathered = ggml_time_us();
 
     const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);

@@ -13,6 +13,7 @@
 
 #include "headkv.h"
 #include "headkv-buffer.h"
+#include "headkv-choose.h"
 #include "headkv-expect.h"
 #include "headkv-keys.h"
 #include "headkv-plan.h"
@@ -115,7 +116,6 @@ struct headkv_store {
     // grow the tail to n_cells_wanted; called from the memory update, when no graph is alive. false: out of memory
     bool grow();
 
-
 private:
     std::vector<headkv_buffer> scores;
     std::vector<headkv_buffer> prefix;
@@ -126,14 +126,7 @@ private:
     double   ms_gather    = 0;
     double   ms_shrink    = 0;
 
-    // [n_layer][n_head_kv][n_pos - n_obs], folded, not pooled
-    std::vector<std::vector<float>> rate(const headkv_plan & plan, const headkv_compress_params & params) const;
-
-    // positions that each head keeps in the prefix, [n_layer][n_head_kv][rows]
-    std::vector<std::vector<std::vector<int32_t>>> choose(const headkv_plan & plan, const headkv_compress_params & params) const;
-
-    void build_prefix(const headkv_plan & plan, std::vector<std::vector<std::vector<int32_t>>> pos, uint32_t n_threads);
-    void gather(const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of, uint32_t n_threads) const;
+    void build_prefix(const headkv_plan & plan, headkv_positions_by_head pos, uint32_t n_threads);
     void bump_epoch();
     void account(size_t bytes_extra = 0);
 };

@@ -23,7 +23,8 @@ SHAPES = {
     "gqa3": Tiny(n_head=(6, 6), n_head_kv=(2, 2), head_size=80),
     "unequal": Tiny(n_head=(6, 4, 8), n_head_kv=(2, 4, 1)),
 }
-NAMES = [name for name in SCORERS if name != "snapkv"]
+# snapkv: test_selection.py; kvzip: test_repeat.py
+NAMES = [name for name in SCORERS if name not in ("snapkv", "kvzip")]
 PROJECTING = ("criticalkv", "layer_defensive")  # tested in test_projection.py, as far as they differ from the others
 
 # largest difference over the spread of a head's scores: stock reads Q and K in f16, and the second layer has the errors
@@ -142,7 +143,7 @@ def test_long_prompt_of_a_deep_model_is_observed(open_context: MakeContext, name
     context = open_context(tiny, n_ctx=700, n_batch=600, n_ubatch=512)
     observe(context, tokens, scorer)
     truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
-    assert spread_error(context.native.score_read(0, scorer), expected_scores(truth, 0, scorer)) < ERRORS[0]
+    assert spread_error(context.native.score_read(0, scorer), expected_scores(tiny, truth, 0, scorer)) < ERRORS[0]
 
 
 def test_observed_prompt_has_the_logits_of_stock(open_context: MakeContext) -> None:
