@@ -13,12 +13,12 @@ from pyheadkv.policy import parse_policy
 
 _ABOUT_SETTINGS = """\
 Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, n_obs, \
-pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; shown are \
-those that are not switched off. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
+pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; pyheadkv \
+policies NAME shows them. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
 
 
 def run_policies(names: Sequence[str], as_json: bool) -> None:
-    """Print what there is, or only the policies that are named.
+    """Print what there is, or all about the policies that are named.
 
     Raises
     ------
@@ -32,25 +32,40 @@ def run_policies(names: Sequence[str], as_json: bool) -> None:
         print(json.dumps({title: [entry.to_json() for entry in entries] for title, entries in tables.items()}))
         return
     console = Console(highlight=False, markup=False)
+    if names:
+        for entry in tables["policies"]:
+            console.print(_card(entry))
+        return
     for title, entries in tables.items():
         console.print(_table(title, entries))
-    if not names:
-        console.print(_ABOUT_SETTINGS)
+    console.print(_ABOUT_SETTINGS)
 
 
 def _table(title: str, entries: Sequence[Entry]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)
-    for heading in ("what is kept", "arXiv", "needs", "settings"):
+    for heading in ("what is kept", "needs", "arXiv"):
         table.add_column(heading)
     for entry in entries:
-        sources, needs = "\n".join(entry.sources) or "-", ", ".join(entry.needs) or "-"
-        table.add_row(entry.name, entry.words, sources, needs, _of_effect(entry.settings))
+        table.add_row(entry.name, entry.words, _listed(entry.needs), "\n".join(entry.sources) or "-")
     return table
 
 
+def _card(entry: Entry) -> Table:
+    card = Table(title=entry.name, title_justify="left", show_header=False, box=None, pad_edge=False)
+    card.add_row("keeps", entry.words)
+    card.add_row("needs", _listed(entry.needs))
+    card.add_row("arXiv", _listed(entry.sources))
+    card.add_row("settings", _of_effect(entry.settings))
+    return card
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words) or "-"
+
+
 def _of_effect(settings: Settings) -> str:
-    """Settings as they are typed, without those that are switched off."""
+    """Settings as they are typed, without those that are switched off, which say nothing."""
     off = {key for key in ("lookahead", "n_recent") if not settings.get(key)}
     if not settings.get("retrieval_share"):
         off |= {"retrieval_share", "retrieval_kernel", "vote"}
