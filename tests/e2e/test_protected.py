@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -83,3 +85,39 @@ def test_task_kv_gives_the_same_rows_for_every_ubatch(open_context: MakeContext)
             llama.eval(make_tokens(700, 64))
             rows.append(headkv.plan.rows)
     assert rows[0] == rows[1]
+
+
+def test_duo_on_the_demo_model(open_context: MakeContext, demo_path: Path) -> None:
+    """Retrieval heads keep all, the others 64 sinks and the last rows, 256 of them with the window."""
+    llama = open_context(demo_path, attach=False, n_ctx=1024, logits_all=False).llama
+    tokens = llama.tokenize(b"All good things come to an end, said the miller, and went on. " * 60)[:800]
+    with HeadKV(llama, policy="duo", budget="50%") as headkv:
+        llama.eval(tokens)
+        plan = headkv.plan
+        rows = sorted(n for layer in plan.rows for n in layer)
+        assert sum(rows) == plan.rows_kept
+        n_full = sum(n == 800 for n in rows)
+        assert n_full > 5 and rows[: 90 - n_full - 1] == [64 + 256] * (90 - n_full - 1)
+        i, ih = next((i, ih) for i, layer in enumerate(plan.rows) for ih, n in enumerate(layer) if n == 320)
+        np.testing.assert_array_equal(headkv.native.positions(i, ih), [*range(64), *range(800 - 256, 799)])
+
+
+def test_marked_text_is_kept_whole(open_context: MakeContext, demo_path: Path) -> None:
+    marked = "The password of the harbour master is 7 4 1 9."
+    filler = "All good things come to an end, said the miller, and went on. "
+    notices: list[str] = []
+    llama = open_context(demo_path, attach=False, n_ctx=1024, logits_all=False).llama
+    tokens = llama.tokenize((filler * 20 + marked + " " + filler * 20).encode())
+    texts = [marked, "nowhere to be found", filler * 15]
+    with HeadKV(llama, policy="snapkv", budget="20%", protect=texts, on_notice=notices.append) as headkv:
+        llama.eval(tokens)
+        (span,) = headkv.plan.protected
+        assert llama.detokenize(tokens[slice(*span)]).decode().strip().startswith(marked)
+        for i, layer in enumerate(headkv.plan.rows):
+            for ih in range(len(layer)):
+                assert set(range(*span)) <= set(headkv.native.positions(i, ih))
+        stats = headkv.stats().native
+        assert stats.n_rows_prefix + stats.n_rows_tail == headkv.plan.rows_kept
+    assert len(notices) == 2
+    assert notices[0] == "nothing to protect: 'nowhere to be found' is not in the prompt"
+    assert notices[1].endswith("are not protected: the budget has no room")
