@@ -103,7 +103,8 @@ def measure_stock(setup: Setup, n_prompt: int) -> Reading:
         ms_prefill = (time.perf_counter() - start) * 1000
         whole = resident()
         _decode(llama, prompt[: setup.n_tokens])
-        return Reading(ms_prefill, 0.0, loaded, whole, whole, resident(), resident("VmHWM"), 0, 0)
+        decoded = resident()
+        return Reading(ms_prefill, 0.0, loaded, whole, whole, decoded, _peak(loaded, whole, decoded), 0, 0)
 
 
 def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
@@ -126,17 +127,24 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
             _decode(llama, prompt[: trial.policy.lookahead])
             plan, stats, read = check_compressed(headkv, trial), headkv.stats(), resident()
             _decode(llama, prompt[: setup.n_tokens])
+            decoded = resident()
             return Reading(
                 stats.ms_prefill,
                 stats.ms_second_pass + stats.ms_select,
                 loaded,
                 whole[-1],  # the last batch is read, nothing is compressed yet
                 read,
-                resident(),
-                resident("VmHWM"),
+                decoded,
+                _peak(loaded, whole[-1], read, decoded),
                 plan.bytes_kept,
                 headkv.stats().native.bytes_peak,
             )
+
+
+def _peak(*seen: int | None) -> int | None:
+    """The most there ever were in memory; the kernel's own figure lags behind by some pages."""
+    known = [n for n in (resident("VmHWM"), *seen) if n is not None]
+    return max(known, default=None)
 
 
 def _warm_up(llama: llama_cpp.Llama, prompt: list[int]) -> None:
