@@ -336,7 +336,7 @@ def bench(
     ] = None,
     layers: Annotated[int | None, typer.Option("--layers", min=1, help="Of the shape. [default: all]")] = None,
     weights: Annotated[str, typer.Option("--weights", help="Type of the shape's weights: q4_0, q8_0, f16.")] = "q4_0",
-    ctx: Annotated[str, typer.Option("-c", "--ctx", help="Lengths of the prompts: 2k,8k or tokens.")] = "512,2k,4k,8k",
+    ctx: Annotated[str, typer.Option("-c", "--ctx", help="Lengths of the prompts: 2k,8k or tokens.")] = "512,2k,4k",
     budgets: Annotated[str, typer.Option("--budgets", help="Apart by commas: shares, rows or bytes.")] = "10%",
     policies: Annotated[str, typer.Option("--policies", help="Apart by commas, with settings.")] = "auto",
     equal_rows: Annotated[
