@@ -7,11 +7,9 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
-#include "ggml-alloc.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <cstring>
 
 #if defined(__GLIBC__)
 #include <malloc.h>

@@ -13,7 +13,7 @@ from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
 from pyheadkv.budget import Budget
-from pyheadkv.cli.eval import contender, parse_lengths, split_policies
+from pyheadkv.cli.eval import contender, make_folder, parse_lengths, split_policies
 from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import BenchError, UsageError
@@ -54,10 +54,7 @@ def run_bench_command(options: BenchOptions) -> None:
 def _result_file(folder: Path | None) -> JsonLines:
     if folder is None:
         return JsonLines(None, BenchError)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchError(f"{folder} cannot be made: {error.strerror}") from None
+    make_folder(folder, BenchError)
     return JsonLines(folder / "bench.jsonl", BenchError)
 
 

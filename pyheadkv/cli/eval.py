@@ -12,7 +12,7 @@ from pyheadkv.budget import Budget
 from pyheadkv.cli.eval_report import write_report
 from pyheadkv.cli.options import EvalOptions
 from pyheadkv.cli.render import note, progress_bar
-from pyheadkv.errors import EvaluationError, ProfileError, UsageError
+from pyheadkv.errors import EvaluationError, HeadKVError, ProfileError, UsageError
 from pyheadkv.evaluate.asking import QUESTIONS
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
 from pyheadkv.evaluate.cases import Case, write_cases
@@ -77,10 +77,7 @@ def run_eval(options: EvalOptions) -> None:
     fighters = [contender(text, model.profile) for text in asked.policies]
     trials = [(fighter, budget) for fighter in fighters for budget in asked.budgets]
     folder = options.output or Path(f"{model.path.stem}.eval")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(f"{folder} cannot be made: {error.strerror}") from None
+    make_folder(folder, EvaluationError)
     results = Results(folder / "cells.jsonl")
     try:
         cases, records = _measure(options, asked, model, trials, results)
@@ -89,6 +86,20 @@ def run_eval(options: EvalOptions) -> None:
         raise
     write_cases(folder / "cases.jsonl", cases)
     write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
+
+
+def make_folder(folder: Path, error: type[HeadKVError]) -> None:
+    """Make a folder for results, where there is none.
+
+    Raises
+    ------
+    HeadKVError
+        `error`, naming the folder and the reason
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(f"{folder} cannot be made: {problem.strerror}") from None
 
 
 def _read_options(options: EvalOptions) -> _Asked:
