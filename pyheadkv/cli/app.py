@@ -261,8 +261,8 @@ def evaluate(
         "50%,25%,10%,5%,1.5%"
     ),
     ctx: Annotated[str, typer.Option("--ctx", help="Lengths of the prompts: 2k,4k or tokens.")] = "2k",
-    question: Annotated[
-        str, typer.Option("--question", help="in the prompt that is compressed, or after its compression.")
+    questions: Annotated[
+        str, typer.Option("--question", help="in the prompt that is compressed, after its compression, or in,after.")
     ] = "in",
     cases: Annotated[int, typer.Option("--cases", min=1, help="Of each task and length; of files the first.")] = 10,
     output: Annotated[
@@ -304,7 +304,7 @@ def evaluate(
             policies=policies,
             budgets=budgets,
             lengths=ctx,
-            question=question,
+            questions=questions,
             n_cases=cases,
             output=output,
             data=tuple(data or ()),

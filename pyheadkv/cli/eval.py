@@ -15,7 +15,7 @@ from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError, HeadKVError, ProfileError, UsageError
 from pyheadkv.evaluate.asking import QUESTIONS
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
-from pyheadkv.evaluate.cases import Case, write_cases
+from pyheadkv.evaluate.cases import KL, Case, write_cases
 from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, parse_press, versions
 from pyheadkv.evaluate.metrics import LogProbs, check_libraries
 from pyheadkv.evaluate.results import Results
@@ -43,6 +43,7 @@ class _Asked:
 
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
+    questions: tuple[str, ...]
     budgets: list[Budget]
     policies: list[str]
     versus: list[str]
@@ -103,9 +104,7 @@ def make_folder(folder: Path, error: type[HeadKVError]) -> None:
 
 
 def _read_options(options: EvalOptions) -> _Asked:
-    lengths = parse_lengths(options.lengths)
-    if options.question not in QUESTIONS:
-        raise UsageError(f"--question is {options.question!r}, expected {' or '.join(QUESTIONS)}")
+    lengths, questions = parse_lengths(options.lengths), parse_questions(options.questions)
     versus = parse_versus(options.versus, options.type_k, options.type_v)
     presses = [parse_press(text) for text in split_policies(options.kvpress)] if options.kvpress else []
     if presses:
@@ -116,7 +115,7 @@ def _read_options(options: EvalOptions) -> _Asked:
     if presses and any(budget.kind != "ratio" for budget in budgets):
         raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
     policies = split_policies(options.policies)
-    return _Asked(tasks, lengths, budgets, policies, versus, presses, Prose(options.text), given)
+    return _Asked(tasks, lengths, questions, budgets, policies, versus, presses, Prose(options.text), given)
 
 
 def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
@@ -179,6 +178,21 @@ def parse_lengths(text: str) -> tuple[int, ...]:
             raise UsageError(f"--ctx {length} is too short, at least {MIN_LENGTH} tokens are needed")
         lengths[length] = None
     return tuple(lengths)
+
+
+def parse_questions(text: str) -> tuple[str, ...]:
+    """in,after or one of them.
+
+    Raises
+    ------
+    UsageError
+        naming the part that is neither
+    """
+    questions = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for question in questions:
+        if question not in QUESTIONS:
+            raise UsageError(f"--question is {question[:40]!r}, expected {' or '.join(QUESTIONS)}, or both: in,after")
+    return questions
 
 
 def split_policies(text: str) -> list[str]:
@@ -255,24 +269,35 @@ def _measure(
     with _open(options, asked, model, base) as runner:
         cases = _cases(options, asked, runner)
         references: dict[str, LogProbs] = {}
-        sweeps = [
-            Sweep(
-                run_mark(model.fingerprint, **model.facts, types=types, against=base),
-                cases,
-                trials,
-                options.question,
-                cache_name(*types),
-                references,
-            )
+        sweeps = {
+            types: [
+                Sweep(
+                    run_mark(model.fingerprint, **model.facts, types=types, against=base),
+                    _asked_with(cases, question, asked.questions),
+                    trials,
+                    question,
+                    cache_name(*types),
+                    references,
+                )
+                for question in asked.questions
+            ]
             for types in (base, *others)
-        ]
-        records = _run(runner, sweeps[0].lending_to(sweeps[1:], results), results)
+        }
+        records: list[Record] = []
+        for sweep, *later in zip(*sweeps.values(), strict=True):
+            records += _run(runner, sweep.lending_to(later, results), results)
         if asked.presses:
             records += _run_presses(options, asked, model, runner, cases, results)
-    for types, sweep in zip(others, sweeps[1:], strict=True):
+    for types in others:
         with _open(options, asked, model, types) as runner:
-            records += _run(runner, sweep, results)
+            for sweep in sweeps[types]:
+                records += _run(runner, sweep, results)
     return cases, records
+
+
+def _asked_with(cases: Sequence[Case], question: str, questions: Sequence[str]) -> list[Case]:
+    """Cases of a question; those that have none, prose, belong to the first."""
+    return [case for case in cases if case.metric != KL or question == questions[0]]
 
 
 def _cases(options: EvalOptions, asked: _Asked, runner: Runner) -> list[Case]:
@@ -290,7 +315,7 @@ def _cases(options: EvalOptions, asked: _Asked, runner: Runner) -> list[Case]:
 
 
 def _run(runner: Measurer, sweep: Sweep, results: Results) -> list[Record]:
-    with progress_bar(f"evaluating, {sweep.cache}") as on_progress:
+    with progress_bar(f"evaluating, {sweep.cache}, question {sweep.question}") as on_progress:
         return run_sweep(runner, sweep, results, on_progress)
 
 
@@ -299,9 +324,12 @@ def _run_presses(
 ) -> list[Record]:
     mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
     trials = [(press, budget) for press in asked.presses for budget in asked.budgets]
-    sweep = Sweep(mark, cases, trials, options.question, CACHE)
     peer = PressRunner(model.path, runner.asker, options.n_threads)
-    return _run(peer, sweep, results)
+    records = []
+    for question in asked.questions:
+        sweep = Sweep(mark, _asked_with(cases, question, asked.questions), trials, question, CACHE)
+        records += _run(peer, sweep, results)
+    return records
 
 
 @contextmanager

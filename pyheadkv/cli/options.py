@@ -65,7 +65,7 @@ class EvalOptions:
     policies: str
     budgets: str
     lengths: str
-    question: str
+    questions: str
     n_cases: int
     output: Path | None
     data: tuple[str, ...]

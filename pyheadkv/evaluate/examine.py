@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,7 +40,8 @@ class Examined:
     Parameters
     ----------
     figures
-        "score" and "loglik" and, where the answers are numbers, "digits"; or "kl" and "top1"
+        "score" and "loglik" and, where the answers are numbers, "digits"; or "kl", "top1" and "ms_token", milliseconds
+        that a token takes, the median over the prose
     output
         the answer, as far as the model was let
     log_probs
@@ -68,9 +71,10 @@ def examine(
         also measure how likely the answer is that it should give; those tokens are read and forgotten again
     """
     if asked.case.metric == KL:
-        found = _log_probs(speaker, asked.rest)
+        found, ms_token = _log_probs(speaker, asked.rest)
         full = found if reference is None else reference
         figures = {"kl": metrics.kl_divergence(full, found), "top1": metrics.top1_agreement(full, found)}
+        figures["ms_token"] = ms_token
         return Examined(figures, log_probs=found)
     speaker.go_on(asked.rest)
     first = speaker.logits().copy()
@@ -85,13 +89,19 @@ def _scores(case: Case, output: str) -> dict[str, float]:
     return found if digits is None else found | {"digits": digits}
 
 
-def _log_probs(speaker: Speaker, tokens: Sequence[int]) -> metrics.LogProbs:
-    """Predictions after each of the tokens, read one by one as when they are generated: [n_tokens, n_vocab]."""
-    found = []
+def _log_probs(speaker: Speaker, tokens: Sequence[int]) -> tuple[metrics.LogProbs, float]:
+    """Predictions after each of the tokens, read one by one as when they are generated: [n_tokens, n_vocab].
+
+    Returned with the milliseconds that one of them took, the median.
+    """
+    found, seconds = [], []
     for token in tokens:
+        start = time.perf_counter()
         speaker.go_on([token])
-        found.append(metrics.log_softmax(speaker.logits()))
-    return np.array(found, dtype=np.float32)
+        logits = speaker.logits()
+        seconds.append(time.perf_counter() - start)
+        found.append(metrics.log_softmax(logits))
+    return np.array(found, dtype=np.float32), 1000 * statistics.median(seconds)
 
 
 def _log_likelihood(speaker: Speaker, first: Logits, gold: Sequence[int]) -> float:

@@ -19,16 +19,21 @@ from pyheadkv.evaluate.results import FULL, Cell
 
 NOTE = (
     "Means over the cases of a cell ± one standard error; a difference within the errors is no gain. "
-    "score, digits and top1 in %, kl and loglik in nats. full is the whole cache."
+    "score, digits and top1 in %, kl and loglik in nats, ms a token the median of each case. full is the whole cache."
 )
 _PAIRED = (
     "Mean of the first minus the second over the same cases ± its standard error. A difference counts from "
     f"{N_ERRORS} standard errors and {MIN_CASES} cases on."
 )
 _MEASURED = "Measured: the buffers that exist when the answer is given, its own rows and free cells included."
-_NAMES = {"kl": "KL to the full cache", "top1": "top-1 agreement", "loglik": "log-likelihood of the answer"}
-_DIGITS = {"kl": 4, "loglik": 3}  # of what is in nats; all else is in %
-_WITHOUT_QUESTION = ("kl", "top1")
+_NAMES = {
+    "kl": "KL to the full cache",
+    "top1": "top-1 agreement",
+    "loglik": "log-likelihood of the answer",
+    "ms_token": "decoding, ms a token",
+}
+_DIGITS = {"kl": 4, "loglik": 3, "ms_token": 2}  # of what is in nats or ms; all else is in %
+_WITHOUT_QUESTION = ("kl", "top1", "ms_token")
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,12 @@ class FakeRunner:
         if FakeRunner.n_read == self.fail_at:
             raise KeyboardInterrupt
         FakeRunner.n_read += 1
-        figures = {"kl": 0.0} if case.metric == "kl" else {"score": 1.0}
+        figures = {"kl": 0.0, "ms_token": 2.5} if case.metric == "kl" else {"score": 1.0}
         full = Outcome(figures, "", 100, 1.0, 1000, 1000, 1024, "full", 0.1)
         return type("Reading", (), {"case": case, "full": full, "log_probs": None})
 
     def measure(self, reading: Any, contender: Any, budget: Any) -> Outcome:
-        figures = {"kl": 0.25} if reading.case.metric == "kl" else {"score": 0.5}
+        figures = {"kl": 0.25, "ms_token": 1.5} if reading.case.metric == "kl" else {"score": 0.5}
         return Outcome(figures, "", 100, float(budget.value), 10, 1000, 20, f"{contender.name}:n_obs=3", 0.1)
 
     def close(self) -> None:
@@ -88,6 +88,7 @@ def test_defaults(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None
     assert result.exit_code == 0, result.output
     assert opened == [{"n_tokens": 2048, "n_threads": None, "n_gpu_layers": 0, "type_k": "f16", "type_v": "f16"}]
     assert "single, 2k, question in: score (2 cases)" in result.stdout and "KL to the full cache" in result.stdout
+    assert "kl, 2k: decoding, ms a token (2 cases)" in result.stdout and "1.50" in result.stdout
     assert result.stdout.splitlines()[-1] == "model.Q4.eval/report.md"
     lines = [json.loads(line) for line in Path("model.Q4.eval/cells.jsonl").read_text().splitlines()]
     assert len(lines) == 5 * 2 * (1 + 2 * 5)  # tasks x cases x (full + policies x budgets)
@@ -108,6 +109,20 @@ def test_options_as_typed(run: Callable[..., Any], opened: list[dict[str, Any]])
     assert [(line["policy"], line["budget"]) for line in lines[1:]] == [
         (policy, budget) for policy in ("snapkv", "headkv:beta=2,n_obs=8") for budget in ("512", "10%")
     ]
+
+
+def test_both_questions_and_prose_once(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None:
+    options = "--tasks single,kl --policies snapkv --budgets 10% --question in,after --versus q8_0 --cases 1 -o out"
+    result = run(*options.split())
+    assert result.exit_code == 0, result.output
+    assert len(opened) == 2  # a context for each cache type
+    lines = [json.loads(line) for line in Path("out/cells.jsonl").read_text().splitlines()]
+    assert [(line["cache"], line["question"], line["task"]) for line in lines[::2]] == [
+        (cache, *what) for cache in ("f16", "q8_0") for what in (("in", "single"), ("in", "kl"), ("after", "single"))
+    ]
+    assert "single, 2k, question after: score" in result.stdout
+    n_read = FakeRunner.n_read
+    assert run(*options.split()).exit_code == 0 and FakeRunner.n_read == n_read  # all of it is there
 
 
 def test_stopped_and_gone_on_with(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +212,7 @@ def test_kvpress(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypa
     ("options", "words"),
     [
         (["--question", "before"], "--question is 'before', expected in or after"),
+        (["--question", "in,"], "--question is '', expected in or after, or both"),
         (["--tasks", "x"], "unknown task 'x'"),
         (["--budgets", "0.2"], "budget 0.2 is ambiguous"),
         (["--policies", "x"], "unknown policy 'x'"),
