@@ -60,11 +60,38 @@ static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa,
     return kq;
 }
 
+// build_reduced() in host memory; every thread takes an equal slice of the positions
+template <headkv_reduce reduce>
+static void reduce_on_host(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
+    const ggml_tensor * kq = dst->src[0];
+
+    const int64_t first = kq->ne[0]*ith/nth;
+    const int64_t n     = kq->ne[0]*(ith + 1)/nth - first;
+
+    for (int64_t ih = 0; ih < kq->ne[2]; ih++) {
+        const float * row = (const float *) ((const char *) kq->data + ih*kq->nb[2]) + first;
+        float       * res = (float *) ((char *) dst->data + ih*dst->nb[1]) + first;
+
+        memcpy(res, row, n*sizeof(float));
+        for (int64_t iq = 1; iq < kq->ne[1]; iq++) {
+            row += kq->ne[0];
+            for (int64_t i = 0; i < n; i++) {
+                res[i] = reduce == HEADKV_REDUCE_MAX ? std::max(res[i], row[i]) : res[i] + row[i];
+            }
+        }
+    }
+}
+
 // kq: F32 [n_kv, n_tokens, n_head] -> F32 [n_kv, n_head], the sum over the tokens or their maximum
-static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_reduce reduce) {
+static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_reduce reduce, bool is_host) {
     const int64_t n_kv     = kq->ne[0];
     const int64_t n_tokens = kq->ne[1];
     const int64_t n_head   = kq->ne[2];
+
+    if (is_host) { // pooling there uses one thread, and goes down one column after the other
+        const ggml_custom_op_t fun = reduce == HEADKV_REDUCE_MAX ? reduce_on_host<HEADKV_REDUCE_MAX> : reduce_on_host<HEADKV_REDUCE_MEAN>;
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_kv, n_head, 1, 1, &kq, 1, fun, GGML_N_TASKS_MAX, nullptr);
+    }
 
     const ggml_op_pool op = reduce == HEADKV_REDUCE_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
 
@@ -80,13 +107,15 @@ static void build_attention_score(const llm_graph_context & g, ggml_tensor * sco
 
     const int64_t n_tokens = fa->src[0]->ne[1];
 
+    const bool is_host = ggml_backend_buffer_is_host(score->buffer);
+
     score = ggml_view_2d(ctx, score, fa->src[1]->ne[1], score->ne[1], score->nb[1], 0); // F32 [n_kv, n_head]
 
     ggml_tensor * all = score;
     for (int64_t first = 0; first < n_tokens; first += N_QUERIES_AT_ONCE) {
         const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
 
-        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), reduce); // F32 [n_kv, n_head]
+        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), reduce, is_host); // F32 [n_kv, n_head]
 
         all = reduce == HEADKV_REDUCE_MAX
             ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, all)), all) // the larger of both
