@@ -95,7 +95,8 @@ class Engine(Reader):
 
     def _scores(self, kept: Kept, plan: Plan) -> list[Floats]:
         """Scores of a copy's positions before the window, not pooled."""
-        scorer = replace(plan.policy.scorer, pool_kernel=1, retrieval_share=0.0)
+        asked = plan.policy.scorer
+        scorer = Scorer(asked.name, asked.n_obs, pool_kernel=1, fold=asked.fold, reduce=asked.reduce)
         key = (scorer, plan.policy.n_sink)
         if key not in kept.scores:
             kept.scores[key] = self._make_scores(kept, plan, scorer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,9 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
         for i, layer in enumerate(rows):
             for ih, positions in enumerate(layer):
                 np.testing.assert_array_equal(engine.native.positions(i, ih), positions)
+    pooled_otherwise = replace(again.policy.scorer, pool="avg", pool_kernel=5, retrieval_kernel=9, vote=0.5)
+    engine.compress(kept, replace(again, policy=replace(again.policy, scorer=pooled_otherwise)))
+    assert len(kept.scores) == 1
 
 
 @pytest.mark.parametrize("policy", ["h2o:pool=5", "expected-attention"])
