@@ -37,8 +37,6 @@ class Reading:
         bytes: model loaded; prompt read, its cache whole; after the compression; some tokens later
     rss_peak
         the most there ever was
-    bytes_kept
-        of the rows that the plan keeps
     bytes_peak
         of K and V buffers, the most there ever was
     """
@@ -50,7 +48,6 @@ class Reading:
     rss_read: int | None
     rss_decoded: int | None
     rss_peak: int | None
-    bytes_kept: int
     bytes_peak: int
 
 
@@ -104,7 +101,7 @@ def measure_stock(setup: Setup, n_prompt: int) -> Reading:
         whole = resident()
         _decode(llama, prompt[: setup.n_tokens])
         decoded = resident()
-        return Reading(ms_prefill, 0.0, loaded, whole, whole, decoded, _peak(loaded, whole, decoded), 0, 0)
+        return Reading(ms_prefill, 0.0, loaded, whole, whole, decoded, _peak(loaded, whole, decoded), 0)
 
 
 def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
@@ -125,7 +122,8 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
             loaded = resident()
             llama.eval(prompt)
             _decode(llama, prompt[: trial.policy.lookahead])
-            plan, stats, read = check_compressed(headkv, trial), headkv.stats(), resident()
+            check_compressed(headkv, trial)
+            stats, read = headkv.stats(), resident()
             _decode(llama, prompt[: setup.n_tokens])
             decoded = resident()
             return Reading(
@@ -136,7 +134,6 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
                 read,
                 decoded,
                 _peak(loaded, whole[-1], read, decoded),
-                plan.bytes_kept,
                 headkv.stats().native.bytes_peak,
             )
 

@@ -15,10 +15,11 @@ _MIB = 2**20
 
 
 def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table]:
-    """Speed, memory, and, of a model that has some of its layers only, times of a layer."""
+    """Speed, memory where it was measured, and, of a model that has some of its layers only, times of a layer."""
     yield _table("Speed", _SPEED, map(_speed, records))
     yield _table("K and V buffers, MiB", _BUFFERS, map(_buffers, records))
-    yield _table("Resident memory of a process, MiB", _RESIDENT, map(_resident, records))
+    if all("rss" in record["ours"] for record in records):
+        yield _table("Resident memory of a process, MiB", _RESIDENT, map(_resident, records))
     if is_random:
         yield _table("One layer", _LAYER, map(_layer, records))
 
@@ -68,7 +69,7 @@ def _speed(record: Record) -> Sequence[str]:
         _spread(ours["ms_token"]),
         _spread(record["stock_to_ours"]),
         f"{stock['tok_s']:.1f}, {ours['tok_s']:.1f}",
-        f"{stock['ms_prefill'] / 1000:.1f}, {ours['ms_prefill'] / 1000:.1f}",
+        ", ".join(_seconds(side.get("ms_prefill")) for side in (stock, ours)),
         f"{choosing:.0f} ({100 * choosing / stock['ms_prefill']:.2f} %)",
     )
 
@@ -94,6 +95,10 @@ def _layer(record: Record) -> Sequence[str]:
 
 def _spread(spread: Record) -> str:
     return f"{spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]"
+
+
+def _seconds(ms: float | None) -> str:
+    return "-" if ms is None else f"{ms / 1000:.1f}"
 
 
 def _mib(n_bytes: float | None) -> str:

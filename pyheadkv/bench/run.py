@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from pyheadkv.bench.reading import Reading, read_apart
 from pyheadkv.bench.setup import Setup, Trial
-from pyheadkv.bench.speed import Race, Speed
+from pyheadkv.bench.speed import Race, Speed, Spread
 from pyheadkv.jsonl import Record
 from pyheadkv.plan import Plan
 
@@ -21,6 +20,7 @@ def run_bench(
     n_prompts: Sequence[int],
     trials: Sequence[Trial],
     *,
+    with_memory: bool = True,
     on_progress: Progress | None = None,
     on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
@@ -30,6 +30,8 @@ def run_bench(
     ----------
     n_prompts
         prompt lengths, in tokens
+    with_memory
+        measure the memory of processes too: each trial then reads its prompt in a process of its own
     on_progress
         called with (cost done, cost of all, what comes next); costs are prompts read, in tokens
     on_record
@@ -47,7 +49,8 @@ def run_bench(
         something could not be measured
     """
     plans = {(n, i): setup.plan(trial, n) for n in n_prompts for i, trial in enumerate(trials)}
-    total, done = sum(n * (2 + len(trials)) for n in n_prompts), 0
+    apart = (None, *trials) if with_memory else ()
+    total, done = sum(n_prompts) * (1 + len(apart)), 0
     records: list[Record] = []
 
     def show(what: str) -> None:
@@ -56,7 +59,7 @@ def run_bench(
 
     for n_prompt in n_prompts:
         readings: list[Reading] = []
-        for trial in (None, *trials):
+        for trial in apart:
             show(f"{n_prompt} tokens: reading, {trial.name if trial else 'stock'}")
             readings.append(read_apart(setup, n_prompt, trial))
             done += n_prompt
@@ -68,22 +71,32 @@ def run_bench(
             for i, trial in enumerate(trials):
                 show(f"{n_prompt} tokens: decoding, {trial.name} {trial.budget.request}")
                 plan = plans[(n_prompt, i)]
-                records.append(record_of(setup, trial, plan, race.run(trial, plan), readings[0], readings[i + 1]))
+                pair = (readings[0], readings[i + 1]) if readings else None
+                records.append(record_of(setup, trial, plan, race.ms_prefill, race.run(trial, plan), pair))
                 if on_record:
                     on_record(records[-1])
     show("done")
     return records
 
 
-def record_of(setup: Setup, trial: Trial, plan: Plan, speed: Speed, stock: Reading, ours: Reading) -> Record:
+def record_of(
+    setup: Setup, trial: Trial, plan: Plan, ms_prefill: float, speed: Speed, apart: tuple[Reading, Reading] | None
+) -> Record:
     """One line of results, ready for JSON.
+
+    Parameters
+    ----------
+    apart
+        what stock and ours needed in processes of their own, where that was measured
 
     Returns
     -------
     dict
         times in ms; "ms_token" and "stock_to_ours" are medians with their quartiles (low, high); bytes of K and V under
-        "bytes", of whole processes under "rss"
+        "bytes", of whole processes under "rss", where they were measured
     """
+    stock, ours = apart or (None, None)
+    choosing = {"ms_scoring": speed.ms_scoring, "ms_select": ours.ms_select if ours else speed.ms_select}
     return {
         "model": setup.path.name,
         "n_layer": setup.shape.n_layer,
@@ -98,19 +111,21 @@ def record_of(setup: Setup, trial: Trial, plan: Plan, speed: Speed, stock: Readi
         "settled": str(plan.policy),
         "budget": trial.budget.request,
         "keep_ratio": plan.keep_ratio,
-        "stock": _side(speed.ms_stock, stock) | {"tok_s": 1000 / speed.ms_stock.median},
-        "ours": _side(speed.ms_ours, ours)
-        | {"tok_s": 1000 / speed.ms_ours.median, "ms_scoring": speed.ms_scoring, "ms_select": ours.ms_select},
+        "stock": {"ms_prefill": ms_prefill} | _side(speed.ms_stock, stock),
+        "ours": _side(speed.ms_ours, ours) | choosing,
         "stock_to_ours": asdict(speed.ratio),
         "bytes": {
             "full": plan.bytes_full,
-            "kept": ours.bytes_kept,
+            "kept": plan.bytes_kept,
             "measured": speed.bytes_measured,
-            "peak": ours.bytes_peak,
+            "peak": ours.bytes_peak if ours else None,
         },
     }
 
 
-def _side(ms_token: Any, reading: Reading) -> Record:
+def _side(ms_token: Spread, reading: Reading | None) -> Record:
+    times = {"ms_token": asdict(ms_token), "tok_s": 1000 / ms_token.median}
+    if reading is None:
+        return times
     rss = {name.removeprefix("rss_"): getattr(reading, name) for name in _RSS}
-    return {"ms_token": asdict(ms_token), "ms_prefill": reading.ms_prefill, "rss": rss}
+    return times | {"ms_prefill": reading.ms_prefill, "rss": rss}

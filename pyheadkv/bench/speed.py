@@ -46,6 +46,8 @@ class Speed:
         stock / ours, of each round
     ms_scoring
         what scoring adds to reading the tokens that observe
+    ms_select
+        a second pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
     bytes_measured
         of our K and V buffers while decoding
     """
@@ -54,6 +56,7 @@ class Speed:
     ms_ours: Spread
     ratio: Spread
     ms_scoring: float
+    ms_select: float
     bytes_measured: int
 
 
@@ -64,6 +67,11 @@ class Race:
     ----------
     stock, ours
         as `Setup.open_stock` and `Setup.open_ours` make them
+
+    Attributes
+    ----------
+    ms_prefill
+        that stock took to read the prompt
     """
 
     def __init__(self, setup: Setup, stock: llama_cpp.Llama, ours: llama_cpp.Llama, n_prompt: int) -> None:
@@ -71,8 +79,10 @@ class Race:
         self.stock, self.ours = stock, ours
         self.prompt = setup.prompt(stock, n_prompt)
         self.reader = Reader(ours)
+        start = time.perf_counter()
         stock.eval(self.prompt)
         finish(stock)
+        self.ms_prefill = (time.perf_counter() - start) * 1000
         self._state = stock.save_state()  # so that ours need not read it again for every trial
 
     def run(self, trial: Trial, plan: Plan) -> Speed:
@@ -95,9 +105,16 @@ class Race:
                 [self._decode_ms(llama, n_past) for llama in (self.stock, self.ours)]
                 for _ in range(self.setup.n_rounds + 1)
             ][1:]
-            n_bytes = headkv.stats().bytes_measured
+            stats = headkv.stats()
         stock, ours = zip(*rounds, strict=True)
-        return Speed(Spread.of(stock), Spread.of(ours), Spread.of([a / b for a, b in rounds]), ms_scoring, n_bytes)
+        return Speed(
+            Spread.of(stock),
+            Spread.of(ours),
+            Spread.of([a / b for a, b in rounds]),
+            ms_scoring,
+            stats.ms_second_pass + stats.ms_select,
+            stats.bytes_measured,
+        )
 
     def _put_back(self) -> None:
         """Have the whole prompt in our cache, which is whole."""

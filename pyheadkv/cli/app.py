@@ -350,6 +350,9 @@ def bench(
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each side.")] = 5,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Decoded in one turn.")] = 24,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Of processes too: each policy reads its prompts in its own.")
+    ] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the prompts.")] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write bench.jsonl and bench.png there.")
@@ -376,6 +379,7 @@ def bench(
             n_gpu_layers=gpu_layers,
             n_rounds=rounds,
             n_tokens=tokens,
+            with_memory=memory,
             seed=seed,
             output=output,
             as_json=as_json,

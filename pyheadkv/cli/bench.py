@@ -42,7 +42,9 @@ def run_bench_command(options: BenchOptions) -> None:
     contenders = [contender(text, profile) for text in policies]
     trials = [Trial(it.name, it.policy, budget, it.profile) for it in contenders for budget in budgets]
     with progress_bar("measuring") as on_progress:
-        records = run_bench(setup, lengths, trials, on_progress=on_progress, on_record=file.add)
+        records = run_bench(
+            setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add
+        )
     if options.as_json:
         print(json.dumps({"random_weights": options.shape is not None, "results": records}))
     else:

@@ -100,6 +100,7 @@ class BenchOptions:
     n_gpu_layers: int
     n_rounds: int
     n_tokens: int
+    with_memory: bool
     seed: int
     output: Path | None
     as_json: bool

@@ -113,6 +113,22 @@ def test_with_a_lookahead_both_start_after_it(in_this_process: World) -> None:
     assert stock.memory.tokens[:100] == ours.memory.tokens[:100]
 
 
+def test_without_memory_a_prompt_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "read_apart", None)  # must not be called
+    shown: list[tuple[int, int]] = []
+    records = run_bench(
+        SETUP,
+        [100],
+        [trial(), trial("snapkv:n_obs=4")],
+        with_memory=False,
+        on_progress=lambda *at: shown.append(at[:2]),
+    )
+    assert [llama.name for llama in world.llamas] == ["stock", "ours"] and shown[-1] == (100, 100)
+    for record in records:
+        assert record["stock"]["ms_prefill"] > 0 and "ms_prefill" not in record["ours"]
+        assert record["ours"]["ms_select"] > 0 and record["bytes"]["peak"] is None
+
+
 def test_the_prompt_is_compressed_by_the_plan_and_read_by_the_session(in_this_process: World) -> None:
     [record] = run_bench(SETUP, [100], [trial()])
     stock_apart, ours_apart, stock, ours = in_this_process.llamas

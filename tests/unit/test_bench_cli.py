@@ -26,9 +26,9 @@ METADATA: dict[str, object] = {
     "llama.attention.head_count": 2,
 }
 MIB = 2**20
-STOCK = Reading(2000.0, 0.0, 10 * MIB, 20 * MIB, 20 * MIB, 21 * MIB, 22 * MIB, 0, 0)
-OURS = Reading(2100.0, 30.0, 11 * MIB, 23 * MIB, 12 * MIB, 13 * MIB, None, 5 * MIB, 7 * MIB)
-SPEED = Speed(Spread(40.0, 38.0, 44.0), Spread(10.0, 9.5, 12.25), Spread(4.0, 3.5, 4.125), 2.0, 6 * MIB)
+STOCK = Reading(2000.0, 0.0, 10 * MIB, 20 * MIB, 20 * MIB, 21 * MIB, 22 * MIB, 0)
+OURS = Reading(2100.0, 30.0, 11 * MIB, 23 * MIB, 12 * MIB, 13 * MIB, None, 7 * MIB)
+SPEED = Speed(Spread(40.0, 38.0, 44.0), Spread(10.0, 9.5, 12.25), Spread(4.0, 3.5, 4.125), 2.0, 8.0, 6 * MIB)
 
 
 class Calls:
@@ -37,12 +37,16 @@ class Calls:
     trials: tuple[tuple[str, str], ...] = ()
     shapes: tuple[Any, ...] = ()
 
-    def run_bench(self, setup: Setup, n_prompts: Any, trials: Any, *, on_progress: Any, on_record: Any) -> list[Record]:
+    def run_bench(
+        self, setup: Setup, n_prompts: Any, trials: Any, *, with_memory: bool, on_progress: Any, on_record: Any
+    ) -> list[Record]:
         self.setup, self.n_prompts = setup, tuple(n_prompts)
         self.trials = tuple((trial.name, trial.budget.request) for trial in trials)
         on_progress(0, 10, "512 tokens: reading, stock")
         records = [
-            record_of(setup, trial, setup.plan(trial, n), SPEED, STOCK, OURS) for n in n_prompts for trial in trials
+            record_of(setup, trial, setup.plan(trial, n), 2500.0, SPEED, (STOCK, OURS) if with_memory else None)
+            for n in n_prompts
+            for trial in trials
         ]
         for record in records:
             on_record(record)
@@ -98,10 +102,19 @@ def test_tables(run: Callable[[str], Any], calls: Calls) -> None:
         "2.0, 2.1",
         "32 (1.60 %)",
     ]
-    assert cells(buffers, "2000")[4:] == ["5.0", "6.0", "7.0"]
+    assert cells(buffers, "2000")[3:] == ["1.5", "0.1", "6.0", "7.0"]
     assert cells(resident, "1024")[3:] == ["10.0", "20.0", "22.0", "11.0", "23.0", "12.0", "13.0", "-"]
     assert "Random weights" not in result.stdout and "One layer" not in result.stdout
     assert not list(Path().glob("*/bench.jsonl"))
+
+
+def test_without_the_memory_of_processes(run: Callable[[str], Any]) -> None:
+    result = run("model.gguf -c 1k --policies snapkv --no-memory")
+    assert result.exit_code == 0, result.output
+    assert "Resident memory" not in result.stdout
+    speed, buffers = result.stdout.split("K and V buffers, MiB")
+    assert cells(speed, "1024")[-2:] == ["2.5, -", "10 (0.40 %)"]
+    assert cells(buffers, "1024")[-1] == "-"
 
 
 def test_json_and_files(run: Callable[[str], Any], calls: Calls) -> None:
