@@ -1,13 +1,9 @@
 // test-gather.cpp: rows gathered by a graph, as on a device, are the bytes that memcpy finds. The CPU backend plays the device.
 
 #include "check.h"
+#include "held-tensor.h"
 
-#include "headkv-buffer.h"
 #include "headkv-gather.h"
-
-#include "ggml-backend.h"
-#include "ggml-cpu.h"
-#include "ggml.h"
 
 #include <cstring>
 #include <random>
@@ -15,44 +11,34 @@
 static constexpr int64_t N_HEAD_KV = 3;
 static constexpr int64_t N_CELLS   = 50;
 
-// a tensor that lies where a layer of a cache would
-struct holder {
-    headkv_buffer buffer;
-    ggml_tensor * t;
-
-    holder(ggml_type type, int64_t ne0, int64_t ne1) {
-        buffer.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }));
-        t = ggml_new_tensor_2d(buffer.ctx.get(), type, ne0, ne1);
-        buffer.buf = headkv_alloc(buffer.ctx.get(), ggml_backend_cpu_buffer_type());
+static void fill(held_tensor & x, std::mt19937 & rng) {
+    for (size_t i = 0; i < ggml_nbytes(x.t); i++) {
+        x.data<uint8_t>()[i] = (uint8_t) rng(); // any bytes, those of NaN and infinity too
     }
+}
 
-    void fill(std::mt19937 & rng) {
-        for (size_t i = 0; i < ggml_nbytes(t); i++) {
-            ((uint8_t *) t->data)[i] = (uint8_t) rng(); // any bytes, those of NaN and infinity too
-        }
-    }
-
-    std::vector<int> bytes() const { return std::vector<int>((uint8_t *) t->data, (uint8_t *) t->data + ggml_nbytes(t)); }
-};
+static std::vector<int> bytes(const held_tensor & x) {
+    return std::vector<int>(x.data<uint8_t>(), x.data<uint8_t>() + ggml_nbytes(x.t));
+}
 
 static void test_type(ggml_backend_t backend, ggml_type type, int64_t n_embd_head, int64_t n_rows) {
     std::mt19937 rng(type*1000 + n_embd_head);
     const size_t row_bytes = ggml_row_size(type, n_embd_head);
 
-    holder k(type, n_embd_head*N_HEAD_KV, N_CELLS), v(type, n_embd_head*N_HEAD_KV, N_CELLS);
-    k.fill(rng);
-    v.fill(rng);
+    held_tensor k(type, n_embd_head*N_HEAD_KV, N_CELLS), v(type, n_embd_head*N_HEAD_KV, N_CELLS);
+    fill(k, rng);
+    fill(v, rng);
     std::vector<int32_t> index;
     for (int64_t i = 0; i < n_rows; i++) {
         index.push_back(rng() % (N_HEAD_KV*N_CELLS));
     }
 
     const int64_t n = n_rows + 1; // one row is left alone
-    holder k_device(type, n_embd_head, n), v_device(type, n_embd_head, n), k_host(type, n_embd_head, n), v_host(type, n_embd_head, n);
+    held_tensor k_device(type, n_embd_head, n), v_device(type, n_embd_head, n), k_host(type, n_embd_head, n), v_host(type, n_embd_head, n);
     headkv_gather_device(backend, { { k.t, k_device.t, row_bytes }, { v.t, v_device.t, row_bytes } }, index);
     headkv_gather_host({ { k.t, k_host.t, row_bytes }, { v.t, v_host.t, row_bytes } }, index);
-    CHECK(k_device.bytes() == k_host.bytes());
-    CHECK(v_device.bytes() == v_host.bytes());
+    CHECK(bytes(k_device) == bytes(k_host));
+    CHECK(bytes(v_device) == bytes(v_host));
     for (int64_t i = 0; i < n_rows; i++) {
         CHECK(memcmp((char *) k_host.t->data + i*row_bytes, (char *) k.t->data + index[i]*row_bytes, row_bytes) == 0);
     }
@@ -79,9 +65,9 @@ int main() {
     CHECK_EQUAL(headkv_gather_reason(102), std::string("rows of 102 bytes are no multiple of 4: take another cache type"));
 
     headkv_alloc_fail(1);
-    holder * h = nullptr;
+    held_tensor * h = nullptr;
     try {
-        h = new holder(GGML_TYPE_F32, 4, 4);
+        h = new held_tensor(GGML_TYPE_F32, 4, 4);
     } catch (const headkv_error & err) {
         CHECK_EQUAL((int) err.status, (int) HEADKV_STATUS_NO_MEMORY);
     }
