@@ -273,8 +273,8 @@ struct attend {
         for (int j = 0; j < 2; j++) {
             HEADKV_UNROLL
             for (int c = 0; c < 4; c++) {
-                if (args.softcap != 0.0f) {
-                    s[j][c] = args.softcap*tanhf(s[j][c]);
+                if (args.softcap != 0.0f) { // tanh by one exp: with -use_fast_math, tanhf() has 11 bits
+                    s[j][c] = args.softcap*(1.0f - 2.0f/(expf(2.0f*s[j][c]) + 1.0f));
                 }
                 if (!in_prefix) {
                     s[j][c] += bias(it, it.begin + 16*warp_q + g + c/2*8, row + 8*j + 2*t + c%2);

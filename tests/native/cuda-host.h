@@ -200,6 +200,14 @@ inline float lane_xor(float x, int mask) {
     return lanes[(thread_index()%WARP) ^ mask][0];
 }
 
+// what -use_fast_math, with which ggml builds, makes of them: a tanh of 11 bits, and exp as a power of two
+inline float tanhf(float x) {
+    int e;
+    const float y = frexpf(::tanhf(x), &e);
+    return ldexpf(roundf(y*2048.0f)/2048.0f, e);
+}
+inline float expf(float x) { return exp2f(x*1.44269504f); }
+
 inline float    half_to_float(uint16_t x)             { return ggml_fp16_to_fp32(x); }
 inline float    half_of(uint32_t x, int i)            { return ggml_fp16_to_fp32((uint16_t) (x >> 16*i)); }
 inline uint32_t half2_make(float low, float high)     { return ggml_fp32_to_fp16(low) | (uint32_t) ggml_fp32_to_fp16(high) << 16; }
