@@ -45,8 +45,11 @@ def test_found_tokens_hold_the_text(prompt: str, data: st.DataObject) -> None:
     assert (span is None) == (text not in prompt)
     if span is not None:
         first, end = span
-        assert text in "".join(pieces[first:end])
-        assert text not in "".join(pieces[first + 1 : end]) and text not in "".join(pieces[first : end - 1])
+        start = len("".join(pieces[:first]))
+        at = prompt.index(text)
+        assert start <= at < start + len(pieces[first])  # where it stands first, though "aa" stands twice in "aaa"
+        last = len("".join(pieces[: end - 1]))
+        assert last < at + len(text) <= last + len(pieces[end - 1])
 
 
 def test_join_spans() -> None:
