@@ -221,7 +221,7 @@ _PRESETS: dict[str, Policy] = {
             n_recent=256,
         ),
         # the last positions first: heads that do not retrieve keep sinks + recent rows, as StreamingLLM does
-        Policy("duo", "duo", Scorer("streaming", n_obs=1, pool_kernel=1), n_sink=64, mix="retrieval-reasoning"),
+        Policy("duo", "duo", Scorer("streaming", n_obs=1, pool_kernel=1), n_sink=16, mix="retrieval-reasoning"),
         Policy("criticalkv", "adakv", Scorer("criticalkv", n_obs=32)),
         Policy("layer-defensive", "global", Scorer("layer_defensive", n_obs=32, pool_kernel=5, pool="avg")),
     )

@@ -88,7 +88,7 @@ def test_task_kv_gives_the_same_rows_for_every_ubatch(open_context: MakeContext)
 
 
 def test_duo_on_the_demo_model(open_context: MakeContext, demo_path: Path) -> None:
-    """Retrieval heads keep all, the others 64 sinks and the last rows, 256 of them with the window."""
+    """Retrieval heads keep all, the others 16 sinks and the last rows, a quarter of what is dealt with the window."""
     llama = open_context(demo_path, attach=False, n_ctx=1024, logits_all=False).llama
     tokens = llama.tokenize(b"All good things come to an end, said the miller, and went on. " * 60)[:800]
     with HeadKV(llama, policy="duo", budget="50%") as headkv:
@@ -97,9 +97,10 @@ def test_duo_on_the_demo_model(open_context: MakeContext, demo_path: Path) -> No
         rows = sorted(n for layer in plan.rows for n in layer)
         assert sum(rows) == plan.rows_kept
         n_full = sum(n == 800 for n in rows)
-        assert n_full > 5 and rows[: 90 - n_full - 1] == [64 + 256] * (90 - n_full - 1)
-        i, ih = next((i, ih) for i, layer in enumerate(plan.rows) for ih, n in enumerate(layer) if n == 320)
-        np.testing.assert_array_equal(headkv.native.positions(i, ih), [*range(64), *range(800 - 256, 799)])
+        n_recent = (400 - 16 - 1) // 4 + 1
+        assert n_full > 5 and rows[: 90 - n_full - 1] == [16 + n_recent] * (90 - n_full - 1)
+        i, ih = next((i, ih) for i, layer in enumerate(plan.rows) for ih, n in enumerate(layer) if n == 16 + n_recent)
+        np.testing.assert_array_equal(headkv.native.positions(i, ih), [*range(16), *range(800 - n_recent, 799)])
 
 
 def test_marked_text_is_kept_whole(open_context: MakeContext, demo_path: Path) -> None:

@@ -224,6 +224,22 @@ inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     return x;
 }
 
+// shared memory of a block: aligned as its type asks and no better, and full of NaN
+template <class T> class shared_memory {
+public:
+    shared_memory() : bytes(new char[sizeof(T) + 3*alignof(T)]) {
+        const uintptr_t begin = (uintptr_t) bytes.get();
+        place = (void *) ((begin/(2*alignof(T)) + 1)*2*alignof(T) + alignof(T));
+        memset(place, 0xff, sizeof(T));
+    }
+
+    T & operator*() const { return *(T *) place; }
+
+private:
+    std::unique_ptr<char[]> bytes;
+    void *                  place;
+};
+
 inline void check_aligned(const void * p, size_t bytes) {
     if ((uintptr_t) p % bytes != 0) {
         fprintf(stderr, "an access of %zu bytes is not aligned\n", bytes);

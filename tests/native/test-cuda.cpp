@@ -94,12 +94,12 @@ static void run(headkv::attn_args args) {
     args.part_sum = part_sum.data();
 
     for (int block = 0; block < args.n_block; block++) {
-        const auto shared = std::make_unique<typename kernel::shared_memory>();
+        const headkv::shared_memory<typename kernel::shared_memory> shared;
         headkv::thread_block::run(kernel::N_THREAD, [&] { kernel(args, *shared).compute(block); });
     }
     for (int ih = 0; ih < args.n_head_kv; ih++) {
         for (int j = 0; j < args.n_query(); j++) {
-            const auto shared = std::make_unique<typename combine::shared_memory>();
+            const headkv::shared_memory<typename combine::shared_memory> shared;
             headkv::thread_block::run(combine::N_THREAD, [&] {
                 combine::compute(args, *shared, weight.data(), ih, j, kernel::N_SPLIT);
             });

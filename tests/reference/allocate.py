@@ -106,9 +106,8 @@ def pyramid(
 def duo(scores: list[float], recent: int, n_open: int, total: int) -> list[int]:
     """DuoAttention by budget: rows beside what is always kept; row after row is given out, one at a time."""
     n = len(scores)
-    if recent * n > total:
-        order = [i for _ in range(n_open) for i in range(n)]
-    else:
-        ranks = sorted(range(n), key=lambda i: -scores[i])
-        order = [i for i in range(n) for _ in range(recent)] + [i for i in ranks for _ in range(n_open - recent)]
+    while 4 * n * recent > total:
+        recent -= 1
+    ranks = sorted(range(n), key=lambda i: -scores[i])
+    order = [i for i in range(n) for _ in range(recent)] + [i for i in ranks for _ in range(n_open - recent)]
     return [order[:total].count(i) for i in range(n)]

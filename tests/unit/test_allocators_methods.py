@@ -328,17 +328,16 @@ def test_global_with_equal_scores_fills_the_first_heads() -> None:
 
 def test_duo_by_hand() -> None:
     scores = ((0.1, 0.4), (0.3, 0.2))
-    asked = AllocRequest((2, 2), 100, 4 * 20 + 100, 4, 6, scores, {"recent": 16})
-    # everyone: 4 sinks + 16 recent; 80 rows make the best head full, 20 are left for the next
-    assert get_allocator("duo").allocate(asked) == [[20, 100], [40, 20]]
-    assert get_allocator("duo").allocate(replace(asked, total_rows=4 * 20 + 160)) == [[20, 100], [100, 20]]
-    # less than sinks + recent for all: equal
-    assert get_allocator("duo").allocate(replace(asked, total_rows=4 * 20 - 2)) == [[20, 20], [19, 19]]
-    # recent rows beyond the prompt are the prompt
+    asked = AllocRequest((2, 2), 100, 4 * 10 + 180, 4, 6, scores, {"recent": 16})
+    # everyone: 4 sinks + 16 recent, the window among them; 140 rows make the best head full, the next gets 60
+    assert get_allocator("duo").allocate(asked) == [[20, 100], [80, 20]]
+    assert get_allocator("duo").allocate(replace(asked, total_rows=4 * 10 + 200)) == [[20, 100], [100, 20]]
+    # a quarter of 40 rows is 2 recent ones for each of 4 heads
+    assert get_allocator("duo").allocate(replace(asked, total_rows=4 * 10 + 40)) == [[12, 44], [12, 12]]
     assert get_allocator("duo").allocate(replace(asked, total_rows=400, params={"recent": 5000})) == [[100, 100]] * 2
     # of equal scores the earlier head
     ties = replace(asked, scores=((0.25, 0.25), (0.25, 0.25)))
-    assert get_allocator("duo").allocate(ties) == [[100, 40], [20, 20]]
+    assert get_allocator("duo").allocate(ties) == [[100, 80], [20, 20]]
 
 
 # --- taskkv
