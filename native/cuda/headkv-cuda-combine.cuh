@@ -15,7 +15,7 @@ struct combine {
 
     struct shared_memory {
         float reduce[N_WARP];
-        float acc[N_GROUP][D];
+        alignas(8) float acc[N_GROUP][D]; // stored in pairs
         // behind it: float [n_block] weights of the parts
     };
 
