@@ -30,9 +30,14 @@ HEADKV_DEVICE uint32_t to_word(half2 x)      { return *(const uint32_t *) &x; }
 HEADKV_DEVICE half2    to_half2(uint32_t x)  { return *(const half2 *) &x; }
 
 HEADKV_DEVICE uint32_t half2_make(float low, float high)      { return to_word(__floats2half2_rn(low, high)); }
+HEADKV_DEVICE float    half_to_float(uint16_t x)              { return __half2float(__ushort_as_half(x)); }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 750
 HEADKV_DEVICE uint32_t half2_sub (uint32_t a, uint32_t b)     { return to_word(__hsub2(to_half2(a), to_half2(b))); }
 HEADKV_DEVICE uint32_t half2_mul (uint32_t a, uint32_t b)     { return to_word(__hmul2(to_half2(a), to_half2(b))); }
-HEADKV_DEVICE float    half_to_float(uint16_t x)              { return __half2float(__ushort_as_half(x)); }
+#else // never launched, as below; toolkits before 12.2 lack these for compute_50, which ggml builds for by default
+HEADKV_DEVICE uint32_t half2_sub (uint32_t a, uint32_t)       { return a; }
+HEADKV_DEVICE uint32_t half2_mul (uint32_t a, uint32_t)       { return a; }
+#endif
 
 // n words from an address that is a multiple of their size
 template <int n> HEADKV_DEVICE void load_words(uint32_t * dst, const void * src) {
