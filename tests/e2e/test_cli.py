@@ -116,6 +116,7 @@ def terminal(demo: str) -> Iterator[pexpect.spawn]:
         env={**ENV, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         encoding="utf-8",
         timeout=TIMEOUT_S,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     child.expect("Ctrl-D leaves")
     child.expect_exact(PROMPT_IS_READY)
