@@ -40,8 +40,8 @@ class Examined:
     Parameters
     ----------
     figures
-        "score" and "loglik" and, where the answers are numbers, "digits"; or "kl", "top1" and "ms_token", milliseconds
-        that a token takes, the median over the prose
+        "score" and "loglik" and, where the answers are numbers, "digits"; or "kl", "top1", "perplexity" and
+        "ms_token", milliseconds that a token takes, the median over the prose
     output
         the answer, as far as the model was let
     log_probs
@@ -74,7 +74,7 @@ def examine(
         found, ms_token = _log_probs(speaker, asked.rest)
         full = found if reference is None else reference
         figures = {"kl": metrics.kl_divergence(full, found), "top1": metrics.top1_agreement(full, found)}
-        figures["ms_token"] = ms_token
+        figures |= {"perplexity": metrics.perplexity(found, asked.rest), "ms_token": ms_token}
         return Examined(figures, log_probs=found)
     speaker.go_on(asked.rest)
     first = speaker.logits().copy()

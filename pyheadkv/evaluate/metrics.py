@@ -219,6 +219,20 @@ def top1_agreement(full: LogProbs, other: LogProbs) -> float:
     return float((full.argmax(axis=1) == other.argmax(axis=1)).mean())
 
 
+def perplexity(log_probs: LogProbs, tokens: Sequence[int]) -> float:
+    """Of a text's tokens from the second on, each predicted after those before it.
+
+    Parameters
+    ----------
+    log_probs
+        after each of the tokens, f32 [n_tokens, n_vocab]; of a single token nothing is predicted, and it is nan
+    """
+    if len(tokens) < 2:
+        return math.nan
+    found = log_probs[np.arange(len(tokens) - 1), list(tokens[1:])]
+    return math.exp(-float(found.mean(dtype=np.float64)))
+
+
 def log_softmax(logits: npt.NDArray[np.float32]) -> LogProbs:
     """Log probabilities of one token's logits, [n_vocab]."""
     shifted = logits.astype(np.float64) - logits.max()

@@ -32,8 +32,8 @@ _NAMES = {
     "loglik": "log-likelihood of the answer",
     "ms_token": "decoding, ms a token",
 }
-_DIGITS = {"kl": 4, "loglik": 3, "ms_token": 2}  # of what is in nats or ms; all else is in %
-_WITHOUT_QUESTION = ("kl", "top1", "ms_token")
+_DIGITS = {"kl": 4, "loglik": 3, "perplexity": 2, "ms_token": 2}  # of what is not in %
+_WITHOUT_QUESTION = ("kl", "top1", "perplexity", "ms_token")
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Outcome:
     ----------
     figures
         "score" and, where the answers are numbers, "digits", 0 to 1, and "loglik", nats for each token of the answer;
-        or "kl" in nats, "top1", 0 to 1, and "ms_token", milliseconds to decode a token
+        or "kl" in nats, "top1", 0 to 1, "perplexity", and "ms_token", milliseconds to decode a token
     output
         the answer, as far as the model was let
     n_prompt

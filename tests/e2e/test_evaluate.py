@@ -273,6 +273,7 @@ def test_kl_notices_lost_rows(runner: Runner) -> None:
     little = keep(runner, reading, set(range(4)))
     assert 0 <= everything["kl"] < 0.02 and little["kl"] > 5 * everything["kl"] + 0.05
     assert everything["top1"] > little["top1"] - 0.01
+    assert everything["perplexity"] == pytest.approx(reading.full.figures["perplexity"], rel=0.05)
 
 
 def test_what_does_not_fit_is_refused(runner: Runner) -> None:

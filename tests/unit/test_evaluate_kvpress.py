@@ -144,8 +144,8 @@ def test_a_method_that_loses_the_row_loses_the_answer(model: Model, question: st
 def test_prose(model: Model) -> None:
     peer = runner()
     reading = peer.read(make_case("kl"))
-    assert reading.full.figures["ms_token"] > 0
-    assert reading.full.figures == {"kl": 0, "top1": 1, "ms_token": reading.full.figures["ms_token"]}
+    figures = reading.full.figures
+    assert (figures["kl"], figures["top1"]) == (0, 1) and figures["ms_token"] > 0 and figures["perplexity"] >= 1
     found = peer.measure(reading, parse_press("snapkv"), Budget.parse("10%"))
     assert found.figures["kl"] > 1 and found.figures["top1"] == 0
 

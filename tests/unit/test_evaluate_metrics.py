@@ -174,6 +174,13 @@ def test_kl_and_agreement() -> None:
     assert metrics.top1_agreement(full, other) == pytest.approx(2 / 3)
 
 
+def test_perplexity() -> None:
+    log_probs = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [1, 1, 1]], dtype=np.float32))
+    # token 1 after token 0: 1/4; token 2 after token 1: 4/5; what comes after the last is not known
+    assert metrics.perplexity(log_probs, [0, 1, 2]) == pytest.approx(math.sqrt(4 * 5 / 4))
+    assert math.isnan(metrics.perplexity(log_probs[:1], [0]))
+
+
 def test_mean_and_error() -> None:
     assert mean_and_error([1, 1, 0, 0]) == pytest.approx((0.5, math.sqrt(1 / 3 / 4)))
     mean, error = mean_and_error([0.3])
