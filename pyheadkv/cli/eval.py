@@ -20,7 +20,7 @@ from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, pars
 from pyheadkv.evaluate.metrics import LogProbs, check_libraries
 from pyheadkv.evaluate.results import Results
 from pyheadkv.evaluate.runner import Contender, Runner
-from pyheadkv.evaluate.sweep import Measurer, Sweep, run_mark, run_sweep
+from pyheadkv.evaluate.sweep import Measurer, Sweep, Trial, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.fingerprint import fingerprint
@@ -269,20 +269,10 @@ def _measure(
     with _open(options, asked, model, base) as runner:
         cases = _cases(options, asked, runner)
         references: dict[str, LogProbs] = {}
-        sweeps = {
-            types: [
-                Sweep(
-                    run_mark(model.fingerprint, **model.facts, types=types, against=base),
-                    _asked_with(cases, question, asked.questions),
-                    trials,
-                    question,
-                    cache_name(*types),
-                    references,
-                )
-                for question in asked.questions
-            ]
-            for types in (base, *others)
-        }
+        sweeps = {}
+        for types in (base, *others):
+            mark = run_mark(model.fingerprint, **model.facts, types=types, against=base)
+            sweeps[types] = _sweeps(mark, cases, trials, asked.questions, cache_name(*types), references)
         records: list[Record] = []
         for sweep, *later in zip(*sweeps.values(), strict=True):
             records += _run(runner, sweep.lending_to(later, results), results)
@@ -295,9 +285,17 @@ def _measure(
     return cases, records
 
 
-def _asked_with(cases: Sequence[Case], question: str, questions: Sequence[str]) -> list[Case]:
-    """Cases of a question; those that have none, prose, belong to the first."""
-    return [case for case in cases if case.metric != KL or question == questions[0]]
+def _sweeps(
+    mark: str,
+    cases: Sequence[Case],
+    trials: Sequence[Trial],
+    questions: Sequence[str],
+    cache: str,
+    references: dict[str, LogProbs],
+) -> list[Sweep]:
+    """One for each question; cases that have none, prose, belong to the first."""
+    asked = {q: [case for case in cases if case.metric != KL or q == questions[0]] for q in questions}
+    return [Sweep(mark, own, trials, question, cache, references) for question, own in asked.items()]
 
 
 def _cases(options: EvalOptions, asked: _Asked, runner: Runner) -> list[Case]:
@@ -325,11 +323,8 @@ def _run_presses(
     mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
     trials = [(press, budget) for press in asked.presses for budget in asked.budgets]
     peer = PressRunner(model.path, runner.asker, options.n_threads)
-    records = []
-    for question in asked.questions:
-        sweep = Sweep(mark, _asked_with(cases, question, asked.questions), trials, question, CACHE)
-        records += _run(peer, sweep, results)
-    return records
+    sweeps = _sweeps(mark, cases, trials, asked.questions, CACHE, {})
+    return [record for sweep in sweeps for record in _run(peer, sweep, results)]
 
 
 @contextmanager
