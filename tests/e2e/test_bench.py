@@ -54,7 +54,7 @@ def test_memory_is_that_of_a_process_of_its_own(setup: Setup) -> None:
     for reading in (stock, ours):
         numbers = (reading.rss_loaded, reading.rss_whole, reading.rss_read, reading.rss_decoded)
         assert all(n is not None and 0 < n <= (reading.rss_peak or 0) for n in numbers)
-    assert stock.bytes_peak == 0 < 75 * setup.shape.bytes_per_token("f16", "f16") < ours.bytes_peak
+    assert stock.bytes_peak == 0 and ours.bytes_peak >= 300 * setup.shape.bytes_per_token("f16", "f16")
 
 
 def test_what_goes_wrong_in_the_other_process_is_said_here(setup: Setup, tmp_path: Path) -> None:

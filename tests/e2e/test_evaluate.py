@@ -267,7 +267,8 @@ def test_kl_notices_lost_rows(runner: Runner) -> None:
     (case,) = make_cases("kl", 1, 200, 0, Prose(), runner.sizes)
     case = replace(case, max_new_tokens=12)
     reading = runner.read(case)
-    assert (reading.full.figures["kl"], reading.full.figures["top1"], len(reading.asked.rest)) == (0, 1, 12)
+    prose = {name: reading.full.figures[name] for name in ("perplexity", "ms_token")}
+    assert reading.full.figures == {"kl": 0, "top1": 1, **prose} and len(reading.asked.rest) == 12
     assert len(reading.kept.tokens) == 200
     everything = keep(runner, reading, set(range(200)))
     little = keep(runner, reading, set(range(4)))

@@ -145,7 +145,8 @@ def test_prose(model: Model) -> None:
     peer = runner()
     reading = peer.read(make_case("kl"))
     figures = reading.full.figures
-    assert (figures["kl"], figures["top1"]) == (0, 1) and figures["ms_token"] > 0 and figures["perplexity"] >= 1
+    assert figures["ms_token"] > 0 and figures["perplexity"] >= 1
+    assert figures == {"kl": 0, "top1": 1, **{name: figures[name] for name in ("perplexity", "ms_token")}}
     found = peer.measure(reading, parse_press("snapkv"), Budget.parse("10%"))
     assert found.figures["kl"] > 1 and found.figures["top1"] == 0
 
