@@ -10,9 +10,6 @@
 // positions in one graph: some MiB of numbers
 static constexpr int64_t N_POS_AT_ONCE = 1024;
 
-// projected elements in one piece: they stay in a processor's cache
-static constexpr int64_t N_PROJECTED_AT_ONCE = 1 << 19;
-
 static constexpr float EPS_LENGTH = 1e-12f;
 
 // F32 [n_embd_head, n, n_head_kv] of a piece -> what is computed from it
@@ -158,69 +155,55 @@ std::vector<float> headkv_keys_attention(
     return graph.compute(kq);
 }
 
-// the blocks of the output projection that the query heads of a KV head go through, F32 [n_embd_head, n_embd*n_gqa]. Asked for
-// by a product with unit vectors: backends know no other way to look at the weights that they keep in an order of their own
-static ggml_tensor * build_projection(headkv_graph & graph, ggml_tensor * wo, const std::vector<float> & units, int64_t n_gqa) {
-    ggml_context * ctx = graph.ctx();
+// directions in the projection's input whose images are asked for: of the elements that the query heads of KV head ih take,
+// as the cache mixes them, [n_embd_head*n_gqa][n_in]. mixing: [n][n] or empty
+static std::vector<float> directions_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih, const std::vector<float> & mixing) {
+    const int64_t n_own = n_in/n_head_kv;
+    const int64_t n_mix = mixing.empty() ? 1 : (int64_t) std::sqrt((double) mixing.size());
 
-    const int64_t n_in = wo->ne[0];
-    const int64_t d    = units.size()/n_in/n_gqa;
-
-    ggml_tensor * w = ggml_mul_mat(ctx, wo, graph.input(units, n_in, d*n_gqa, 1)); // F32 [n_embd, n_embd_head*n_gqa]
-    w = ggml_reshape_3d(ctx, w, wo->ne[1], d, n_gqa);
-    w = ggml_cont(ctx, ggml_permute(ctx, w, 1, 0, 2, 3));
-    return ggml_reshape_2d(ctx, w, d, wo->ne[1]*n_gqa);
-}
-
-// unit vectors of the elements that the query heads of KV head ih take in the projection's input, [n_embd_head*n_gqa][n_in]
-static std::vector<float> units_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih) {
-    const int64_t n = n_in/n_head_kv;
-
-    std::vector<float> res(n*n_in, 0.0f);
-    for (int64_t j = 0; j < n; ++j) {
-        res[j*n_in + ih*n + j] = 1.0f;
+    std::vector<float> res(n_own*n_in, 0.0f);
+    for (int64_t j = 0; j < n_own; ++j) {
+        for (int64_t i = 0; i < n_mix; ++i) {
+            res[j*n_in + ih*n_own + j/n_mix*n_mix + i] = mixing.empty() ? 1.0f : mixing[j%n_mix*n_mix + i];
+        }
     }
     return res;
 }
 
-// values v: F32 [n_embd_head, n_pos], w as build_projection() -> F32 [1, n_pos]
-static ggml_tensor * build_lengths(headkv_graph & graph, ggml_tensor * w, ggml_tensor * v, const std::vector<float> & ones, int64_t n_piece) {
+// W^T W of the blocks W of the output projection that a KV head's query heads go through, [n_gqa][n_embd_head][n_embd_head].
+// The blocks are asked for by a product: backends know no other way to look at weights that they keep in an order of their own
+static std::vector<float> gram_of_head(
+        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, int64_t ih, const std::vector<float> & mixing) {
+    const std::vector<float> directions = directions_of_head(wo->ne[0], rows.n_head_kv, ih, mixing);
+
+    headkv_graph graph(rows.backend);
     ggml_context * ctx = graph.ctx();
-    ggml_tensor  * one = graph.input(ones, ones.size(), 1, 1);
 
-    ggml_tensor * res = nullptr;
-    for (int64_t first = 0; first < v->ne[1]; first += n_piece) {
-        const int64_t n = std::min(n_piece, v->ne[1] - first);
+    ggml_tensor * w = ggml_mul_mat(ctx, wo, graph.input(directions, wo->ne[0], wo->ne[0]/rows.n_head_kv, 1));
+    w = ggml_reshape_3d(ctx, w, wo->ne[1], w->ne[1]/n_gqa, n_gqa); // F32 [n_embd, n_embd_head, n_gqa]
 
-        ggml_tensor * y = ggml_mul_mat(ctx, w, ggml_view_2d(ctx, v, v->ne[0], n, v->nb[1], first*v->nb[1])); // F32 [n_embd*n_gqa, n]
-        y   = ggml_mul_mat(ctx, one, ggml_abs(ctx, y)); // F32 [1, n]
-        res = res ? ggml_concat(ctx, res, y, 1) : y;
-    }
-    return res;
+    ggml_tensor * gram = ggml_mul_mat(ctx, w, w);
+    ggml_prec_set_acc(gram, GGML_PREC_F32);
+    return graph.compute(gram);
 }
 
 std::vector<float> headkv_keys_projected(
         const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, const std::vector<float> & mixing) {
-    const int64_t n_pos   = rows.cells.size();
-    const int64_t d       = rows.cache->ne[0]/rows.n_head_kv;
-    const int64_t n_piece = std::max<int64_t>(1, N_PROJECTED_AT_ONCE/(wo->ne[1]*n_gqa));
-
-    const std::vector<float> ones(wo->ne[1]*n_gqa, 1.0f/n_gqa);
-
-    std::vector<float> res;
-    res.reserve(rows.n_head_kv*n_pos);
+    std::vector<float> grams; // [n_head_kv][n_gqa][n_embd_head][n_embd_head]
     for (int64_t ih = 0; ih < rows.n_head_kv; ++ih) {
-        const std::vector<float> units = units_of_head(wo->ne[0], rows.n_head_kv, ih);
-
-        headkv_graph graph(rows.backend, 32 + 5*(n_pos/n_piece + 1));
-        ggml_tensor * v = graph.rows_of_head(rows.cache, rows.cells, rows.n_head_kv, ih);
-        if (!mixing.empty()) {
-            const int64_t n = (int64_t) std::sqrt((double) mixing.size());
-            v = ggml_mul_mat(graph.ctx(), graph.input(mixing, n, n, 1), ggml_reshape_2d(graph.ctx(), v, n, d/n*n_pos));
-            v = ggml_reshape_2d(graph.ctx(), v, d, n_pos);
-        }
-        const auto lengths = graph.compute(build_lengths(graph, build_projection(graph, wo, units, n_gqa), v, ones, n_piece));
-        res.insert(res.end(), lengths.begin(), lengths.end());
+        const auto gram = gram_of_head(rows, wo, n_gqa, ih, mixing);
+        grams.insert(grams.end(), gram.begin(), gram.end());
     }
-    return res;
+    return map_rows(rows, 1, [&](headkv_graph & graph, ggml_tensor * v) {
+        ggml_context * ctx = graph.ctx();
+
+        const int64_t d = v->ne[0];
+        const int64_t n = v->ne[1]*v->ne[2];
+
+        ggml_tensor * square = ggml_mul_mat(ctx, graph.input(grams, d, d*n_gqa, v->ne[2]), v); // F32 [d*n_gqa, n_pos, n_head_kv]
+        square = ggml_mul(ctx, ggml_reshape_3d(ctx, square, d, n_gqa, n), ggml_reshape_3d(ctx, v, d, 1, n));
+        square = ggml_relu(ctx, ggml_sum_rows(ctx, square)); // rounding may leave less than nothing
+        square = ggml_reshape_2d(ctx, ggml_sqrt(ctx, square), n_gqa, n);
+        return ggml_scale(ctx, ggml_sum_rows(ctx, square), 1.0f/n_gqa);
+    });
 }

@@ -36,7 +36,8 @@ struct headkv_logits {
 std::vector<float> headkv_keys_attention(
         const headkv_rows & rows, int64_t ih, const std::vector<float> & queries, int64_t n_obs, const headkv_logits & logits);
 
-// what each value does behind the output projection: sum of the absolute elements of W_o v, mean over the group, [n_head_kv][n_pos].
+// what each value does behind the output projection: length of W_o v, mean over the group, [n_head_kv][n_pos]. The length and not
+// the sum of the absolute elements, as the papers have it: v (W_o^T W_o) v takes a small part of the work of W_o v.
 // rows: of V; wo: any type [n_embd_head*n_head, n_embd]; mixing: [n][n] what mixes the elements of cached values, its own inverse,
 // or empty
 std::vector<float> headkv_keys_projected(

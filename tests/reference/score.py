@@ -109,9 +109,9 @@ def expected_attention(
 
 
 def projected_value_norms(v: Array, wo: Array) -> Array:
-    """L1 norm of each value behind the output projection, mean over the group, [n_head_kv, n_pos]."""
+    """L2 norm of each value behind the output projection, mean over the group, [n_head_kv, n_pos]."""
     n_gqa = len(wo) // v.shape[1]
-    norms = [np.abs(v[:, h // n_gqa] @ wo[h]).sum(axis=1) for h in range(len(wo))]
+    norms = [np.linalg.norm(v[:, h // n_gqa] @ wo[h], axis=1) for h in range(len(wo))]
     return fold_heads(np.stack(norms), v.shape[1], "mean")
 
 

@@ -142,9 +142,9 @@ def test_expected_attention_averages_future_rotations() -> None:
 
 def test_projected_value_norms() -> None:
     v = np.array([[1.0, 0], [0, 2]])[:, None]
-    wo = np.array([[[1.0, -2, 0], [0, 0, 1]], [[0, 0, 0], [3, 3, -3]]])
-    # head 0: |1| + |-2|, 2 * 1; head 1: 0, 2 * 9
-    assert reference.projected_value_norms(v, wo).tolist() == [[1.5, 10]]
+    wo = np.array([[[3.0, -4, 0], [0, 0, 1]], [[0, 0, 0], [2, 1, -2]]])
+    # head 0: 5, 2 * 1; head 1: 0, 2 * 3
+    assert reference.projected_value_norms(v, wo).tolist() == [[2.5, 4]]
 
 
 def test_criticalkv_keeps_the_best_then_what_changes_the_output() -> None:
