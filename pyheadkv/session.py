@@ -113,7 +113,7 @@ class HeadKV:
         self.profile = self._find_profile(profile, mix)
         self.budget = choose_budget(budget, self.profile)
         self._check_settings()
-        self._is_generating = False
+        self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
         self._reader = PromptReader(
             llama,
@@ -199,18 +199,22 @@ class HeadKV:
                 except StopIteration:
                     return
                 finally:
-                    self._is_generating = False
+                    self._is_generating = None
                 self._reader.turn.n_generated += 1
                 sent = yield token
                 self._is_generating = True
 
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)
-        is_answer = self._is_generating or not tokens
-        if not is_answer and (len(tokens) > 1 or self._reader.starts_in_prefix()):
+        if tokens and self._is_prompt(tokens):
             self._reader.read_prompt(tokens)
         else:
             self._reader.read_answer(tokens)
+
+    def _is_prompt(self, tokens: list[int]) -> bool:
+        if self._is_generating is None:
+            return len(tokens) > 1 or self._reader.starts_in_prefix()
+        return not self._is_generating
 
     def _set_cache(self, cache: Any) -> None:
         if cache is not None:

@@ -51,6 +51,12 @@ class _Asked:
     prose: Prose
     given: list[Case]
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the longest prompts, twice where a policy has them repeated beside themselves."""
+        is_repeated = any(parse_policy(text).scorer.needs_second_pass for text in self.policies)
+        return max(self.lengths) * (2 if is_repeated else 1)
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -332,7 +338,7 @@ def _open(options: EvalOptions, asked: _Asked, model: _Model, types: tuple[str, 
     opened = open_runner(
         model.path,
         model.shape,
-        max(asked.lengths),
+        asked.n_tokens,
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
         type_k=types[0],

@@ -99,6 +99,17 @@ def test_defaults(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None
     assert len(Path("model.Q4.eval/cases.jsonl").read_text().splitlines()) == 10
 
 
+@pytest.mark.parametrize(("policies", "n_tokens"), [("snapkv,auto", 2048), ("snapkv,headkv+kvzip", 4096)])
+def test_room_for_a_second_pass(
+    run: Callable[..., Any], opened: list[dict[str, Any]], policies: str, n_tokens: int
+) -> None:
+    assert (
+        run("--tasks", "kl", "--policies", policies, "--budgets", "10%", "--ctx", "1k,2k", "--cases", "1").exit_code
+        == 0
+    )
+    assert opened[0]["n_tokens"] == n_tokens
+
+
 def test_options_as_typed(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None:
     line = (
         "--tasks kl --policies snapkv,headkv:beta=2,n_obs=8 --budgets 512,10% --ctx 1k --cases 1 -o out -t 3 -ctk q8_0"

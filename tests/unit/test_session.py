@@ -371,7 +371,7 @@ def test_lookahead_and_drafts_do_not_go_together(make: Make) -> None:
 
 
 def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
-    headkv = make(policy="uniform+kvzip", budget="25%")
+    headkv = make(policy="uniform+kvzip:n_obs=16", budget="25%")
     answer(headkv, prompt_of(400))
     memory = headkv.llama.memory
     assert memory.calls == [
@@ -389,13 +389,14 @@ def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
     assert memory.calls.count("compress") == 1  # a second turn goes into the tail
 
 
+@pytest.mark.parametrize("n_obs", [16, 1])  # with 1, the same prompt again is read by a single token
 @pytest.mark.parametrize("batches", [8, 11])
-def test_interrupt_while_repeating_leaves_the_prompt_alone(make: Make, batches: int) -> None:
-    headkv = make(policy="kvzip", budget="25%")
+def test_interrupt_while_repeating_leaves_the_prompt_alone(make: Make, batches: int, n_obs: int) -> None:
+    headkv = make(policy=f"kvzip:n_obs={n_obs}", budget="25%")
     headkv.llama.interrupt_after = batches
     with pytest.raises(KeyboardInterrupt):
         answer(headkv, prompt_of(400))
-    assert_holds_conversation(headkv, prompt_of(384))
+    assert_holds_conversation(headkv, prompt_of(400 - n_obs))
     assert headkv.llama.memory.armed == 0 and not headkv.is_compressed
     answer(headkv, prompt_of(400))
     assert headkv.is_compressed
@@ -405,7 +406,7 @@ def test_interrupt_while_repeating_leaves_the_prompt_alone(make: Make, batches: 
 @pytest.mark.parametrize("status", [STATUS_NO_MEMORY, STATUS_COMPUTE])
 def test_failure_while_repeating_leaves_a_whole_cache(make: Make, method: str, status: int) -> None:
     notices: list[str] = []
-    headkv = make(policy="kvzip", budget="25%", on_notice=notices.append)
+    headkv = make(policy="kvzip:n_obs=16", budget="25%", on_notice=notices.append)
     headkv.llama.memory.fail[method] = status
     if status == STATUS_NO_MEMORY:
         answer(headkv, prompt_of(400))
@@ -418,7 +419,7 @@ def test_failure_while_repeating_leaves_a_whole_cache(make: Make, method: str, s
 
 
 def test_no_room_to_repeat_is_refused_before_the_prompt_is_read(make: Make) -> None:
-    headkv = make(FakeLlama(n_ctx=430), policy="kvzip", budget="25%")
+    headkv = make(FakeLlama(n_ctx=430), policy="kvzip:n_obs=16", budget="25%")
     with pytest.raises(UsageError, match="46 positions of the context of 430 are free, 72 are needed"):
         headkv.llama.eval(prompt_of(400))
     assert headkv.llama.memory.tokens == []
