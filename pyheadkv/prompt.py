@@ -161,8 +161,10 @@ class PromptReader:
         """Take back the last tokens of a whole cache where the new ones are fewer than those that observe."""
         n_past = self._llama.n_tokens
         n_back = max(0, n_last - len(tokens))
-        self._llama.n_tokens = n_past - n_back  # the next eval cuts the cache there
-        return [*self._llama.input_ids[n_past - n_back : n_past].tolist(), *tokens]
+        n_left = n_past - n_back
+        self._llama._ctx.kv_cache_seq_rm(-1, n_left, -1)  # now: what observes asks for cells before the next eval
+        self._llama.n_tokens = n_left
+        return [*self._llama.input_ids[n_left:n_past].tolist(), *tokens]
 
     def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
         n_head = len(tokens) - plan.n_last

@@ -157,7 +157,7 @@ class Race:
 
     def _last_ms(self, last: list[int], plan: Plan | None) -> float:
         """Milliseconds to read the last tokens again, scored as the plan wants it, if any."""
-        self.ours.n_tokens = len(self.prompt) - len(last)
+        self.reader.go_back(len(last))
         if plan:
             arm(self.reader.native, plan)
         start = time.perf_counter()

@@ -202,6 +202,19 @@ def test_interrupt_while_reading(llama: Any, stop_at: int) -> None:
         assert headkv.is_compressed
 
 
+@pytest.mark.parametrize("policy", ["h2o", "expected-attention"])
+def test_all_of_a_half_read_prompt_observes(tiny: Path, policy: str) -> None:
+    """What was read before the interrupt is taken back: the context has no room for it twice."""
+    llama = load(tiny, n_ctx=512, n_batch=128, n_threads=1)
+    headkv = HeadKV(llama, policy=policy, budget="25%")
+    llama.eval(prompt_of(400)[:200])  # too short to be compressed
+    assert not headkv.is_compressed and llama.n_tokens == 200
+    tokens = answer(llama, prompt_of(400))
+    assert headkv.is_compressed and headkv.stats().native.bytes_scores == 0
+    headkv.clear()
+    assert answer(llama, prompt_of(400)) == tokens
+
+
 def test_uneven_heads_by_a_profile(tiny: Path, tmp_path: Path) -> None:
     llama = load(tiny, n_threads=1)
     write_profile(tmp_path / "heads.json", Profile(((0.7, 0.1), (0.2, 0.0)), "test"))
