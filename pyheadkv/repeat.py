@@ -12,6 +12,10 @@ compared; the chat template puts the end of the user's message and the beginning
 Paper: Kim et al., KVzip, https://arxiv.org/abs/2505.23416, section 3.2. Differs from the paper: attention is the
 model's own, over all positions, where the released code takes its softmax over sinks, part and repetition alone; parts
 are of equal length; what the chat template puts before the message is repeated as well.
+
+A part that lies nearer to its repetition gets more attention, so scores of several parts compare less well than those
+of one (of three parts, the last got twice as much as the first on the demo model): a context that has room for the
+prompt twice is worth it, for up to 2,048 tokens.
 """
 
 from __future__ import annotations
