@@ -179,6 +179,7 @@ def _own_settings(policy: Policy) -> dict[str, int | float | str]:
 
 
 _EXPECTED_ATTENTION = Scorer("expected_attention", n_obs=1, pool_kernel=1)
+_KVZIP = Scorer("kvzip", n_obs=1, pool_kernel=1, fold="max", reduce="max")
 
 _PRESETS: dict[str, Policy] = {
     policy.name: policy
@@ -199,9 +200,10 @@ _PRESETS: dict[str, Policy] = {
         Policy("keydiff", "uniform", Scorer("keydiff", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("knorm", "uniform", Scorer("knorm", n_obs=1, pool_kernel=1), n_sink=0),
         Policy("expected-attention", "uniform", _EXPECTED_ATTENTION),
-        Policy("kvzip", "global", Scorer("kvzip", n_obs=1, pool_kernel=1, fold="max", reduce="max")),
+        Policy("kvzip", "global", _KVZIP),
         # for questions that come later, little is known of what they look at: the heads that retrieve keep nearly all
         Policy("headkv+expected_attention", "headkv", _EXPECTED_ATTENTION, params={"beta": 1.05, "temperature": 1.5}),
+        Policy("headkv+kvzip", "headkv", _KVZIP, params={"beta": 1.05}),
         # the middle as SnapKV rates it; recent rows are protected for every head, so the allocator need not add them
         Policy(
             "task-kv",
