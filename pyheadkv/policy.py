@@ -202,7 +202,7 @@ _PRESETS: dict[str, Policy] = {
         Policy("expected-attention", "uniform", _EXPECTED_ATTENTION),
         Policy("kvzip", "global", _KVZIP),
         # for questions that come later, little is known of what they look at: the heads that retrieve keep nearly all
-        Policy("headkv+expected_attention", "headkv", _EXPECTED_ATTENTION, params={"beta": 1.05, "temperature": 1.5}),
+        Policy("headkv+expected_attention", "headkv", _EXPECTED_ATTENTION, params={"beta": 1.05}),
         Policy("headkv+kvzip", "headkv", _KVZIP, params={"beta": 1.05}),
         # the middle as SnapKV rates it; recent rows are protected for every head, so the allocator need not add them
         Policy(
