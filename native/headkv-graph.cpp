@@ -2,10 +2,12 @@
 
 #include "ggml.h"
 
-headkv_graph::headkv_graph(ggml_backend_t backend, size_t n_nodes) :
+// room for so many nodes and inputs
+static constexpr size_t N_NODES = 64;
+
+headkv_graph::headkv_graph(ggml_backend_t backend) :
     backend(backend),
-    n_nodes(n_nodes),
-    context(ggml_init({ n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, /*.no_alloc =*/ true })) {}
+    context(ggml_init({ N_NODES*ggml_tensor_overhead() + ggml_graph_overhead_custom(N_NODES, false), nullptr, /*.no_alloc =*/ true })) {}
 
 ggml_tensor * headkv_graph::add_input(ggml_tensor * t, const void * data) {
     ggml_set_input(t);
@@ -55,7 +57,7 @@ static void check_supported(ggml_backend_t backend, ggml_cgraph * graph) {
 
 std::vector<float> headkv_graph::compute(ggml_tensor * res) {
     ggml_set_output(res);
-    ggml_cgraph * graph = ggml_new_graph_custom(ctx(), n_nodes, /*.grads =*/ false);
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx(), N_NODES, /*.grads =*/ false);
     ggml_build_forward_expand(graph, res);
     check_supported(backend, graph);
 

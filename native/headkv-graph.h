@@ -13,8 +13,7 @@
 
 class headkv_graph {
 public:
-    // n_nodes: room for so many nodes and inputs
-    explicit headkv_graph(ggml_backend_t backend, size_t n_nodes = 64);
+    explicit headkv_graph(ggml_backend_t backend);
 
     ggml_context * ctx() const { return context.get(); }
 
@@ -42,7 +41,6 @@ private:
     ggml_tensor * add_input(ggml_tensor * t, const void * data);
 
     ggml_backend_t     backend;
-    size_t             n_nodes;
     ggml_context_ptr   context;
     std::vector<value> values;
 

@@ -158,13 +158,17 @@ std::vector<float> headkv_keys_attention(
 // directions in the projection's input whose images are asked for: of the elements that the query heads of KV head ih take,
 // as the cache mixes them, [n_embd_head*n_gqa][n_in]. mixing: [n][n] or empty
 static std::vector<float> directions_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih, const std::vector<float> & mixing) {
+    static const std::vector<float> unmixed = { 1.0f };
+
+    const std::vector<float> & mix = mixing.empty() ? unmixed : mixing;
+
     const int64_t n_own = n_in/n_head_kv;
-    const int64_t n_mix = mixing.empty() ? 1 : (int64_t) std::sqrt((double) mixing.size());
+    const int64_t n_mix = (int64_t) std::sqrt((double) mix.size());
 
     std::vector<float> res(n_own*n_in, 0.0f);
     for (int64_t j = 0; j < n_own; ++j) {
         for (int64_t i = 0; i < n_mix; ++i) {
-            res[j*n_in + ih*n_own + j/n_mix*n_mix + i] = mixing.empty() ? 1.0f : mixing[j%n_mix*n_mix + i];
+            res[j*n_in + ih*n_own + j/n_mix*n_mix + i] = mix[j%n_mix*n_mix + i];
         }
     }
     return res;

@@ -17,6 +17,7 @@ from pyheadkv.compression import arm, compress
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
+from pyheadkv.reader import cut_back
 from pyheadkv.repeat import Repetition
 from pyheadkv.stats import TurnTimer
 
@@ -162,8 +163,7 @@ class PromptReader:
         n_past = self._llama.n_tokens
         n_back = max(0, n_last - len(tokens))
         n_left = n_past - n_back
-        self._llama._ctx.kv_cache_seq_rm(-1, n_left, -1)  # now: what observes asks for cells before the next eval
-        self._llama.n_tokens = n_left
+        cut_back(self._llama, n_left)
         return [*self._llama.input_ids[n_left:n_past].tolist(), *tokens]
 
     def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:

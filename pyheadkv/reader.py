@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import llama_cpp
 
 
+def cut_back(llama: llama_cpp.Llama, n_tokens: int) -> None:
+    """Keep the first tokens of a cache, at least those of a compressed prefix; there are no logits until one is read.
+
+    At once: the next eval would cut there too, but what observes asks for cells before that.
+    """
+    llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
+    llama.n_tokens = n_tokens
+
+
 class Reader:
     """Reads tokens on the Llama of the caller, whose conversation is lost.
 
@@ -60,9 +69,7 @@ class Reader:
 
     def go_back(self, n_tokens: int) -> None:
         """Forget the last tokens, none of them in a compressed prefix; there are no logits until one is read."""
-        n_left = self.llama.n_tokens - n_tokens
-        self.llama._ctx.kv_cache_seq_rm(-1, n_left, -1)
-        self.llama.n_tokens = n_left
+        cut_back(self.llama, self.llama.n_tokens - n_tokens)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""

@@ -32,6 +32,7 @@ from pyheadkv.chat_frame import chat_frame
 from pyheadkv.compression import attention_of
 from pyheadkv.errors import UsageError
 from pyheadkv.native import Native
+from pyheadkv.reader import cut_back
 from pyheadkv.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -130,15 +131,11 @@ class Repetition:
                     groups = found[:, part.first : part.end].reshape(len(layer), -1, part.end - part.first)
                     folded = groups.max(axis=1) if scorer.fold == "max" else groups.mean(axis=1)
                     layer[:, part.first : part.end] = folded
-                self._cut_back()
+                cut_back(self._llama, self._n_pos)
         finally:
-            self._cut_back()
+            cut_back(self._llama, self._n_pos)
             native.score_arm(0)
         return scores
-
-    def _cut_back(self) -> None:
-        self._llama._ctx.kv_cache_seq_rm(-1, self._n_pos, -1)
-        self._llama.n_tokens = self._n_pos
 
 
 def _asking(llama: llama_cpp.Llama) -> tuple[list[int], list[int], list[int]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyheadkv.compression import attention_of
 from pyheadkv.errors import CalibrationError
-from pyheadkv.reader import Reader
+from pyheadkv.reader import Reader, cut_back
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -46,8 +46,7 @@ class Observer(Reader):
             n_same += 1
         if n_same < len(tokens):
             n_same = max(0, min(n_same, len(tokens) - TILE))
-        self.llama._ctx.kv_cache_seq_rm(-1, n_same, -1)
-        self.llama.n_tokens = n_same
+        cut_back(self.llama, n_same)
         self.native.score_arm(0)
         self.native.reserve(max(1, len(tokens)))
         self.go_on(tokens[n_same:])

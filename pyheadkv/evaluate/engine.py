@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyheadkv.allocators import get_allocator
 from pyheadkv.compression import Floats, arm, compress
 from pyheadkv.plan import Plan
-from pyheadkv.reader import Reader
+from pyheadkv.reader import Reader, cut_back
 from pyheadkv.repeat import Repetition
 from pyheadkv.scorers import Scorer
 
@@ -68,9 +68,8 @@ class Engine(Reader):
         self.forget()
         self.native.reserve(len(kept.tokens))
         self.native.state_restore(kept.rows)
-        self.llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
         self.llama.input_ids[:n_tokens] = kept.tokens[:n_tokens]
-        self.llama.n_tokens = n_tokens
+        cut_back(self.llama, n_tokens)
 
     def compress(self, kept: Kept, plan: Plan) -> None:
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any.
