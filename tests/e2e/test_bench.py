@@ -11,6 +11,7 @@ import pytest
 from pyheadkv.bench import Setup, Trial, run_bench
 from pyheadkv.bench.random_model import RandomModel, write_model
 from pyheadkv.bench.reading import read_apart
+from pyheadkv.bench.setup import ROOM
 from pyheadkv.budget import Budget
 from pyheadkv.errors import BenchError
 from pyheadkv.native import read_gguf_metadata
@@ -34,10 +35,10 @@ def setup(library: None, tiny_path: WriteTiny) -> Setup:
 
 
 def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
-    trials = [trial("25%"), trial("100%"), trial("25%", "snapkv:lookahead=2"), trial("25%", "h2o")]
-    quarter, whole, ahead, all_observe = run_bench(setup, [300], trials)
+    trials = [trial("25%"), trial("100%"), trial("25%", "snapkv:lookahead=2")]
+    quarter, whole, ahead = run_bench(setup, [300], trials)
     row = setup.shape.bytes_per_token("f16", "f16")
-    for record in (quarter, whole, ahead, all_observe):
+    for record in (quarter, whole, ahead):
         assert record["bytes"]["full"] == 300 * row
         assert record["stock"]["ms_token"]["low"] <= record["stock"]["ms_token"]["median"]
         assert min(record["ours"]["ms_token"].values()) > 0 and record["stock_to_ours"]["median"] > 0
@@ -45,6 +46,13 @@ def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
     assert quarter["bytes"]["kept"] == 75 * row and whole["bytes"]["kept"] == 300 * row
     assert quarter["bytes"]["measured"] < 300 * row <= whole["bytes"]["measured"]
     assert quarter["bytes"]["peak"] >= 300 * row  # the whole prompt is there until rows are chosen
+
+
+def test_scoring_all_queries_needs_no_room_for_the_prompt_twice(setup: Setup) -> None:
+    n_prompt = 2 * ROOM  # read again beside itself, it would not fit into the context
+    (record,) = run_bench(setup, [n_prompt], [trial("25%", "h2o")])
+    assert record["ours"]["ms_scoring"] >= 0
+    assert record["bytes"]["kept"] == n_prompt // 4 * setup.shape.bytes_per_token("f16", "f16")
 
 
 def test_memory_is_that_of_a_process_of_its_own(setup: Setup) -> None:
