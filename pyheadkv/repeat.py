@@ -79,12 +79,13 @@ class Repetition:
         self._llama = llama
         self._n_pos = n_pos = len(tokens)
         ask_all, ask_part, answer = _asking(llama)
-        room = llama.n_ctx() - n_pos
+        n_ctx = len(llama.input_ids)  # what was asked for: llama.n_ctx() is rounded up, and has no place for more tokens
+        room = n_ctx - n_pos
         n_ask = max(len(ask_all), len(ask_part) + N_BEFORE) + len(answer)
         size = min(max_part, room - n_ask)
         if size < min(MIN_PART, n_pos, max_part):
             raise UsageError(
-                f"policy kvzip has the prompt repeated beside it: {room} positions of the context of {llama.n_ctx()} "
+                f"policy kvzip has the prompt repeated beside it: {room} positions of the context of {n_ctx} "
                 f"are free, {n_ask + min(MIN_PART, n_pos)} are needed"
             )
         n_parts = -(-n_pos // size)

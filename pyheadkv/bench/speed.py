@@ -120,7 +120,10 @@ class Race:
         """Have the whole prompt in our cache, which is whole."""
         self.reader.forget()
         self.reader.native.reserve(len(self.prompt))
+        input_ids = self.ours.input_ids
         self.ours.load_state(self._state)
+        self.ours.input_ids = input_ids  # ours has room for more tokens than stock, whose place came with the state
+        input_ids[: len(self.prompt)] = self.prompt
 
     def _go_on(self, n_ahead: int) -> int:
         """Have both sides decode tokens before it counts; returns the positions that are there then."""

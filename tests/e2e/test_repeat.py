@@ -176,6 +176,14 @@ def test_no_room_is_refused_before_anything_is_read(open_context: MakeContext) -
     assert headkv.is_compressed
 
 
+def test_a_context_that_is_rounded_up_has_no_more_room(open_context: MakeContext) -> None:
+    llama: Any = open_context(TINY, attach=False, n_ctx=500).llama
+    assert llama.n_ctx() == 512
+    with HeadKV(llama, policy="kvzip", budget="25%") as headkv:
+        llama.eval(make_tokens(420, 64))  # in parts of at most 72 tokens, and 8 before them
+        assert headkv.is_compressed
+
+
 @pytest.mark.parametrize("kernel", [1, 3, 9])
 @pytest.mark.parametrize("pool", ["max", "avg"])
 def test_pooling_is_the_librarys(open_context: MakeContext, pool: str, kernel: int) -> None:
