@@ -12,7 +12,8 @@ from pyheadkv.allocators import allocator_names, get_allocator
 from pyheadkv.policy import AUTO, Policy, policy_names, policy_settings
 from pyheadkv.scorers import SCORERS, ScorerKind
 
-PROFILE, SECOND_PASS, QUESTION = "head scores", "a second pass", "the question in the prompt"
+PROFILE, QUESTION = "head scores", "the question in the prompt"
+SECOND_PASS, ATTENTION_AGAIN = "a second pass", "the prompt's attention a second time"
 Settings = dict[str, int | float | str]
 
 
@@ -86,7 +87,8 @@ def _policy_entry(policy: Policy) -> Entry:
 
 
 def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:
-    return {"second pass": (SECOND_PASS,), "window": (QUESTION,)}.get(kind.observers, ())
+    needs = {"second pass": (SECOND_PASS,), "window": (QUESTION,), "prompt": (ATTENTION_AGAIN,)}
+    return needs.get(kind.observers, ())
 
 
 def _scorer_settings(name: str) -> Settings:

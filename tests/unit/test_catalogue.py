@@ -34,7 +34,7 @@ def test_everything_is_listed_and_says_what_it_is() -> None:
         ("kvzip", ("2505.23416",), ("a second pass",)),
         ("headkv+expected_attention", ("2410.19258", "2510.00636"), ("head scores",)),
         ("snapkv:retrieval_share=0.1", ("2404.14469",), ("head scores", "the question in the prompt")),
-        ("taskkv+h2o", ("2501.15113", "2306.14048"), ()),
+        ("taskkv+h2o", ("2501.15113", "2306.14048"), ("the prompt's attention a second time",)),
         ("keydiff", ("2504.15364",), ()),
     ],
 )
