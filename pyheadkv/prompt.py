@@ -17,7 +17,7 @@ from pyheadkv.compression import arm, compress
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
-from pyheadkv.reader import cut_back
+from pyheadkv.reader import context_length, cut_back
 from pyheadkv.repeat import Repetition
 from pyheadkv.stats import TurnTimer
 
@@ -118,7 +118,7 @@ class PromptReader:
         NativeError
             a computation failed; the cache is whole then, up to ``llama.n_tokens``
         """
-        n_prompt, n_ctx = self._llama.n_tokens + len(tokens), self._llama.n_ctx()
+        n_prompt, n_ctx = self._llama.n_tokens + len(tokens), context_length(self._llama)
         if n_prompt > n_ctx:
             raise UsageError(f"prompt of {n_prompt} tokens is longer than the context of {n_ctx}")
         if self.turn.is_used:  # a caller's own loop of eval and sample, without generate

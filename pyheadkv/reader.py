@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import llama_cpp
 
 
+def context_length(llama: llama_cpp.Llama) -> int:
+    """Tokens that a context has room for: as many as were asked for, where ``llama.n_ctx()`` is rounded up."""
+    return len(llama.input_ids)
+
+
 def cut_back(llama: llama_cpp.Llama, n_tokens: int) -> None:
     """Keep the first tokens of a cache, at least those of a compressed prefix; there are no logits until one is read.
 

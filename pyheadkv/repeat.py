@@ -32,7 +32,7 @@ from pyheadkv.chat_frame import chat_frame
 from pyheadkv.compression import attention_of
 from pyheadkv.errors import UsageError
 from pyheadkv.native import Native
-from pyheadkv.reader import cut_back
+from pyheadkv.reader import context_length, cut_back
 from pyheadkv.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Repetition:
         self._llama = llama
         self._n_pos = n_pos = len(tokens)
         ask_all, ask_part, answer = _asking(llama)
-        n_ctx = len(llama.input_ids)  # llama.n_ctx() is rounded up, and has no place for more tokens
+        n_ctx = context_length(llama)
         room = n_ctx - n_pos
         n_ask = max(len(ask_all), len(ask_part) + N_BEFORE) + len(answer)
         size = min(max_part, room - n_ask)

@@ -37,6 +37,7 @@ from pyheadkv.policy import AUTO, Policy, parse_policy
 from pyheadkv.profile import Profile, mix_profile
 from pyheadkv.prompt import PromptReader
 from pyheadkv.protect import Span, find_spans, short_text
+from pyheadkv.reader import context_length
 from pyheadkv.shape import CACHE_TYPES, ModelShape
 from pyheadkv.stats import SessionStats, TurnTimer, kv_report
 
@@ -143,7 +144,7 @@ class HeadKV:
 
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""
-        n_ctx = self.llama.n_ctx()
+        n_ctx = context_length(self.llama)
         types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
         check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
         make_plan(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)

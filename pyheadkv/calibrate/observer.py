@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyheadkv.compression import attention_of
 from pyheadkv.errors import CalibrationError
-from pyheadkv.reader import Reader, cut_back
+from pyheadkv.reader import Reader, context_length, cut_back
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -71,6 +71,6 @@ class Observer(Reader):
         return int(self.logits().argmax())
 
     def _check_room(self, n_pos: int) -> None:
-        n_ctx = self.llama.n_ctx()
+        n_ctx = context_length(self.llama)
         if n_pos > n_ctx:
             raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")

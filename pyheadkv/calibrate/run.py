@@ -22,6 +22,7 @@ from pyheadkv.calibrate.scores import Floats
 from pyheadkv.calibrate.settings import EXCERPT_ROOM, Settings
 from pyheadkv.jsonl import Record
 from pyheadkv.profile import Profile
+from pyheadkv.reader import context_length
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -83,7 +84,7 @@ def calibrate(
     """
     settings = settings or Settings()
     observer, prompter = Observer(llama), Prompter(llama)
-    lengths = settings.within(llama.n_ctx())
+    lengths = settings.within(context_length(llama))
     kept = Part(part, _header(settings, lengths, fingerprint), force)
     steps = [*_question_steps(observer, prompter, settings, lengths), *_excerpt_steps(observer, prompter, settings)]
     total, done = sum(step.cost for step in steps), 0
@@ -140,7 +141,7 @@ def _question_steps(
 
 
 def _excerpt_steps(observer: Observer, prompter: Prompter, settings: Settings) -> Iterator[Step]:
-    n_tokens = min(settings.excerpt_tokens, (observer.llama.n_ctx() - EXCERPT_ROOM) // 2)
+    n_tokens = min(settings.excerpt_tokens, (context_length(observer.llama) - EXCERPT_ROOM) // 2)
     for i, excerpt in enumerate(make_excerpts(settings.seed, settings.n_excerpts, n_tokens, prompter.count)):
         yield Step(
             f"excerpt {i}", 2 * n_tokens, "repeating prose", partial(_excerpt_record, observer, prompter, excerpt, i)

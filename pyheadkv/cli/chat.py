@@ -25,6 +25,7 @@ from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.profile import Profile
+from pyheadkv.reader import context_length
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import supported_shape
 
@@ -189,7 +190,7 @@ class Talk:
             self.bar.stop()
         footer(self.headkv.stats())
         if self.conversation.is_full:
-            note(f"the context of {self.headkv.llama.n_ctx()} tokens is full: /clear starts anew")
+            note(f"the context of {context_length(self.headkv.llama)} tokens is full: /clear starts anew")
 
     def _command(self, line: str) -> bool:
         """Do a slash command; False means leave."""

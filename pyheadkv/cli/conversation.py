@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import UsageError
+from pyheadkv.reader import context_length
 from pyheadkv.session import HeadKV
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
@@ -149,7 +150,7 @@ class Conversation:
 
     def _has_room(self) -> bool:
         stats = self.headkv.stats()
-        return stats.n_prompt + stats.n_generated < self.headkv.llama.n_ctx()
+        return stats.n_prompt + stats.n_generated < context_length(self.headkv.llama)
 
 
 def _words(error: ValueError) -> str:

@@ -24,6 +24,7 @@ from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.plan import make_plan
 from pyheadkv.policy import Policy
 from pyheadkv.profile import Profile
+from pyheadkv.reader import context_length
 from pyheadkv.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Runner:
         self.asker = Asker(llama)
         self.shape = shape
         self._types = {"type_k": type_k, "type_v": type_v}
-        self._n_ctx = llama.n_ctx()
+        self._n_ctx = context_length(llama)
 
     @property
     def sizes(self) -> Sizes:

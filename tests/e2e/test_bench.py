@@ -35,10 +35,10 @@ def setup(library: None, tiny_path: WriteTiny) -> Setup:
 
 
 def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
-    trials = [trial("25%"), trial("100%"), trial("25%", "snapkv:lookahead=2")]
-    quarter, whole, ahead = run_bench(setup, [300], trials)
+    trials = [trial("25%"), trial("100%"), trial("25%", "snapkv:lookahead=2"), trial("25%", "h2o")]
+    quarter, whole, ahead, all_observe = run_bench(setup, [300], trials)
     row = setup.shape.bytes_per_token("f16", "f16")
-    for record in (quarter, whole, ahead):
+    for record in (quarter, whole, ahead, all_observe):
         assert record["bytes"]["full"] == 300 * row
         assert record["stock"]["ms_token"]["low"] <= record["stock"]["ms_token"]["median"]
         assert min(record["ours"]["ms_token"].values()) > 0 and record["stock_to_ours"]["median"] > 0

@@ -180,6 +180,8 @@ def test_a_context_that_is_rounded_up_has_no_more_room(open_context: MakeContext
     llama: Any = open_context(TINY, attach=False, n_ctx=500).llama
     assert llama.n_ctx() == 512
     with HeadKV(llama, policy="kvzip", budget="25%") as headkv:
+        with pytest.raises(UsageError, match="prompt of 505 tokens is longer than the context of 500"):
+            llama.eval(make_tokens(505, 64))
         llama.eval(make_tokens(420, 64))  # in parts of at most 72 tokens, and 8 before them
         assert headkv.is_compressed
 
