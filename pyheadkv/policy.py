@@ -318,7 +318,8 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
     """Replace `auto` by what it stands for; any other policy stays as it is.
 
     With a profile: the choice measured for this share of the rows, with its mix of scores, or `headkv` where nothing
-    was chosen. Without one: `snapkv`. A policy with a mix of its own gets the profile with that mix.
+    was chosen. Without one: `snapkv`. A policy with a mix of its own gets the profile with that mix; a profile of one
+    kind of scores, which has no name, as those of the HeadKV repository, is taken as it is.
 
     Parameters
     ----------
@@ -333,10 +334,10 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
     Raises
     ------
     ProfileError
-        the profile's choice cannot be read, naming headkv.settings
+        the profile's choice cannot be read, naming headkv.settings, or it lacks a kind of scores that the policy names
     """
-    if policy.mix and profile is not None:
-        return policy, profile.with_mix(parse_mix(policy.mix))
+    if policy.mix and profile is not None and profile.kinds:
+        return policy, profile.with_mix(parse_mix(policy.mix), f"policy {policy.name}")
     if policy.name != AUTO:
         return policy, profile
     chosen, profile = _settled_auto(profile, keep_ratio)

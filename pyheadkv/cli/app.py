@@ -43,7 +43,11 @@ ProfilePath = Annotated[
     Path | None, typer.Option("--profile", help="File with measured head scores. [default: the model's own]")
 ]
 ProfileMix = Annotated[
-    str | None, typer.Option("--profile-mix", help="Kinds of scores to use: retrieval-reasoning=1,reconstruction=1.")
+    str | None,
+    typer.Option(
+        "--profile-mix",
+        help="Kinds of scores for policies that name none: retrieval-reasoning=1,reconstruction=1.",
+    ),
 ]
 NCtx = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0 is the model's own.")]
 TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Cache type of K: f16, q8_0, q4_0, ...")]

@@ -85,7 +85,7 @@ class Profile:
     settings: tuple[Setting, ...] = ()
     calibration: Mapping[str, object] = field(default_factory=dict, hash=False)
 
-    def with_mix(self, mix: Mapping[str, float]) -> Profile:
+    def with_mix(self, mix: Mapping[str, float], key: str = "headkv.mix") -> Profile:
         """The same profile with other scores in use: the weighted sum of its kinds, summing to 1.
 
         Settings keep their policies and lose their own mixes.
@@ -94,13 +94,15 @@ class Profile:
         ----------
         mix
             kind -> weight, >= 0, at least one above 0; only the proportions count
+        key
+            who asks for it, for the error
 
         Raises
         ------
         ProfileError
             an unknown kind (lists those there), a weight below 0 or not finite, or no weight above 0
         """
-        check_mix(mix, self.kinds)
+        check_mix(mix, self.kinds, key)
         top = max(mix.values())  # keeps sums finite whatever the weights
         shares = {kind: weight / top for kind, weight in mix.items()}
         whole = sum(shares.values())

@@ -42,6 +42,24 @@ def test_other_policies_stay_as_they_are() -> None:
         assert settle(policy, MEASURED, 0.01) == (policy, MEASURED)
 
 
+def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
+    own = replace(Policy.preset("headkv"), mix="reconstruction")
+    policy, profile = settle(own, PLAIN, 0.1)
+    assert policy == own
+    assert profile is not None and profile.scores == KINDS["reconstruction"]
+
+
+def test_one_kind_of_scores_without_a_name_is_taken_as_it_is() -> None:
+    published = replace(PLAIN, kinds={})
+    assert settle(Policy.preset("headkv-r2"), published, 0.1) == (Policy.preset("headkv-r2"), published)
+
+
+def test_scores_that_a_policy_names_and_a_profile_lacks() -> None:
+    message = "policy headkv-r2 names 'retrieval-reasoning', the kinds of scores there are: retrieval, reconstruction"
+    with pytest.raises(ProfileError, match=f"^{message}$"):
+        settle(Policy.preset("headkv-r2"), PLAIN, 0.1)
+
+
 def test_measured_choice_for_the_budget() -> None:
     policy, profile = settle(AUTO, MEASURED, 0.05)
     assert policy == parse_policy("headkv:beta=1.1,n_obs=8,n_sink=2")
