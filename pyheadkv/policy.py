@@ -12,9 +12,9 @@ or an allocator and a scorer, whose settings are then those of the preset that h
 
 or a Python file that registers one policy: my_policy.py:n_obs=32.
 
-Keys are n_sink, n_recent, lookahead, those of the scorer (n_obs, pool_kernel, pool (max or avg; a number means
-pool_kernel), fold, reduce, retrieval_share, retrieval_kernel, vote), and the parameters of the
-allocator. ``str(policy)`` gives this text back.
+Keys are n_sink, n_recent, lookahead, mix (the kinds of head scores in use: retrieval+reconstruction), those of the
+scorer (n_obs, pool_kernel, pool (max or avg; a number means pool_kernel), fold, reduce, retrieval_share,
+retrieval_kernel, vote), and the parameters of the allocator. ``str(policy)`` gives this text back.
 
 `auto` is whatever was measured to be best for the model and the budget: `settle` looks it up in the
 profile. Only lookahead can be set with it.
@@ -37,6 +37,7 @@ MAX_N_RECENT = 4096
 AUTO = "auto"
 _JOINTS = str.maketrans("", "", "-_")
 _OWN_INTS = ("n_sink", "n_recent", "lookahead")
+_MIX = "mix"
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
 _SCORER_FLOATS = ("retrieval_share", "vote")
 _SCORER_WORDS = ("pool", "fold", "reduce")
@@ -66,7 +67,7 @@ class Policy:
         so many last positions, the observation window among them, are kept by every KV head, as far as they fit into
         half of the rows that it has on average beside sinks and window
     mix
-        kinds of head scores that belong to the policy, as `parse_mix` reads them; "": those in use
+        kinds of head scores that belong to the policy, as `parse_mix` reads them, with + for a comma; "": those in use
 
     Raises
     ------
@@ -95,6 +96,8 @@ class Policy:
         if not 0 <= self.n_recent <= MAX_N_RECENT:
             raise PolicyError(f"n_recent is {self.n_recent}, expected 0 to {MAX_N_RECENT}")
         get_allocator(self.allocator).check_params(self.params)
+        if self.mix:
+            _parse_mix(self.mix)
         self._check_scores_fit()
 
     def _check_scores_fit(self) -> None:
@@ -175,7 +178,16 @@ def _own_settings(policy: Policy) -> dict[str, int | float | str]:
         "retrieval_share": scorer.retrieval_share,
         "retrieval_kernel": scorer.retrieval_kernel,
         "vote": scorer.vote,
+        **({_MIX: policy.mix.replace(",", "+")} if policy.mix else {}),
     }
+
+
+def _parse_mix(text: str) -> dict[str, float]:
+    """A comma ends a setting, so that kinds are joined by a plus."""
+    try:
+        return parse_mix(text.replace("+", ","))
+    except ProfileError as error:
+        raise PolicyError(str(error)) from None
 
 
 _EXPECTED_ATTENTION = Scorer("expected_attention", n_obs=1, pool_kernel=1)
@@ -203,7 +215,7 @@ _PRESETS: dict[str, Policy] = {
         Policy("kvzip", "global", _KVZIP),
         # for questions that come later, little is known of what they look at: the heads that retrieve keep nearly all
         Policy("headkv+expected_attention", "headkv", _EXPECTED_ATTENTION, params={"beta": 1.05}),
-        Policy("headkv+kvzip", "headkv", _KVZIP, params={"beta": 1.05}),
+        Policy("headkv+kvzip", "headkv", _KVZIP, params={"beta": 1.05, "temperature": 1.5}, mix="reconstruction"),
         # the middle as SnapKV rates it; recent rows are protected for every head, so the allocator need not add them
         Policy(
             "task-kv",
@@ -288,6 +300,7 @@ def parse_policy(text: str) -> Policy:
     if not colon:
         return policy
     own: dict[str, int] = {}
+    mix = policy.mix
     scorer: dict[str, int | float | str] = {}
     params: dict[str, float] = {}
     for key, value in _split_settings(settings):
@@ -295,6 +308,8 @@ def parse_policy(text: str) -> Policy:
             raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {key}")
         if key in _OWN_INTS:
             own[key] = _int(key, value)
+        elif key == _MIX:
+            mix = value
         elif key in _SCORER_INTS:
             scorer[key] = _int(key, value)
         elif key in _SCORER_FLOATS:
@@ -308,6 +323,7 @@ def parse_policy(text: str) -> Policy:
         policy,
         scorer=replace(policy.scorer, **scorer),  # type: ignore[arg-type]
         params={**policy.params, **params},
+        mix=mix,
         n_sink=own.get("n_sink", policy.n_sink),
         lookahead=own.get("lookahead", policy.lookahead),
         n_recent=own.get("n_recent", policy.n_recent),
@@ -336,12 +352,12 @@ def settle(policy: Policy, profile: Profile | None, keep_ratio: float) -> tuple[
     ProfileError
         the profile's choice cannot be read, naming headkv.settings, or it lacks a kind of scores that the policy names
     """
+    if policy.name == AUTO:
+        chosen, profile = _settled_auto(profile, keep_ratio)
+        policy = replace(chosen, lookahead=policy.lookahead)
     if policy.mix and profile is not None and profile.kinds:
-        return policy, profile.with_mix(parse_mix(policy.mix), f"policy {policy.name}")
-    if policy.name != AUTO:
-        return policy, profile
-    chosen, profile = _settled_auto(profile, keep_ratio)
-    return replace(chosen, lookahead=policy.lookahead), profile
+        profile = profile.with_mix(_parse_mix(policy.mix), f"policy {policy.name}")
+    return policy, profile
 
 
 def _settled_auto(profile: Profile | None, keep_ratio: float) -> tuple[Policy, Profile | None]:
@@ -382,7 +398,7 @@ def _split_settings(text: str) -> list[tuple[str, str]]:
 
 
 def _check_key(policy: Policy, key: str) -> None:
-    known = (*_OWN_INTS, *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
+    known = (*_OWN_INTS, _MIX, *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
     if key not in known:
         raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {', '.join(known)}")
 

@@ -12,7 +12,7 @@ from pyheadkv.catalogue import Entry, Settings, allocator_entries, policy_entrie
 from pyheadkv.policy import parse_policy
 
 _ABOUT_SETTINGS = """\
-Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, n_obs, \
+Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, mix, n_obs, \
 pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; pyheadkv \
 policies NAME shows them. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
 

@@ -56,11 +56,11 @@ def test_overrides() -> None:
         ("snapkv:pool=5,pool_kernel=7", "policy setting pool_kernel is given twice, 5 and 7"),
         (
             "snapkv:beta=1.2",
-            "policy snapkv has no setting 'beta', it has n_sink, n_recent, lookahead, n_obs, pool_kernel, ",
+            "policy snapkv has no setting 'beta', it has n_sink, n_recent, lookahead, mix, n_obs, pool_kernel, ",
         ),
         (
             "headkv:gamma=1",
-            "policy headkv has no setting 'gamma', it has n_sink, n_recent, lookahead, n_obs, pool_kernel, ",
+            "policy headkv has no setting 'gamma', it has n_sink, n_recent, lookahead, mix, n_obs, pool_kernel, ",
         ),
         ("snapkv:retrieval_kernel=4", "retrieval_kernel is 4, expected an odd number from 1 to 255"),
         ("snapkv:retrieval_share=1.5", "retrieval_share is 1.5, expected 0 to 1"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pyheadkv.budget import Budget
-from pyheadkv.errors import BudgetError, ProfileError
+from pyheadkv.errors import BudgetError, PolicyError, ProfileError
 from pyheadkv.plan import check_budget, choose_budget, make_plan
 from pyheadkv.policy import Policy, parse_policy, settle
 from pyheadkv.profile import Profile, Setting
@@ -47,6 +47,23 @@ def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
     policy, profile = settle(own, PLAIN, 0.1)
     assert policy == own
     assert profile is not None and profile.scores == KINDS["reconstruction"]
+
+
+def test_a_measured_choice_with_a_mix_of_its_own_gets_it() -> None:
+    chosen = replace(PLAIN, settings=(Setting(1.0, "headkv:mix=reconstruction"),))
+    policy, profile = settle(AUTO, chosen, 0.1)
+    assert policy.mix == "reconstruction"
+    assert profile is not None and profile.scores == KINDS["reconstruction"]
+
+
+def test_a_mix_is_typed_with_plus_and_comes_back() -> None:
+    policy = parse_policy("headkv-r2:mix=retrieval=3+reconstruction=1,n_sink=2")
+    assert (policy.mix, policy.n_sink) == ("retrieval=3+reconstruction=1", 2)
+    assert parse_policy(str(policy)) == policy
+    _, profile = settle(policy, PLAIN, 0.1)
+    assert profile is not None and profile.mix == {"retrieval": 3, "reconstruction": 1}
+    with pytest.raises(PolicyError, match="mix 'x=-1' cannot be read, expected kind=weight"):
+        parse_policy("headkv:mix=retrieval+x=-1")
 
 
 def test_one_kind_of_scores_without_a_name_is_taken_as_it_is() -> None:
