@@ -37,7 +37,7 @@ MAX_N_RECENT = 4096
 AUTO = "auto"
 _JOINTS = str.maketrans("", "", "-_")
 _OWN_INTS = ("n_sink", "n_recent", "lookahead")
-_MIX = "mix"
+_OWN_WORDS = ("mix",)
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
 _SCORER_FLOATS = ("retrieval_share", "vote")
 _SCORER_WORDS = ("pool", "fold", "reduce")
@@ -178,7 +178,7 @@ def _own_settings(policy: Policy) -> dict[str, int | float | str]:
         "retrieval_share": scorer.retrieval_share,
         "retrieval_kernel": scorer.retrieval_kernel,
         "vote": scorer.vote,
-        **({_MIX: policy.mix.replace(",", "+")} if policy.mix else {}),
+        **({"mix": policy.mix.replace(",", "+")} if policy.mix else {}),
     }
 
 
@@ -299,8 +299,7 @@ def parse_policy(text: str) -> Policy:
     policy = _policy_of_file(Path(name.strip())) if is_file else Policy.preset(name.strip())
     if not colon:
         return policy
-    own: dict[str, int] = {}
-    mix = policy.mix
+    own: dict[str, int | str] = {}
     scorer: dict[str, int | float | str] = {}
     params: dict[str, float] = {}
     for key, value in _split_settings(settings):
@@ -308,8 +307,8 @@ def parse_policy(text: str) -> Policy:
             raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {key}")
         if key in _OWN_INTS:
             own[key] = _int(key, value)
-        elif key == _MIX:
-            mix = value
+        elif key in _OWN_WORDS:
+            own[key] = value
         elif key in _SCORER_INTS:
             scorer[key] = _int(key, value)
         elif key in _SCORER_FLOATS:
@@ -323,10 +322,7 @@ def parse_policy(text: str) -> Policy:
         policy,
         scorer=replace(policy.scorer, **scorer),  # type: ignore[arg-type]
         params={**policy.params, **params},
-        mix=mix,
-        n_sink=own.get("n_sink", policy.n_sink),
-        lookahead=own.get("lookahead", policy.lookahead),
-        n_recent=own.get("n_recent", policy.n_recent),
+        **own,  # type: ignore[arg-type]
     )
 
 
@@ -398,7 +394,8 @@ def _split_settings(text: str) -> list[tuple[str, str]]:
 
 
 def _check_key(policy: Policy, key: str) -> None:
-    known = (*_OWN_INTS, _MIX, *_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS, *get_allocator(policy.allocator).params)
+    of_scorer = (*_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS)
+    known = (*_OWN_INTS, *_OWN_WORDS, *of_scorer, *get_allocator(policy.allocator).params)
     if key not in known:
         raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {', '.join(known)}")
 
