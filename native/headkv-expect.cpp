@@ -13,8 +13,8 @@
 static constexpr int32_t N_FUTURE = 512;
 static constexpr float   EPSILON  = 1e-2f;
 
-// below this share of the mean variance a direction holds nothing but rounding
-static constexpr double EPS_VARIANCE = 1e-9;
+// below this share of the largest mean square a direction holds nothing but rounding: the moments are sums in f32
+static constexpr double EPS_VARIANCE = 1e-6;
 
 using doubles = std::vector<double>;
 
@@ -28,12 +28,12 @@ struct mean_rotation {
     };
     std::vector<pair> pairs;
 
-    void apply(double * x, int64_t stride) const {
+    void apply(double * x) const {
         for (const auto & p : pairs) {
-            const double a = x[p.a*stride];
-            const double b = x[p.b*stride];
-            x[p.a*stride] = p.c*a - p.s*b;
-            x[p.b*stride] = p.s*a + p.c*b;
+            const double a = x[p.a];
+            const double b = x[p.b];
+            x[p.a] = p.c*a - p.s*b;
+            x[p.b] = p.s*a + p.c*b;
         }
     }
 };
@@ -71,38 +71,47 @@ static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rot
 }
 
 // multiply by the Walsh-Hadamard matrix, blocks of n elements, as upstream does before it quantises
-static void mix(double * x, int64_t n_embd_head, int64_t stride, int64_t n) {
+static void mix(double * x, int64_t n_embd_head, int64_t n) {
     for (int64_t half = 1; half < n; half *= 2) {
         for (int64_t i = 0; i < n_embd_head; ++i) {
             if (i & half) {
                 continue;
             }
-            const double a = x[i*stride];
-            const double b = x[(i + half)*stride];
-            x[i*stride]          = (a + b)*M_SQRT1_2;
-            x[(i + half)*stride] = (a - b)*M_SQRT1_2;
+            const double a = x[i];
+            const double b = x[i + half];
+            x[i]        = (a + b)*M_SQRT1_2;
+            x[i + half] = (a - b)*M_SQRT1_2;
         }
     }
 }
 
-// lower triangle T with T T^T = m, [n][n]; directions without variance are left out
-static doubles triangle(const doubles & m, int64_t n) {
-    double trace = 0.0;
+// R with R^T R = m, [n][n], m positive semidefinite but for noise: the direction with the most variance left comes first, and
+// none follows below `least`. In the order of the elements, a pivot of noise would be divided by, and the rows behind it grow
+static doubles factor(const doubles & m, int64_t n, double least) {
+    doubles left(n);
     for (int64_t i = 0; i < n; ++i) {
-        trace += m[i*n + i];
+        left[i] = m[i*n + i];
     }
     doubles res(n*n, 0.0);
-    for (int64_t j = 0; j < n; ++j) {
-        const double * row = res.data() + j*n;
-        const double square = m[j*n + j] - std::inner_product(row, row + j, row, 0.0);
-        if (!(square > EPS_VARIANCE*trace/n)) {
-            continue;
+    for (int64_t r = 0; r < n; ++r) {
+        const int64_t p = std::max_element(left.begin(), left.end()) - left.begin();
+        if (!(left[p] > least)) {
+            break;
         }
-        res[j*n + j] = std::sqrt(square);
-        for (int64_t i = j + 1; i < n; ++i) {
-            const double * other = res.data() + i*n;
-            res[i*n + j] = (m[i*n + j] - std::inner_product(row, row + j, other, 0.0))/res[j*n + j];
+        double * row = res.data() + r*n;
+        std::copy_n(m.begin() + p*n, n, row);
+        for (int64_t q = 0; q < r; ++q) {
+            const double * other = res.data() + q*n;
+            for (int64_t i = 0; i < n; ++i) {
+                row[i] -= other[p]*other[i];
+            }
         }
+        const double root = std::sqrt(left[p]);
+        for (int64_t i = 0; i < n; ++i) {
+            row[i]  /= root;
+            left[i] -= row[i]*row[i];
+        }
+        left[p] = 0.0;
     }
     return res;
 }
@@ -114,9 +123,9 @@ headkv_expected headkv_expect(
     const mean_rotation turn  = average(backend, rotation, d, n_pos);
     const double        scale = (double) rotation.scale*logit_scale;
 
-    const auto transform = [&](double * x, int64_t stride) {
-        turn.apply(x, stride);
-        mix(x, d, stride, rotation.n_hadamard);
+    const auto transform = [&](double * x) {
+        turn.apply(x);
+        mix(x, d, rotation.n_hadamard);
     };
 
     headkv_expected res;
@@ -130,24 +139,24 @@ headkv_expected headkv_expect(
         for (auto & m : mean) {
             m /= moments.n_tokens;
         }
+        double largest = 0.0;
         for (int64_t i = 0; i < d*d; ++i) {
-            covariance[i] = covariance[i]/moments.n_tokens - mean[i/d]*mean[i % d];
+            covariance[i] /= moments.n_tokens;
+            largest = std::max(largest, covariance[i]);
+            covariance[i] -= mean[i/d]*mean[i % d];
         }
 
-        transform(mean.data(), 1);
+        doubles rows = factor(covariance, d, EPS_VARIANCE*largest);
         for (int64_t i = 0; i < d; ++i) {
-            transform(covariance.data() + i*d, 1);
+            transform(rows.data() + i*d);
         }
-        for (int64_t i = 0; i < d; ++i) {
-            transform(covariance.data() + i, d);
-        }
+        transform(mean.data());
 
-        const doubles lower = triangle(covariance, d);
         for (int64_t i = 0; i < d; ++i) {
             res.linear[h*d + i] = (float) (scale*mean[i]);
-            for (int64_t j = 0; j < d; ++j) {
-                res.squared[(h*d + i)*d + j] = (float) (scale*M_SQRT1_2*lower[j*d + i]);
-            }
+        }
+        for (int64_t i = 0; i < d*d; ++i) {
+            res.squared[h*d*d + i] = (float) (scale*M_SQRT1_2*rows[i]);
         }
     }
     return res;

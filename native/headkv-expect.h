@@ -5,7 +5,7 @@
 //
 //     softmax over the positions of   s k mean + s^2 k covariance k / 2       s: the scale of attention, 1/sqrt(n_embd_head)
 //
-// of their attention. The covariance is a product of triangles, s^2/2 covariance = L^T L, so the second term is |L k|^2.
+// of their attention. The covariance is split, s^2/2 covariance = L^T L, so the second term is |L k|^2.
 
 #pragma once
 

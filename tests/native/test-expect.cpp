@@ -14,8 +14,8 @@ static constexpr int64_t D     = 8;
 static constexpr int32_t N_POS = 100;
 static constexpr float   BASE  = 10000.0f;
 
-static headkv_rotation make_rotation(int32_t n_dims, int32_t mode) {
-    const float params[6] = { BASE, 1.0f, 0.0f, 1.0f, 32.0f, 1.0f };
+static headkv_rotation make_rotation(int32_t n_dims, int32_t mode, float freq_scale = 1.0f) {
+    const float params[6] = { BASE, freq_scale, 0.0f, 1.0f, 32.0f, 1.0f };
 
     headkv_rotation res;
     res.rope[1] = n_dims;
@@ -71,6 +71,39 @@ static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, boo
     }
 }
 
+// fewer queries than elements, in sums that are rounded as those of many tokens are: what is split must be put together again
+// with an error of the rounding's size, not of its root
+static void test_rounded_sums_of_few_queries(ggml_backend_t backend) {
+    constexpr int64_t n_queries = 3;
+    constexpr float   rounding  = 3e-7f;
+
+    std::vector<double> truth(D*D, 0.0);
+    for (int64_t q = 0; q < n_queries; ++q) {
+        for (int64_t i = 0; i < D*D; ++i) {
+            truth[i] += std::sin(1.0 + 5.0*q + 3.0*(i/D))*std::sin(1.0 + 5.0*q + 3.0*(i % D))/n_queries;
+        }
+    }
+    for (uint32_t seed = 1; seed <= 50; ++seed) {
+        headkv_moments moments { D, 1, n_queries, std::vector<float>((D + 1)*D, 0.0f) }; // their mean is 0
+        uint32_t noise = seed;
+        for (int64_t i = 0; i < D; ++i) {
+            for (int64_t j = 0; j <= i; ++j) {
+                noise = noise*1664525u + 1013904223u;
+                const float off = rounding*((noise >> 8)/8388608.0f - 1.0f);
+                moments.sums[i*D + j] = moments.sums[j*D + i] = (float) (n_queries*truth[i*D + j]) + n_queries*off;
+            }
+        }
+        const auto res = headkv_expect(backend, moments, make_rotation(D, 0, /*.freq_scale =*/ 0.0f), N_POS, 1.0f); // turns nothing
+        for (int64_t i = 0; i < D*D; ++i) {
+            double sum = 0.0;
+            for (int64_t r = 0; r < D; ++r) {
+                sum += (double) res.squared[r*D + i/D]*res.squared[r*D + i % D];
+            }
+            CHECK(std::fabs(2.0*sum - truth[i]) < 10*rounding);
+        }
+    }
+}
+
 static void test_scores() {
     // one KV head, two query heads, two positions: softmax of each query head, their mean, plus 0.01, times the length
     const float log3 = std::log(3.0f);
@@ -85,6 +118,7 @@ int main() {
         test_mean_and_covariance(backend, D, is_neox);
         test_mean_and_covariance(backend, D/2, is_neox); // only some of the elements are rotated
     }
+    test_rounded_sums_of_few_queries(backend);
     test_scores();
     ggml_backend_free(backend);
     return n_failed != 0;
