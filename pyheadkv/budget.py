@@ -8,6 +8,8 @@ against the model's own full cache (KV heads, not query heads):
     "512"      512 rows per KV head on average
     "64MiB"    as many rows as fit into 64 MiB (KiB MiB GiB: powers of 1024, KB MB GB: of 1000)
     "full"     no compression
+
+In a program a number will do: an int is rows per KV head, a float or fraction in (0, 1] a share of all rows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 
 from pyheadkv.errors import BudgetError
 from pyheadkv.shape import ModelShape
@@ -24,11 +29,17 @@ from pyheadkv.shape import ModelShape
 _UNITS = {"kib": 1024, "mib": 1024**2, "gib": 1024**3, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _BUDGET = re.compile(r"(-?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(%|[kmg]i?b|)", re.IGNORECASE)
 _FORMS = "expected a percentage (25%), rows per KV head (512), a size (64MiB) or full"
+_NUMBERS = "expected rows per KV head as an int (512), or a share of all rows as a float in (0, 1]"
 
 
 @dataclass(frozen=True)
 class Budget:
     """What a user asked for; `total_rows` says what it comes to for one model and prompt.
+
+    >>> Budget.parse("10%") == Budget.parse(0.1)
+    True
+    >>> Budget.parse(512).kind
+    'rows'
 
     Parameters
     ----------
@@ -45,15 +56,19 @@ class Budget:
     value: Fraction | int
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read a budget as typed by a user; the forms are listed above.
+    def parse(cls, budget: BudgetLike) -> Budget:
+        """Read a budget as typed by a user or given by a program; the forms are listed above.
 
         Raises
         ------
         BudgetError
-            nonsense, zero, negative, above 100 %, or a bare fraction such as 0.2
+            nonsense, zero, negative, above 100 %, a bare fraction typed such as "0.2", or no number at all
         """
-        request = text.strip()
+        if isinstance(budget, Budget):
+            return budget
+        if not isinstance(budget, str):
+            return cls(*_from_number(budget))
+        request = budget.strip()
         if request.lower() == "full":
             return cls(request, "full", 1)
         match = _BUDGET.fullmatch(request)
@@ -150,9 +165,26 @@ class Budget:
         raise BudgetError(f"budget {what} is below the floor of {floor} rows per KV head{why}")
 
 
+BudgetLike: TypeAlias = Budget | str | float | Fraction | np.integer[Any] | np.floating[Any]
+
+
 def rows_to_bytes(shape: ModelShape, rows: Sequence[Sequence[int]], type_k: str = "f16", type_v: str = "f16") -> int:
     """Bytes of the given rows, ``rows[i][ih]`` for KV head ih of ``shape.layers[i]``."""
     return sum(sum(heads) * shape.row_bytes(i, type_k, type_v) for i, heads in enumerate(rows))
+
+
+def _from_number(number: Any) -> tuple[str, Literal["ratio", "rows"], Fraction | int]:
+    """Request, kind and value of a budget that is no text."""
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise BudgetError(f"budget {str(number)[:40]} of type {type(number).__name__} is no budget, {_NUMBERS}")
+    if isinstance(number, Integral):
+        if int(number) < 1:
+            raise BudgetError(f"budget {number} must be above 0")
+        return str(number), "rows", int(number)
+    if not 0 < float(number) <= 1:  # nan too
+        raise BudgetError(f"budget {number} is no share, {_NUMBERS}")
+    ratio = Fraction(str(number))  # as it is written: 0.1 is a tenth, in every precision
+    return f"{float(100 * ratio):.6g}%", "ratio", ratio
 
 
 def _ratio(request: str, ratio: Fraction) -> Fraction:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.allocators import Allocator, AllocRequest, get_allocator
-from pyheadkv.budget import Budget, rows_to_bytes
+from pyheadkv.budget import Budget, BudgetLike, rows_to_bytes
 from pyheadkv.errors import BudgetError, ProfileError
 from pyheadkv.policy import Policy, settle
 from pyheadkv.profile import Profile
@@ -115,7 +115,7 @@ class Plan:
 def make_plan(
     shape: ModelShape,
     policy: Policy,
-    budget: Budget,
+    budget: BudgetLike,
     n_prompt: int,
     *,
     type_k: str = "f16",
@@ -143,12 +143,13 @@ def make_plan(
     Raises
     ------
     BudgetError
-        an absolute budget is below the floor of this policy
+        it cannot be read, or an absolute one is below the floor of this policy
     ProfileError
         the policy needs a profile and there is none, or it is another model's
     PolicyError
         the allocator broke its promise, or the profile's beta is out of range
     """
+    budget = Budget.parse(budget)
     policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
     params = _allocator_params(policy, profile)
     scores = _fitting_scores(shape, policy, profile)
@@ -209,16 +210,14 @@ def _with_protection(
     return replace(request, protected=protected), left_out
 
 
-def choose_budget(budget: Budget | str | None, profile: Profile | None) -> Budget:
+def choose_budget(budget: BudgetLike | None, profile: Profile | None) -> Budget:
     """The budget asked for, else the profile's default, else `DEFAULT_BUDGET`.
 
     Raises
     ------
     BudgetError
-        the text cannot be read
+        it cannot be read
     """
-    if isinstance(budget, Budget):
-        return budget
     if budget is None:
         keep_ratio = profile.keep_ratio if profile else None
         budget = DEFAULT_BUDGET if keep_ratio is None else f"{100 * keep_ratio:.6g}%"
@@ -228,7 +227,7 @@ def choose_budget(budget: Budget | str | None, profile: Profile | None) -> Budge
 def check_budget(
     shape: ModelShape,
     policy: Policy,
-    budget: Budget,
+    budget: BudgetLike,
     n_ctx: int,
     *,
     type_k: str = "f16",
@@ -242,6 +241,7 @@ def check_budget(
     BudgetError
         naming the budget and the floor
     """
+    budget = Budget.parse(budget)
     policy, _ = settle(policy, profile, budget.keep_ratio(shape, n_ctx, type_k, type_v))
     budget.check(shape, n_ctx, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
 

@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyheadkv.budget import Budget
+from pyheadkv.budget import BudgetLike
 from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
@@ -64,8 +64,8 @@ class HeadKV:
         name with settings, as `parse_policy` reads it, or a Policy; "auto" is what the profile says,
         and snapkv without one
     budget
-        "25%", "512" (rows per KV head on average), "64MiB", "full", or a Budget; by default what the
-        profile says, and 25% without
+        "25%", "512" (rows per KV head on average), "64MiB", "full", a Budget, or a number: an int is rows per KV head,
+        a float in (0, 1] a share of the prompt's rows; by default what the profile says, and 25% without
     profile
         measured head scores, a Profile or its file; by default the model file's own, or the ready one
         that pyheadkv has for this model
@@ -94,7 +94,7 @@ class HeadKV:
         llama: llama_cpp.Llama,
         *,
         policy: Policy | str = "auto",
-        budget: Budget | str | None = None,
+        budget: BudgetLike | None = None,
         profile: Profile | str | Path | None = None,
         mix: str | None = None,
         min_prompt: int = MIN_PROMPT,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv.budget import Budget, rows_to_bytes
+from pyheadkv.budget import Budget, BudgetLike, rows_to_bytes
 from pyheadkv.errors import BudgetError
+from pyheadkv.plan import check_budget, choose_budget, make_plan
+from pyheadkv.policy import Policy
 from pyheadkv.shape import LayerShape, ModelShape
 
 SMOLLM2 = ModelShape("llama", "", 8192, tuple(LayerShape(il, 9, 3, 64, 64) for il in range(30)))
@@ -51,6 +56,49 @@ SHAPES = st.builds(
 def test_parse(text: str, kind: str, value: Fraction | int) -> None:
     budget = Budget.parse(text)
     assert (budget.kind, budget.value, budget.request) == (kind, value, text.strip())
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (512, "512"),
+        (np.int64(512), "512"),
+        (np.uint8(200), "200"),
+        (0.1, "10%"),
+        (0.3, "30%"),
+        (1.0, "100%"),
+        (np.float32(0.1), "10%"),
+        (np.float16(0.1), "10%"),
+        (np.float64(0.015), "1.5%"),
+        (Fraction(1, 4), "25%"),
+    ],
+)
+def test_numbers_of_a_program_are_rows_or_a_share(number: BudgetLike, text: str) -> None:
+    assert Budget.parse(number) == Budget.parse(text)
+    assert choose_budget(number, None) == Budget.parse(text)
+    plans = [make_plan(SMOLLM2, Policy.preset("snapkv"), budget, 2000) for budget in (number, text)]
+    assert plans[0] == plans[1]
+
+
+NO_BUDGETS = [0, -5, 0.0, -0.1, 1.5, 512.0, math.nan, math.inf, True, np.True_, np.array(0.1), b"10%", [512], 1j, {}]
+
+
+@pytest.mark.parametrize("number", NO_BUDGETS, ids=repr)
+def test_what_is_no_budget_is_refused(number: Any) -> None:
+    for read in (
+        Budget.parse,
+        lambda budget: choose_budget(budget, None),
+        lambda budget: make_plan(SMOLLM2, Policy.preset("snapkv"), budget, 2000),
+        lambda budget: check_budget(SMOLLM2, Policy.preset("snapkv"), budget, 2000),
+    ):
+        with pytest.raises(BudgetError, match=r"^budget .*(expected rows per KV head as an int|must be above 0)"):
+            read(number)
+
+
+def test_none_is_the_default_only_where_there_is_one() -> None:
+    assert choose_budget(None, None) == Budget.parse("25%")
+    with pytest.raises(BudgetError, match="budget None of type NoneType is no budget"):
+        make_plan(SMOLLM2, Policy.preset("snapkv"), None, 2000)  # type: ignore[arg-type]
 
 
 FORMS = "expected a percentage (25%), rows per KV head (512), a size (64MiB) or full"
