@@ -46,7 +46,7 @@ std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const ll
         return "flash attention is off: create the context with flash attention on";
     }
     if (cparams.n_seq_max != 1) {
-        return format("the context holds %u sequences, 1 is supported", cparams.n_seq_max);
+        return format("the context holds %u sequences, 1 is supported: make a context for each", cparams.n_seq_max);
     }
     if (cparams.ctx_other || cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return "the context belongs to a draft model or shares another context's cache";

@@ -33,13 +33,15 @@ from pyheadkv._abi import (
     STATUS_UNSUPPORTED,
     UPSTREAM_CDEF,
 )
-from pyheadkv.errors import LibraryError, ModelError, NativeError
+from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError
 from pyheadkv.roles import HeadRoles
 from pyheadkv.scorers import Scorer
 from pyheadkv.shape import LayerShape
 
 if TYPE_CHECKING:
     import llama_cpp
+
+CLOSED = "this Llama is closed, its model is freed: load it again"
 
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_DTYPES = {
@@ -173,19 +175,27 @@ class Native:
     """One llama_context, prepared for compression.
 
     Layer indices ``i`` count the layers that have a cache, as in `layers`; positions are int32, rows uint32.
-    Every method raises NativeError, or ModelError for what cannot be compressed, and then has changed nothing.
+    Every method raises NativeError, ModelError for what cannot be compressed, or UsageError where the Llama is closed,
+    and then has changed nothing.
 
     Parameters
     ----------
     llama
-        owner of the context; must outlive this object
+        owner of the context
     """
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
         self._lib = _headkv_lib()
-        address = ctypes.cast(llama._ctx.ctx, ctypes.c_void_p).value
-        self._ctx = _ffi.cast("struct llama_context *", address or 0)
+        self._llama = llama
         _check(self._lib.headkv_attach(self._ctx))
+
+    @property
+    def _ctx(self) -> Any:
+        """The llama_context, as long as it exists."""
+        address = ctypes.cast(self._llama._ctx.ctx, ctypes.c_void_p).value
+        if address is None:
+            raise UsageError(CLOSED)
+        return _ffi.cast("struct llama_context *", address)
 
     def layers(self) -> tuple[LayerShape, ...]:
         """Layers with a KV cache of their own."""

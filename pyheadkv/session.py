@@ -1,7 +1,8 @@
 """HeadKV: a llama_cpp.Llama whose cache is compressed after each long prompt.
 
 `HeadKV` wraps `generate` and `eval` of one Llama instance (and refuses to save states), so create_chat_completion,
-streaming, stop words, grammars and samplers of llama-cpp-python go on working.
+streaming, stop words, grammars and samplers of llama-cpp-python go on working. It wraps `close` too: a call of a freed
+model would crash, and is a UsageError instead.
 
     eval(prompt):   prompt[:-n_last] in batches | arm scoring | prompt[-n_last:] | plan -> compress
     eval(token):    as it was, on the compressed cache
@@ -31,7 +32,7 @@ from pyheadkv.budget import BudgetLike
 from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
-from pyheadkv.native import Native, read_gguf_metadata
+from pyheadkv.native import CLOSED, Native, read_gguf_metadata
 from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import AUTO, Policy, parse_policy
 from pyheadkv.profile import Profile, mix_profile
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["HeadKV", "load"]
 
 MIN_PROMPT = 256
-_WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state")
+_WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state", "close")
 _NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have"
 
 
@@ -55,6 +56,11 @@ class HeadKV:
     """Compress the cache of a Llama after each long prompt, a number of rows for every KV head.
 
     A context manager; `close` takes the wrappers off again.
+
+    >>> llama = pyheadkv.load("model.gguf", n_ctx=8192)
+    >>> with HeadKV(llama, budget=0.1) as headkv:
+    ...     answer = llama.create_chat_completion(messages=[{"role": "user", "content": question}])
+    ...     print(headkv.stats().bytes_measured, "bytes of", headkv.stats().bytes_full)
 
     Parameters
     ----------
@@ -87,6 +93,8 @@ class HeadKV:
         this model, cache or Llama cannot be compressed; says why
     BudgetError, PolicyError, ProfileError
         the settings do not fit the model
+    UsageError
+        this Llama is closed, has a HeadKV or a prompt cache, or was made for embeddings
     """
 
     def __init__(
@@ -178,6 +186,15 @@ class HeadKV:
         for name in _WRAPPED:
             vars(self.llama).pop(name, None)
 
+    def __repr__(self) -> str:
+        """Policy, budget, and rows kept of those that a whole cache would have now."""
+        try:
+            native, policy = self.native.stats(), (self.plan or self).policy
+        except UsageError:
+            return f"<HeadKV policy={self.policy}, budget={self.budget.request}, its Llama is closed>"
+        kept = native.n_rows_prefix + native.n_rows_tail
+        return f"<HeadKV policy={policy}, budget={self.budget.request}, {kept} of {native.n_rows_full} rows kept>"
+
     def __enter__(self) -> HeadKV:
         """Nothing to do: the wrappers are on since the constructor."""
         return self
@@ -234,6 +251,12 @@ class HeadKV:
         self.native.reserve(max(1, state.n_tokens))
         self._stock["load_state"](state)
 
+    def _close(self) -> None:
+        """Llama.close; whatever asks for the model or its context afterwards gets an error."""
+        self._stock["close"]()
+        llama: Any = self.llama
+        llama._model = llama._ctx = llama.tokenizer_ = _Closed()
+
     # ---- for the reader ----
 
     def _make_plan(self, tokens: list[int]) -> Plan | None:
@@ -271,11 +294,23 @@ class HeadKV:
             self.on_progress(n_done, n_total)
 
 
+class _Closed:
+    """Stands where a Llama had its model, its context and its tokenizer."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(CLOSED)
+
+
 def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy) -> None:
     if any(name in vars(llama) for name in _WRAPPED):
         raise UsageError("this Llama has a HeadKV already: close that one first")
     if llama.cache is not None:
         raise UsageError(_NO_STATES)
+    if llama.context_params.embeddings:
+        raise UsageError(
+            "embedding=True makes a context of many short sequences, which has nothing to compress: "
+            "load the model a second time for embeddings, and this one without embedding=True"
+        )
     if policy.lookahead and getattr(llama, "draft_model", None) is not None:
         raise UsageError("lookahead observes one token after the other: it does not go with a draft model")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,58 @@ def test_unfit_contexts_are_refused(tiny: Path) -> None:
     with pytest.raises(ModelError, match="flash"):
         HeadKV(plain)
     plain.close()
+
+
+CALLS: dict[str, Callable[[Any], object]] = {
+    "eval": lambda llama: llama.eval([1, 2]),
+    "generate": lambda llama: next(llama.generate([1, 2])),
+    "create_completion": lambda llama: llama.create_completion("hello"),
+    "create_chat_completion": lambda llama: llama.create_chat_completion([{"role": "user", "content": "hello"}]),
+    "tokenize": lambda llama: llama.tokenize(b"hello"),
+    "detokenize": lambda llama: llama.detokenize([1, 2]),
+    "n_ctx": lambda llama: llama.n_ctx(),
+    "save_state": lambda llama: llama.save_state(),
+}
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool) -> None:
+    headkv = HeadKV(llama, policy="snapkv", budget="10%")
+    assert repr(headkv) == "<HeadKV policy=snapkv, budget=10%, 0 of 0 rows kept>"
+    llama.eval(prompt_of(N_PROMPT if is_compressed else 9))
+    assert headkv.is_compressed == is_compressed
+    stats = headkv.native.stats()
+    kept = stats.n_rows_prefix + stats.n_rows_tail
+    assert f"budget=10%, {kept} of {4 * llama.n_tokens} rows kept>" in repr(headkv)
+    llama.close()
+    for name, call in CALLS.items():
+        with pytest.raises(UsageError, match="this Llama is closed"):
+            print(name, call(llama))
+    for name in (name for name in dir(HeadKV) if not name.startswith("_") and name != "close"):
+        with pytest.raises(UsageError, match="this Llama is closed"):
+            found = getattr(headkv, name)
+            print(name, found())
+    assert repr(headkv) == "<HeadKV policy=snapkv, budget=10%, its Llama is closed>"
+    headkv.close()
+    llama.close()
+    with pytest.raises(UsageError, match="this Llama is closed"):
+        HeadKV(llama)
+    with pytest.raises(UsageError, match="this Llama is closed"):
+        llama.eval([1, 2])
+
+
+def test_a_llama_that_was_closed_before_is_refused(llama: Any) -> None:
+    llama.close()
+    with pytest.raises(UsageError, match="this Llama is closed"):
+        HeadKV(llama)
+
+
+def test_a_llama_for_embeddings_is_refused_with_a_way_on(tiny: Path) -> None:
+    for n_batch in (1, 64):
+        llama = load(tiny, n_ctx=512, n_batch=n_batch, embedding=True)
+        with pytest.raises(UsageError, match="load the model a second time for embeddings"):
+            HeadKV(llama)
+        llama.close()
 
 
 @pytest.mark.parametrize("n_bytes", [2000, 100_000])

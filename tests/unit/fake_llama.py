@@ -144,7 +144,7 @@ class FakeLlama:
         self.input_ids = np.zeros(n_ctx, dtype=np.intc)
         self.cache = None
         self.metadata = {"general.architecture": "llama", "general.name": "fake"}
-        self.context_params = SimpleNamespace(type_k=1, type_v=1)
+        self.context_params = SimpleNamespace(type_k=1, type_v=1, embeddings=False)
         self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0)
         self._ctx = SimpleNamespace(ctx=None, kv_cache_seq_rm=lambda seq, p0, p1: self.memory.seq_rm(p0))
         self.batches: list[int] = []
@@ -204,6 +204,9 @@ class FakeLlama:
 
     def load_state(self, state: SimpleNamespace) -> None:
         self.n_tokens = state.n_tokens
+
+    def close(self) -> None:
+        pass
 
 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
