@@ -122,15 +122,45 @@ def chat(
         typer.Option("--lookahead", min=0, max=256, help="First tokens of an answer that observe on the whole cache."),
     ] = 0,
     single_turn: Annotated[bool, typer.Option("-st", "--single-turn", help="Answer once, then leave.")] = False,
-    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of an answer; -1: no limit.")] = -1,
-    temp: Annotated[float, typer.Option("--temp", min=0.0, help="0 always takes the likeliest token.")] = 0.8,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Default: random.")] = None,
+    n_predict: Annotated[
+        int | None, typer.Option("-n", "--n-predict", help="Tokens of an answer; -1: no limit. [default: -1]")
+    ] = None,
+    temp: Annotated[
+        float | None,
+        typer.Option("--temp", help="0 always takes the likeliest token. [default: the model's own, or 0.8]"),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", help="Draw from so many tokens; 0 is all. [default: the model's own, or 40]"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw from so much probability. [default: the model's own, or 0.95]"),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Least probability beside the likeliest's. [default: the model's own, or 0.05]"),
+    ] = None,
+    repeat_penalty: Annotated[
+        float | None,
+        typer.Option("--repeat-penalty", help="Against repetition; 1 is off. [default: the model's own, or 1]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="-1 is random. [default: -1]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Answer once and print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
 ) -> None:
     """Chat on a compressed cache. /help lists the commands inside."""
     from pyheadkv.cli.chat import run_chat
 
+    sampling = {
+        "temp": temp,
+        "top-k": top_k,
+        "top-p": top_p,
+        "min-p": min_p,
+        "repeat-penalty": repeat_penalty,
+        "seed": seed,
+        "n-predict": n_predict,
+    }
     run_chat(
         CacheOptions(model, budget, policy, profile, profile_mix, ctx_size, cache_type_k, cache_type_v),
         ChatOptions(
@@ -140,9 +170,7 @@ def chat(
             files=tuple(file or ()),
             prompt=prompt,
             is_single_turn=single_turn,
-            n_predict=n_predict,
-            temp=temp,
-            seed=seed,
+            sampling={name: value for name, value in sampling.items() if value is not None},
             as_json=as_json,
             verbose=verbose,
             lookahead=lookahead,

@@ -15,7 +15,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.conversation import Conversation, read_text_file
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
@@ -26,11 +26,13 @@ from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.profile import Profile
 from pyheadkv.reader import context_length
+from pyheadkv.sampling import SETTINGS, Sampling, sampling_of_file
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import supported_shape
 
 _HELP = {
     "/read FILE": "put a text file into the next message",
+    "/set NAME VALUE": "change a setting of the answers; alone, show all",
     "/stats": "show rows, memory and times",
     "/clear": "start a new conversation",
     "/exit": "leave (as Ctrl-D)",
@@ -52,6 +54,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
     policy = replace(policy, lookahead=chat.lookahead or policy.lookahead)
     budget = Budget.parse(cache.budget) if cache.budget else None
     prompt = _first_prompt(chat)
+    Sampling().having(chat.sampling)  # refuses what is out of range
     path = resolve_model(cache.model, note)
     profile = _check_early(path, cache, policy, budget)
 
@@ -130,7 +133,7 @@ class Talk:
         self.headkv = headkv
         self.bar = bar
         self.is_single_turn = chat.is_single_turn or not sys.stdin.isatty()
-        sampling = Sampling(chat.temp, chat.seed, chat.n_predict)
+        sampling = sampling_of_file(Sampling(), headkv.llama.metadata, note).having(chat.sampling)
         self.conversation = Conversation(headkv, chat.system, sampling)
         if not self.conversation.has_template:
             note("this model has no chat template: text is continued as it is")
@@ -199,6 +202,8 @@ class Talk:
             return False
         if name == "/read":
             self._read(argument.strip())
+        elif name == "/set":
+            self._set(argument.split())
         elif name == "/stats":
             plan = self.headkv.plan
             words = f"{plan.policy}, budget {plan.budget.request}" if plan else "the cache is whole"
@@ -207,10 +212,22 @@ class Talk:
             self.conversation.clear()
             note("a new conversation")
         elif name == "/help":
-            print("\n".join(f"{command:12} {what}" for command, what in _HELP.items()))
+            print("\n".join(f"{command:15} {what}" for command, what in _HELP.items()))
         else:
             error(UsageError(f"unknown command {name}, known are {', '.join(_HELP)}"))
         return True
+
+    def _set(self, words: list[str]) -> None:
+        """Change a setting of the answers, or show all."""
+        if words:
+            try:
+                name, value = words if len(words) == 2 else (words[0], "missing")
+                self.conversation.sampling = self.conversation.sampling.having({name: value})
+            except UsageError as problem:
+                error(problem)
+            return
+        for name, setting in SETTINGS.items():
+            print(f"{name:15} {self.conversation.sampling.value(name):<8g} {setting.words}")
 
     def _read(self, file: str) -> None:
         if not file:

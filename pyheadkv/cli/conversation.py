@@ -7,40 +7,17 @@ the next one; an answer that was stopped halfway counts as far as it got.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import UsageError
 from pyheadkv.reader import context_length
+from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """temp 0 is greedy; seed None is random in each turn; max_tokens below 1 is no limit but the context."""
-
-    temp: float = 0.8
-    seed: int | None = None
-    max_tokens: int = -1
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of llama-cpp-python, whose own defaults differ between its functions."""
-        return {
-            "temperature": self.temp,
-            "seed": secrets.randbits(32) if self.seed is None else self.seed,
-            "max_tokens": self.max_tokens if self.max_tokens > 0 else None,
-            "top_k": 40,
-            "top_p": 0.95,
-            "min_p": 0.05,
-            "repeat_penalty": 1.0,
-            "stream": True,
-        }
 
 
 def read_text_file(path: Path) -> str:

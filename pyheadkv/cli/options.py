@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What only `chat` asks. seed None is random, n_predict below 1 is no limit but the context."""
+    """What only `chat` asks; sampling has the settings that were given, by the names in `pyheadkv.sampling`."""
 
     n_threads: int | None
     n_gpu_layers: int
@@ -30,9 +31,7 @@ class ChatOptions:
     files: tuple[Path, ...]
     prompt: str | None
     is_single_turn: bool
-    n_predict: int
-    temp: float
-    seed: int | None
+    sampling: Mapping[str, float]
     as_json: bool
     verbose: bool
     lookahead: int

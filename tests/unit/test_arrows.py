@@ -26,6 +26,7 @@ LEVELS = {
     "drawing": 1,
     "shape": 1,
     "protect": 1,
+    "sampling": 1,
     "budget": 2,
     "fingerprint": 2,
     "profile": 2,

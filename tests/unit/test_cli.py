@@ -58,7 +58,8 @@ def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Cac
 
 def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
     line = (
-        "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --json --verbose --lookahead 8"
+        "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --top-k 20 --top-p 0.9 --min-p 0.1"
+        " --repeat-penalty 1.1 --json --verbose --lookahead 8"
         " --budget 1.5% --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
     )
     cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
@@ -70,9 +71,15 @@ def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOpt
         files=(Path("a.txt"), Path("b.txt")),
         prompt="-hello",
         is_single_turn=True,
-        n_predict=64,
-        temp=0,
-        seed=7,
+        sampling={
+            "temp": 0,
+            "top-k": 20,
+            "top-p": 0.9,
+            "min-p": 0.1,
+            "repeat-penalty": 1.1,
+            "seed": 7,
+            "n-predict": 64,
+        },
         as_json=True,
         verbose=True,
         lookahead=8,
@@ -82,7 +89,7 @@ def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOpt
 def test_defaults(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
     cache, options = parsed("m.gguf", "-p", "-", "-n", "-1", "-ngl", "-1")
     assert (cache.budget, cache.policy, cache.n_ctx, cache.type_k) == (None, "auto", 0, "f16")
-    assert (options.prompt, options.n_predict, options.n_gpu_layers, options.seed) == ("-", -1, -1, None)
+    assert (options.prompt, options.sampling, options.n_gpu_layers) == ("-", {"n-predict": -1}, -1)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,8 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
         ),
         (["model.gguf", "-f", "no.txt"], "no.txt cannot be read: No such file or directory"),
         (["model.gguf", "-f", "model.bin"], "model.bin is not a text file: it has a NUL byte at offset 1"),
+        (["model.gguf", "--temp", "nan"], "temp is nan, expected a number from 0 to 100"),
+        (["model.gguf", "--top-p", "2"], "top-p is 2.0, expected a number from 0 to 1"),
         (["model.gguf", "-p", " "], "the prompt is empty"),
     ],
 )

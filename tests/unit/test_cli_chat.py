@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from pyheadkv.cli.chat import Talk
-from pyheadkv.cli.conversation import Conversation, Sampling, read_text_file
+from pyheadkv.cli.conversation import Conversation, read_text_file
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.errors import UsageError
+from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
 
-OPTIONS = ChatOptions(None, 0, None, (), None, False, 3, 0.0, None, False, False, 0)
+OPTIONS = ChatOptions(None, 0, None, (), None, False, {"n-predict": 3, "temp": 0}, False, False, 0)
 
 
 class ChatLlama(FakeLlama):
@@ -119,7 +120,7 @@ def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "/read FILE" in out and "KV memory" in out
     (tmp_path / "x.bin").write_bytes(b"\0")
     for line, words in (
-        ("/foo bar", "unknown command /foo, known are /read FILE, /stats, /clear, /exit, /help"),
+        ("/foo bar", "unknown command /foo, known are /read FILE, /set NAME VALUE, /stats, /clear, /exit, /help"),
         ("/read", "/read needs a file name"),
         ("/read /none.txt", "/none.txt cannot be read: No such file or directory"),
         (f"/read {tmp_path}/x.bin", "has a NUL byte at offset 0"),
@@ -175,11 +176,27 @@ def test_without_a_template_text_is_continued(
     assert llama.requests == ["Once", f"Once\n{answer}\nand"]
 
 
-def test_sampling_is_greedy_at_0_and_random_without_a_seed() -> None:
-    assert Sampling(temp=0.0).options()["temperature"] == 0
-    assert Sampling(seed=7).options()["seed"] == 7
-    assert len({Sampling().options()["seed"] for _ in range(4)}) > 1
-    assert Sampling(max_tokens=-1).options()["max_tokens"] is None
+def test_set_changes_the_next_answer(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert talk._command("/set top-k 5") and talk._command("/set n-predict 1")
+    assert len("".join(talk.conversation.answer("one")).split()) == 1
+    assert talk.conversation.sampling == Sampling(temp=0, max_tokens=1, top_k=5)
+    for line, words in (
+        ("/set heat 1", "no setting heat, known are temp, top-k"),
+        ("/set temp", "temp is missing, expected a number from 0 to 100"),
+        ("/set top-p high", "top-p is high, expected a number from 0 to 1"),
+    ):
+        assert talk._command(line)
+        assert words in capsys.readouterr().err
+    assert talk._command("/set")
+    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert ["temp", "0"] in shown and ["top-k", "5"] in shown and ["seed", "-1"] in shown
+
+
+def test_a_models_own_sampling_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_library(monkeypatch)
+    llama = ChatLlama()
+    llama.metadata |= {"general.sampling.top_p": "0.500000", "general.sampling.temp": "0.700000"}
+    assert Talk(HeadKV(llama), OPTIONS, ReadingBar()).conversation.sampling == Sampling(0, None, 3, top_p=0.5)
 
 
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
