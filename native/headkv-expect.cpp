@@ -42,6 +42,7 @@ struct mean_rotation {
 static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rotation, int64_t n_embd_head, int32_t n_pos) {
     const int32_t n_dims = rotation.rope[1];
     const int32_t mode   = rotation.rope[2];
+    const int32_t n_offs = rotation.rope[15]; // elements before those that are rotated
     float params[6]; // freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow
     memcpy(params, rotation.rope + 5, sizeof(params));
 
@@ -50,9 +51,10 @@ static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rot
     std::iota(pos.begin(), pos.end(), n_pos);
 
     headkv_graph graph(backend);
-    const std::vector<float> turned = graph.compute(ggml_rope_ext(graph.ctx(),
+    ggml_tensor * rope = ggml_rope_ext(graph.ctx(),
         graph.input(ones, n_embd_head, 1, N_FUTURE), graph.input(pos.data(), N_FUTURE), rotation.factors,
-        n_dims, mode, rotation.rope[4], params[0], params[1], params[2], params[3], params[4], params[5]));
+        n_dims, mode, rotation.rope[4], params[0], params[1], params[2], params[3], params[4], params[5]);
+    const std::vector<float> turned = graph.compute(ggml_rope_set_offset(rope, n_offs));
 
     doubles mean(n_embd_head, 0.0);
     for (int32_t p = 0; p < N_FUTURE; ++p) {
@@ -63,8 +65,8 @@ static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rot
 
     mean_rotation res;
     for (int64_t i = 0; i < n_dims/2; ++i) {
-        const int64_t a = mode == GGML_ROPE_TYPE_NEOX ? i : 2*i;
-        const int64_t b = mode == GGML_ROPE_TYPE_NEOX ? i + n_dims/2 : 2*i + 1;
+        const int64_t a = n_offs + (mode == GGML_ROPE_TYPE_NEOX ? i : 2*i);
+        const int64_t b = a      + (mode == GGML_ROPE_TYPE_NEOX ? n_dims/2 : 1);
         res.pairs.push_back({ a, b, (mean[a] + mean[b])/2, (mean[b] - mean[a])/2 });
     }
     return res;

@@ -14,22 +14,23 @@ static constexpr int64_t D     = 8;
 static constexpr int32_t N_POS = 100;
 static constexpr float   BASE  = 10000.0f;
 
-static headkv_rotation make_rotation(int32_t n_dims, int32_t mode, float freq_scale = 1.0f) {
+static headkv_rotation make_rotation(int32_t n_dims, int32_t mode, int32_t n_offs, float freq_scale = 1.0f) {
     const float params[6] = { BASE, freq_scale, 0.0f, 1.0f, 32.0f, 1.0f };
 
     headkv_rotation res;
     res.rope[1] = n_dims;
     res.rope[2] = mode;
+    res.rope[15] = n_offs;
     memcpy(res.rope + 5, params, sizeof(params));
     return res;
 }
 
 // the mean of x over the rotations of the 512 positions from N_POS on
-static std::vector<double> turned(const std::vector<double> & x, int32_t n_dims, bool is_neox) {
+static std::vector<double> turned(const std::vector<double> & x, int32_t n_dims, bool is_neox, int32_t n_offs) {
     std::vector<double> res(x.begin(), x.end());
     for (int32_t i = 0; i < n_dims/2; ++i) {
-        const int32_t a = is_neox ? i : 2*i;
-        const int32_t b = is_neox ? i + n_dims/2 : 2*i + 1;
+        const int32_t a = n_offs + (is_neox ? i : 2*i);
+        const int32_t b = n_offs + (is_neox ? i + n_dims/2 : 2*i + 1);
         res[a] = res[b] = 0.0;
         for (int32_t p = N_POS; p < N_POS + 512; ++p) {
             const double angle = p*std::pow((double) BASE, -2.0*i/n_dims);
@@ -41,7 +42,7 @@ static std::vector<double> turned(const std::vector<double> & x, int32_t n_dims,
 }
 
 // two queries, mean m and difference 2 e: the covariance is e e^T
-static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, bool is_neox) {
+static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, bool is_neox, int32_t n_offs) {
     std::vector<double> m(D), e(D);
     for (int64_t i = 0; i < D; ++i) {
         m[i] = 0.5 + 0.25*i;
@@ -55,10 +56,11 @@ static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, boo
         moments.sums[D*D + i] = (float) (2*m[i]);
     }
     const float scale = 0.5f;
-    const auto  res   = headkv_expect(backend, moments, make_rotation(n_dims, is_neox ? GGML_ROPE_TYPE_NEOX : 0), N_POS, scale);
+    const auto  rope  = make_rotation(n_dims, is_neox ? GGML_ROPE_TYPE_NEOX : 0, n_offs);
+    const auto  res   = headkv_expect(backend, moments, rope, N_POS, scale);
 
-    const auto m_turned = turned(m, n_dims, is_neox);
-    const auto e_turned = turned(e, n_dims, is_neox);
+    const auto m_turned = turned(m, n_dims, is_neox, n_offs);
+    const auto e_turned = turned(e, n_dims, is_neox, n_offs);
     for (int64_t i = 0; i < D; ++i) {
         CHECK(std::fabs(res.linear[i] - scale*m_turned[i]) < 1e-4);
         for (int64_t j = 0; j < D; ++j) { // L^T L
@@ -93,7 +95,7 @@ static void test_rounded_sums_of_few_queries(ggml_backend_t backend) {
                 moments.sums[i*D + j] = moments.sums[j*D + i] = (float) (n_queries*truth[i*D + j]) + n_queries*off;
             }
         }
-        const auto res = headkv_expect(backend, moments, make_rotation(D, 0, /*.freq_scale =*/ 0.0f), N_POS, 1.0f); // turns nothing
+        const auto res = headkv_expect(backend, moments, make_rotation(D, 0, 0, /*.freq_scale =*/ 0.0f), N_POS, 1.0f); // turns nothing
         for (int64_t i = 0; i < D*D; ++i) {
             double sum = 0.0;
             for (int64_t r = 0; r < D; ++r) {
@@ -115,8 +117,9 @@ static void test_scores() {
 int main() {
     ggml_backend_t backend = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
     for (const bool is_neox : { false, true }) {
-        test_mean_and_covariance(backend, D, is_neox);
-        test_mean_and_covariance(backend, D/2, is_neox); // only some of the elements are rotated
+        test_mean_and_covariance(backend, D, is_neox, 0);
+        test_mean_and_covariance(backend, D/2, is_neox, 0); // only some of the elements are rotated
+        test_mean_and_covariance(backend, D/2, is_neox, D/4); // and these are not the first
     }
     test_rounded_sums_of_few_queries(backend);
     test_scores();
