@@ -54,6 +54,12 @@ std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const ll
     if (hparams.is_mla()) {
         return "the model uses latent attention (MLA), which has no KV heads";
     }
+    if (hparams.n_rel_attn_bkts > 0) {
+        return "the model adds a position bias to its attention, which flash attention does not take";
+    }
+    if (hparams.router_layer >= 0) {
+        return "the model keeps in its cache which adapter each token chose";
+    }
     if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
         return "the model uses ALiBi, whose bias needs every position";
     }
@@ -82,7 +88,8 @@ headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), 
         layer.shape.n_embd_head_k = hparams.n_embd_head_k(il);
         layer.shape.n_embd_head_v = hparams.n_embd_head_v(il);
         layer.shape.row_bytes_k   = ggml_row_size(kv.type_k(), layer.shape.n_embd_head_k);
-        layer.shape.row_bytes_v   = ggml_row_size(kv.type_v(), layer.shape.n_embd_head_v);
+        const ggml_tensor * v = headkv_access::v(kv, i);
+        layer.shape.row_bytes_v   = v ? ggml_row_size(v->type, layer.shape.n_embd_head_v) : 0;
 
         layers.push_back(std::move(layer));
         layer_of[il] = i;

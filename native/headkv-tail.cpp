@@ -58,6 +58,15 @@ static void copy_runs(const std::vector<headkv_cell_run> & runs, ggml_tensor * s
     }
 }
 
+// like t, which may be missing, with n_cells cells
+static ggml_tensor * new_cells(ggml_context * ctx, const ggml_tensor * t, uint32_t n_cells) {
+    return t ? ggml_set_name(ggml_new_tensor_3d(ctx, t->type, t->ne[0], n_cells, 1), t->name) : nullptr;
+}
+
+static ggml_tensor * view_cells(ggml_context * ctx, ggml_tensor * t) {
+    return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], 0) : nullptr;
+}
+
 headkv_tail headkv_access::make_tail(const llama_kv_cache & kv, uint32_t n_cells, const std::vector<uint32_t> & keep) {
     headkv_tail tail;
 
@@ -74,16 +83,9 @@ headkv_tail headkv_access::make_tail(const llama_kv_cache & kv, uint32_t n_cells
         }
         ggml_context * ctx = tail.buffers[ib].ctx.get();
 
-        ggml_tensor * k = ggml_new_tensor_3d(ctx, layer.k->type, layer.k->ne[0], n_cells, 1);
-        ggml_tensor * v = ggml_new_tensor_3d(ctx, layer.v->type, layer.v->ne[0], n_cells, 1);
-        ggml_set_name(k, layer.k->name);
-        ggml_set_name(v, layer.v->name);
-
-        tail.layers.push_back({
-            k, v,
-            ggml_view_2d(ctx, k, k->ne[0], n_cells, k->nb[1], 0),
-            ggml_view_2d(ctx, v, v->ne[0], n_cells, v->nb[1], 0),
-        });
+        ggml_tensor * k = new_cells(ctx, layer.k, n_cells);
+        ggml_tensor * v = new_cells(ctx, layer.v, n_cells);
+        tail.layers.push_back({ k, v, view_cells(ctx, k), view_cells(ctx, v) });
     }
 
     for (size_t ib = 0; ib < bufts.size(); ++ib) {
@@ -93,7 +95,9 @@ headkv_tail headkv_access::make_tail(const llama_kv_cache & kv, uint32_t n_cells
     const auto runs = find_runs(keep);
     for (size_t i = 0; i < kv.layers.size(); ++i) {
         copy_runs(runs, kv.layers[i].k, tail.layers[i].k);
-        copy_runs(runs, kv.layers[i].v, tail.layers[i].v);
+        if (kv.layers[i].v) {
+            copy_runs(runs, kv.layers[i].v, tail.layers[i].v);
+        }
     }
 
     tail.cells.resize(n_cells);

@@ -18,7 +18,7 @@ struct headkv_cell_run {
 struct headkv_tail {
     struct layer {
         ggml_tensor * k;
-        ggml_tensor * v;
+        ggml_tensor * v;        // nullptr: the cache has K only
         ggml_tensor * k_stream; // view of k
         ggml_tensor * v_stream;
     };
@@ -40,7 +40,7 @@ struct headkv_access {
     static size_t        n_layer(const llama_kv_cache & kv)           { return kv.layers.size(); }
     static uint32_t      il     (const llama_kv_cache & kv, size_t i) { return kv.layers[i].il; }
     static ggml_tensor * k      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].k; }
-    static ggml_tensor * v      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].v; }
+    static ggml_tensor * v      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].v; } // nullptr: MLA
 
     // what mixes the elements of values before they are quantised, [n][n], its own inverse; empty: nothing
     static std::vector<float> mixing_v(const llama_kv_cache & kv);

@@ -153,8 +153,43 @@ def _refused_mamba(writer: gguf.GGUFWriter) -> _Shapes:
     }
 
 
+def _refused_deepseek2(writer: gguf.GGUFWriter) -> _Shapes:
+    rank, n_rot, n_embd_head = 32, 16, 16
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_leading_dense_block_count(1)
+    writer.add_kv_lora_rank(rank)
+    writer.add_q_lora_rank(rank)
+    writer.add_key_length(rank + n_rot)
+    writer.add_value_length(rank)
+    writer.add_key_length_mla(n_embd_head + n_rot)
+    writer.add_value_length_mla(n_embd_head)
+    writer.add_rope_dimension_count(n_rot)
+    writer.add_expert_feed_forward_length(F)
+    writer.add_expert_shared_count(1)
+    return {
+        "output_norm.weight": (E,),
+        "output.weight": (V, E),
+        "blk.0.attn_norm.weight": (E,),
+        "blk.0.attn_q_a.weight": (rank, E),
+        "blk.0.attn_q_a_norm.weight": (rank,),
+        "blk.0.attn_q_b.weight": (2 * (n_embd_head + n_rot), rank),
+        "blk.0.attn_kv_a_mqa.weight": (rank + n_rot, E),
+        "blk.0.attn_kv_a_norm.weight": (rank,),
+        "blk.0.attn_k_b.weight": (2, rank, n_embd_head),
+        "blk.0.attn_v_b.weight": (2, n_embd_head, rank),
+        "blk.0.attn_output.weight": (E, 2 * n_embd_head),
+        "blk.0.ffn_norm.weight": (E,),
+        "blk.0.ffn_gate.weight": (F, E),
+        "blk.0.ffn_up.weight": (F, E),
+        "blk.0.ffn_down.weight": (E, F),
+    }
+
+
 _REFUSED: dict[str, Callable[[gguf.GGUFWriter], _Shapes]] = {
     "bloom": _refused_bloom,
+    "deepseek2": _refused_deepseek2,
     "gemma3": _refused_gemma3,
     "mamba": _refused_mamba,
     "qwen2vl": _refused_qwen2vl,
@@ -163,7 +198,7 @@ REFUSED = tuple(_REFUSED)
 
 
 def write_refused(path: Path, arch: str) -> Path:
-    """Write a model of an architecture in `REFUSED`: ALiBi, sliding window, recurrent, M-RoPE."""
+    """Write a model of an architecture in `REFUSED`: ALiBi, latent attention, sliding window, recurrent, M-RoPE."""
     writer = gguf.GGUFWriter(path, arch)
     _add_sizes(writer, 1, E, F, V, 1024)
     rng = np.random.default_rng(0)

@@ -263,6 +263,7 @@ def test_scores_of_another_window_are_not_used(open_context: MakeContext, what: 
 
 REASONS = {
     "bloom": "ALiBi",
+    "deepseek2": "latent attention",
     "gemma3": "sliding window",
     "mamba": "recurrent",
     "qwen2vl": "M-RoPE",
