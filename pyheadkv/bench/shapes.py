@@ -16,6 +16,7 @@ import platformdirs
 
 from pyheadkv.bench.random_model import RandomModel, write_model
 from pyheadkv.errors import BenchError, UsageError
+from pyheadkv.targets import check_target
 
 N_VOCAB = 1024
 N_CTX = 131072
@@ -89,6 +90,7 @@ def shape_file(shape: ShapeModel, on_notice: Callable[[str], None] | None = None
     path = folder / f"random-{shape.name}-{model.n_layer}-{shape.weights}.gguf"
     if path.is_file():
         return path
+    check_target(path, BenchError)
     if on_notice:
         on_notice(f"writing random weights to {path}")
     scratch = path.with_suffix(f".{os.getpid()}.part")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -420,7 +421,11 @@ def bench(
 
 
 def main() -> None:
-    """Entry point of the `pyheadkv` command."""
+    """Entry point of the `pyheadkv` command.
+
+    SIGTERM, as a service or a container is stopped with, unwinds like Ctrl-C: no half file stays. It exits with 143.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     app(prog_name="pyheadkv")
 
 

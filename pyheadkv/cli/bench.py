@@ -24,6 +24,7 @@ from pyheadkv.native import read_gguf_metadata
 from pyheadkv.profile import Profile
 from pyheadkv.shape import supported_shape
 
+RESULTS, PICTURE = "bench.jsonl", "bench.png"  # in the folder of --output
 WIDTH = 240  # tables are Markdown and keep their lines; a narrow terminal folds them
 
 
@@ -50,14 +51,14 @@ def run_bench_command(options: BenchOptions) -> None:
     else:
         _print(options, setup, records)
     if options.output:
-        _draw(setup, records, options.output / "bench.png")
+        _draw(setup, records, options.output / PICTURE)
 
 
 def _result_file(folder: Path | None) -> JsonLines:
     if folder is None:
         return JsonLines(None, BenchError)
-    make_folder(folder, BenchError)
-    return JsonLines(folder / "bench.jsonl", BenchError)
+    make_folder(folder, (RESULTS, PICTURE), BenchError)
+    return JsonLines(folder / RESULTS, BenchError)
 
 
 def _setup(options: BenchOptions) -> tuple[Setup, Profile | None]:

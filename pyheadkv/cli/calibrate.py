@@ -10,13 +10,14 @@ from pyheadkv.calibrate import Settings, calibrate
 from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.options import CalibrateOptions
 from pyheadkv.cli.render import note, progress_bar
-from pyheadkv.errors import UsageError
+from pyheadkv.errors import ProfileError, UsageError
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.loading import opened
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
 from pyheadkv.shape import supported_shape
+from pyheadkv.targets import check_target
 
 N_LEADING = 10
 
@@ -31,12 +32,13 @@ def run_calibrate(options: CalibrateOptions) -> None:
     HeadKVError
         anything that the user can mend
     KeyboardInterrupt
-        Ctrl-C; what is measured so far is kept
+        Ctrl-C (SIGTERM is a SystemExit); what is measured so far is kept
     """
     settings = read_settings(options)
     path = resolve_model(options.model, note)
     output = options.output or Path(f"{path.stem}.headkv.json")
     part, choices = (output.with_name(f"{output.name}{end}") for end in (".part", ".choose.part"))
+    check_target(output, ProfileError)  # before minutes of measuring
     try:
         profile = calibrate_model(
             path,
@@ -48,7 +50,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
         )
         if options.is_choosing:
             profile = choose_for_model(path, profile, choices, options.n_threads, options.n_gpu_layers)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if part.is_file():
             note(f"stopped; what is measured is in {part}, and the same command goes on from there")
         raise

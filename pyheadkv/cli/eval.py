@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.eval_report import write_report
+from pyheadkv.cli import eval_report
 from pyheadkv.cli.options import EvalOptions
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError, HeadKVError, ProfileError, UsageError
@@ -32,9 +32,11 @@ from pyheadkv.native import read_gguf_metadata
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile
 from pyheadkv.shape import CACHE_TYPES, ModelShape, supported_shape
+from pyheadkv.targets import check_target
 
 ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 MIN_LENGTH = 128
+RESULTS, CASES = "cells.jsonl", "cases.jsonl"  # in the folder of --output
 
 
 @dataclass(frozen=True)
@@ -77,36 +79,43 @@ def run_eval(options: EvalOptions) -> None:
     HeadKVError
         anything that the user can mend
     KeyboardInterrupt
-        Ctrl-C; what is measured so far is kept
+        Ctrl-C (SIGTERM is a SystemExit); what is measured so far is kept
     """
     asked = _read_options(options)
     model = _read_model(options, asked)
     fighters = [contender(text, model.profile) for text in asked.policies]
     trials = [(fighter, budget) for fighter in fighters for budget in asked.budgets]
     folder = options.output or Path(f"{model.path.stem}.eval")
-    make_folder(folder, EvaluationError)
-    results = Results(folder / "cells.jsonl")
+    make_folder(folder, (RESULTS, CASES, *eval_report.FILES), EvaluationError)
+    results = Results(folder / RESULTS)
     try:
         cases, records = _measure(options, asked, model, trials, results)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         note(f"stopped; what is measured is in {results.path}, and the same command goes on from there")
         raise
-    write_cases(folder / "cases.jsonl", cases)
-    write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
+    write_cases(folder / CASES, cases)
+    eval_report.write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
 
 
-def make_folder(folder: Path, error: type[HeadKVError]) -> None:
-    """Make a folder for results, where there is none.
+def make_folder(folder: Path, names: Sequence[str], error: type[HeadKVError]) -> None:
+    """Make a folder for results, where there is none, before hours of measuring.
+
+    Parameters
+    ----------
+    names
+        of the files that will be written there
 
     Raises
     ------
     HeadKVError
-        `error`, naming the folder and the reason
+        `error`, naming the folder and the reason, or what is in the way of a file
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise error(f"{folder} cannot be made: {problem.strerror}") from None
+    for name in names:
+        check_target(folder / name, error)
 
 
 def _read_options(options: EvalOptions) -> _Asked:

@@ -14,6 +14,9 @@ from pyheadkv.evaluate.plots import write_bytes, write_curves, write_depths
 from pyheadkv.evaluate.report import byte_sheets, markdown, sheets, tables
 from pyheadkv.evaluate.results import FULL, Cell, cells, label_of
 from pyheadkv.jsonl import Record
+from pyheadkv.targets import check_target
+
+REPORT, CURVES, BYTES, DEPTHS = FILES = ("report.md", "quality.png", "bytes.png", "depths.png")
 
 
 def write_report(title: str, facts: Sequence[tuple[str, str]], records: Sequence[Record], folder: Path) -> None:
@@ -35,7 +38,8 @@ def write_report(title: str, facts: Sequence[tuple[str, str]], records: Sequence
         printer.print(table)
     pictures = _draw(found, records, folder)
     text = markdown(found, comparisons(records), title, [*facts, *_settled(records)], pictures)
-    path = folder / "report.md"
+    path = folder / REPORT
+    check_target(path, EvaluationError)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -45,13 +49,13 @@ def write_report(title: str, facts: Sequence[tuple[str, str]], records: Sequence
 
 def _draw(found: Sequence[Cell], records: Sequence[Record], folder: Path) -> list[str]:
     try:
-        write_curves(found, folder / "quality.png")
-        has_bytes = write_bytes(found, folder / "bytes.png")
-        has_depths = write_depths(records, folder / "depths.png")
+        write_curves(found, folder / CURVES)
+        has_bytes = write_bytes(found, folder / BYTES)
+        has_depths = write_depths(records, folder / DEPTHS)
     except UsageError as error:
         note(f"no pictures: {error}")
         return []
-    return ["quality.png", *(["bytes.png"] if has_bytes else []), *(["depths.png"] if has_depths else [])]
+    return [CURVES, *([BYTES] if has_bytes else []), *([DEPTHS] if has_depths else [])]
 
 
 def _settled(records: Sequence[Record]) -> list[tuple[str, str]]:

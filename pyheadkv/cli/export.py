@@ -89,7 +89,7 @@ def _calibrate(path: Path) -> Profile:
     part = _part_of(path)
     try:
         return calibrate_model(path, Settings(), part=part)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if part.is_file():
             note(f"stopped; what is measured is in {part}, and the same command goes on from there")
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyheadkv.errors import ExportError
+from pyheadkv.targets import check_target
 
 _CHUNK_BYTES = 8 << 20
+_PART = ".part"
 
 OnProgress = Callable[[int, int], None]
 
@@ -34,7 +37,7 @@ class Copy:
 
 
 def check_targets(targets: Sequence[Path], sources: Sequence[Path], force: bool) -> None:
-    """Refuse to write over a source, or over anything else without `force`.
+    """Refuse to write over a source or what is no file, or over anything else without `force`.
 
     Raises
     ------
@@ -44,8 +47,7 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path], force: bool)
     if not targets[0].parent.is_dir():
         raise ExportError(f"{targets[0].parent} is no folder, {targets[0].name} cannot be written there")
     for target in targets:
-        if target.is_dir():
-            raise ExportError(f"{target} is a folder, expected a file to write")
+        check_target(target, ExportError)
         if target.exists() and any(target.samefile(source) for source in sources):
             raise ExportError(f"{target} is the model itself, which is only written over with --in-place")
         if not force and os.path.lexists(target):
@@ -54,6 +56,8 @@ def check_targets(targets: Sequence[Path], sources: Sequence[Path], force: bool)
 
 def copy_all(copies: Sequence[Copy], on_progress: OnProgress | None = None) -> None:
     """Write all files, each beside its place; then rename them, the first one last.
+
+    Where that is stopped, what was written is removed; what a process left that was killed, at the next call.
 
     Parameters
     ----------
@@ -69,6 +73,8 @@ def copy_all(copies: Sequence[Copy], on_progress: OnProgress | None = None) -> N
     """
     first = copies[0].target
     try:
+        for copy in copies:
+            _remove_old_parts(copy.target)
         progress = _Progress(sum(copy.n_bytes for copy in copies), on_progress)
         free = shutil.disk_usage(first.parent).free
         if progress.total > free:
@@ -96,10 +102,17 @@ class _Progress:
             self._on_progress(self._done, self.total)
 
 
+def _remove_old_parts(target: Path) -> None:
+    part = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}{_PART}")  # as tempfile names it
+    for path in target.parent.iterdir():
+        if part.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def _copy(copy: Copy, stack: ExitStack, progress: _Progress) -> Path:
     """Write the file under another name, which is gone when the stack is left without a rename."""
     expected = copy.n_bytes
-    handle, name = tempfile.mkstemp(prefix=f".{copy.target.name}.", suffix=".part", dir=copy.target.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{copy.target.name}.", suffix=_PART, dir=copy.target.parent)
     part = Path(name)
     stack.callback(part.unlink, missing_ok=True)
     with os.fdopen(handle, "wb") as file, copy.source.open("rb") as source:

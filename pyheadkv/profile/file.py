@@ -38,6 +38,7 @@ from pyheadkv.profile.checks import body_of, profile_from_body
 from pyheadkv.profile.profile import Profile
 from pyheadkv.profile.published import is_published, profile_from_published
 from pyheadkv.shape import ModelShape
+from pyheadkv.targets import check_target
 
 
 def read_profile(path: str | Path, shape: ModelShape) -> Profile:
@@ -70,6 +71,7 @@ def write_profile(path: str | Path, profile: Profile) -> None:
         invalid scores, or the file cannot be written
     """
     text = json.dumps({"headkv": body_of(profile)})
+    check_target(Path(path), ProfileError)
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:

@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # -> errors; session -> native. A module imports from lower levels only, or from its own folder.
 LEVELS = {
     "errors": 0,
+    "targets": 1,
     "_abi": 1,
     "_library": 1,
     "chat_frame": 1,
     "gguf_header": 1,
-    "jsonl": 1,
-    "models": 1,
-    "drawing": 1,
+    "jsonl": 2,
+    "models": 2,
+    "drawing": 2,
     "shape": 1,
     "protect": 1,
     "sampling": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,11 @@ def test_without_matplotlib_there_is_no_picture(run: Callable[[str], Any], monke
     result = run("model.gguf -c 512 --policies snapkv -o out")
     assert result.exit_code == 0 and "no picture: drawing needs matplotlib" in result.stderr
     assert not Path("out/bench.png").exists()
+
+
+def test_what_is_no_file_is_refused_before_measuring(run: Callable[[str], Any]) -> None:
+    Path("out").mkdir()
+    os.mkfifo("out/bench.png")
+    result = run("model.gguf -c 512 --policies snapkv -o out")
+    assert result.exit_code == 1 and result.stderr == "error: out/bench.png is a FIFO, expected a file to write\n"
+    assert not Path("out/bench.jsonl").exists()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +34,7 @@ PROFILE = Profile(
 )
 
 Run = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
 
 
 def read_metadata(path: Path) -> dict[str, object]:
@@ -108,15 +112,49 @@ def test_measuring_now(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "out.gguf exists" in run("export", "model.gguf", "-o", "out.gguf", "--calibrate").stderr
 
 
-def test_stopping_while_measuring(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stopped", "exit_code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_stopping_while_measuring(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stopped: BaseException, exit_code: int
+) -> None:
     def stop(path: Path, settings: object, part: Path) -> Profile:
         part.write_text("measured so far")
-        raise KeyboardInterrupt
+        raise stopped
 
     monkeypatch.setattr(calibrate, "calibrate_model", stop)
     done = run("export", "model.gguf", "-o", "out.gguf", "--calibrate")
-    assert done.exit_code == 130
+    assert done.exit_code == exit_code
     assert "what is measured is in model.headkv.json.part" in done.stderr and Path("model.headkv.json.part").is_file()
+
+
+def test_what_is_no_file_is_not_written_over(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo("fifo")
+    Path("link.gguf").symlink_to("fifo")
+    monkeypatch.setattr(calibrate, "calibrate_model", lambda *_, **__: pytest.fail("measured"))
+    for arguments in (
+        ["export", "model.gguf", "-o", "link.gguf", "--force", "--profile", "made.json"],
+        ["export", "model.gguf", "-o", "link.gguf", "--force", "--calibrate"],
+        ["calibrate", "model.gguf", "-o", "link.gguf"],
+        ["inspect", "model.gguf", "--profile", "made.json", "--png", "link.gguf"],
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 1 and done.stderr.endswith(
+            "error: link.gguf is a link to a FIFO, expected a file to write\n"
+        )
+    assert Path("link.gguf").is_symlink() and Path("fifo").is_fifo()
+
+
+def test_sigterm_leaves_no_half_file(run: Run) -> None:
+    script = """if True:
+        import os, signal
+        from pyheadkv.cli.app import main
+        from pyheadkv.export import files
+        files.os.fsync = lambda _: signal.raise_signal(signal.SIGTERM)
+        main()"""
+    arguments = ["export", "model.gguf", "-o", "out.gguf", "--profile", "made.json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, env=env, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    assert sorted(path.name for path in Path().iterdir()) == ["made.json", "model.gguf"]
 
 
 def test_an_unknown_origin_is_said(run: Run) -> None:

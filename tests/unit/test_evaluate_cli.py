@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,6 +147,14 @@ def test_stopped_and_gone_on_with(run: Callable[..., Any], monkeypatch: pytest.M
     monkeypatch.setattr(FakeRunner, "fail_at", None)
     assert run(*options).exit_code == 0 and FakeRunner.n_read == 4
     assert len(Path("out/cells.jsonl").read_text().splitlines()) == 4 * 3
+
+
+def test_what_is_no_file_is_refused_before_measuring(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None:
+    Path("out").mkdir()
+    os.mkfifo("out/report.md")
+    result = run("-o", "out")
+    assert result.exit_code == 1 and opened == []
+    assert result.stderr == "error: out/report.md is a FIFO, expected a file to write\n"
 
 
 def test_data_instead_of_tasks(run: Callable[..., Any]) -> None:

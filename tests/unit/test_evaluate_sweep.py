@@ -184,7 +184,7 @@ def test_marks() -> None:
 
 
 def test_results_that_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="cannot be read"):
+    with pytest.raises(EvaluationError, match="is a folder"):
         Results(tmp_path)
     with pytest.raises(EvaluationError, match="cannot be written"):
         sweep(FakeRunner(), Results(tmp_path / "no folder" / "cells.jsonl"))

@@ -179,6 +179,14 @@ def test_places_that_do_not_fit(model: Path, tmp_path: Path, out: str, message: 
         export_model(model, tmp_path / out, PROFILE, force=True)
 
 
+def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:
+    old, others = ".out.gguf.ab_d1234.part", (".out.gguf.x.abcd1234.part", ".out.gguf.long_name.part", "out.gguf.part")
+    for name in (old, *others):
+        (tmp_path / name).write_bytes(b"half")
+    export_model(model, tmp_path / "out.gguf", PROFILE)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "out.gguf", *others}
+
+
 def test_room_is_looked_for_first(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = model.stat().st_size
     monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: USAGE(0, 0, need))  # the keys do not fit any more

@@ -39,7 +39,7 @@ def test_no_file_keeps_nothing() -> None:
 
 def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     file = JsonLines(tmp_path, CalibrationError)
-    with pytest.raises(CalibrationError, match="cannot be read: Is a directory"):
+    with pytest.raises(CalibrationError, match="is a folder, expected a file to write"):
         file.read()
-    with pytest.raises(CalibrationError, match="cannot be written: Is a directory"):
+    with pytest.raises(CalibrationError, match="is a folder, expected a file to write"):
         file.add({})
