@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +15,15 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
 from pyheadkv.budget import Budget
-from pyheadkv.cli.conversation import Conversation, read_text_file
+from pyheadkv.cli.conversation import Conversation
+from pyheadkv.cli.first_message import open_first, shown_name, with_text
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
+from pyheadkv.plain_text import Limit, is_terminal, open_text, typed_text
 from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.profile import Profile
@@ -37,6 +39,7 @@ _HELP = {
     "/clear": "start a new conversation",
     "/exit": "leave (as Ctrl-D)",
     "/help": "show this list",
+    "//TEXT": "send a message that begins with /",
 }
 
 
@@ -53,10 +56,12 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
     policy = parse_policy(cache.policy)
     policy = replace(policy, lookahead=chat.lookahead or policy.lookahead)
     budget = Budget.parse(cache.budget) if cache.budget else None
-    prompt = _first_prompt(chat)
+    chat = with_text(chat)
+    first = open_first(chat)  # before a model is fetched
     Sampling().having(chat.sampling)  # refuses what is out of range
     path = resolve_model(cache.model, note)
-    profile = _check_early(path, cache, policy, budget)
+    profile, n_ctx = _check_early(path, cache, policy, budget)
+    files, prompt = first.read(Limit.of_context(n_ctx))
 
     start = time.perf_counter()
     llama = load(
@@ -82,28 +87,15 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         on_notice=note,
         on_progress=bar.update,
     ) as headkv:
-        talk = Talk(headkv, chat, bar)
+        talk = Talk(headkv, chat, bar, files)
         if chat.as_json:
             print(json.dumps(talk.answer_json(prompt or "", ms_load)))
         else:
             talk.run(prompt)
 
 
-def _first_prompt(chat: ChatOptions) -> str | None:
-    """The first message, as far as it does not have to be asked for; files are tried before a model is loaded."""
-    for file in chat.files:
-        read_text_file(file)
-    is_piped = not sys.stdin.isatty()
-    prompt = sys.stdin.read() if chat.prompt == "-" or (chat.prompt is None and is_piped) else chat.prompt
-    if prompt is None and chat.as_json:
-        raise UsageError("--json answers one prompt: give it with -p or on stdin")
-    if prompt is not None and not prompt.strip() and not chat.files:
-        raise UsageError("the prompt is empty")
-    return prompt
-
-
-def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None) -> Profile | None:
-    """Refuse what the file's keys tell, before its weights are loaded; returns the profile, as far as there is one."""
+def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None) -> tuple[Profile | None, int]:
+    """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
     shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
@@ -113,7 +105,9 @@ def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget
     types = {"type_k": cache.type_k, "type_v": cache.type_v}
     n_ctx = cache.n_ctx or shape.n_ctx_train
     check_budget(shape, policy, choose_budget(budget, profile), n_ctx, profile=profile, **types)
-    return profile
+    if n_ctx > shape.n_ctx_train:
+        note(f"the context of {n_ctx} tokens is above the {shape.n_ctx_train} that this model was trained for")
+    return profile, n_ctx
 
 
 class Talk:
@@ -124,21 +118,25 @@ class Talk:
     headkv
         wraps the loaded model
     chat
-        the command's options; its files go into the first message
+        the command's options
     bar
         shows that a prompt is being read
+    files
+        names and texts that go into the first message
     """
 
-    def __init__(self, headkv: HeadKV, chat: ChatOptions, bar: ReadingBar) -> None:
+    def __init__(
+        self, headkv: HeadKV, chat: ChatOptions, bar: ReadingBar, files: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self.headkv = headkv
         self.bar = bar
-        self.is_single_turn = chat.is_single_turn or not sys.stdin.isatty()
+        self.is_single_turn = chat.is_single_turn or not is_terminal()
         sampling = sampling_of_file(Sampling(), headkv.llama.metadata, note).having(chat.sampling)
         self.conversation = Conversation(headkv, chat.system, sampling)
         if not self.conversation.has_template:
             note("this model has no chat template: text is continued as it is")
-        for file in chat.files:
-            self.conversation.attach(file)
+        for name, text in files:
+            self.conversation.attach(name, text)
 
     def answer_json(self, prompt: str, ms_load: float) -> dict[str, Any]:
         """Answer once; the answer and everything measured."""
@@ -166,17 +164,17 @@ class Talk:
         if not self.is_single_turn:
             note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
         while (line := _ask(session)) is not None:
-            if line.startswith("/"):
+            if line.startswith("/") and not line.startswith("//"):
                 if not self._command(line):
                     return
             elif line:
-                self._answer(line)
+                self._answer(line.removeprefix("/"))
                 if self.is_single_turn:
                     return
 
     def _answer(self, text: str) -> None:
         try:
-            self._print_answer(text)
+            self._print_answer(typed_text(text, "the message"))
         except HeadKVError as problem:
             error(problem)
         except KeyboardInterrupt:
@@ -186,9 +184,14 @@ class Talk:
     def _print_answer(self, text: str) -> None:
         try:
             with closing(self.conversation.answer(text)) as pieces:
+                said = ""
                 for piece in pieces:
+                    said += piece
                     print(piece, end="", flush=True)
-            print()
+            if said.strip():
+                print()
+            else:
+                note("an empty answer")
         finally:
             self.bar.stop()
         footer(self.headkv.stats())
@@ -234,10 +237,12 @@ class Talk:
             error(UsageError("/read needs a file name"))
             return
         try:
-            n = self.conversation.attach(Path(file).expanduser())
-            note(f"{file}: {n} characters go into the next message")
+            text = open_text(file).read(Limit.of_context(context_length(self.headkv.llama)))
         except UsageError as problem:
             error(problem)
+            return
+        self.conversation.attach(shown_name(Path(file)), text)
+        note(f"{file}: {len(text)} characters go into the next message")
 
 
 def _ask(session: PromptSession[str]) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import UsageError
@@ -18,27 +17,6 @@ from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
-
-
-def read_text_file(path: Path) -> str:
-    """Text of a UTF-8 file.
-
-    Raises
-    ------
-    UsageError
-        it cannot be read or is no text; says where
-    """
-    try:
-        data = path.expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    nul = data.find(b"\0")
-    if nul >= 0:
-        raise UsageError(f"{path} is not a text file: it has a NUL byte at offset {nul}")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: byte {data[error.start]:#04x} at offset {error.start}") from error
 
 
 class Conversation:
@@ -75,11 +53,9 @@ class Conversation:
         self.attachments = []
         self.headkv.clear()
 
-    def attach(self, path: Path) -> int:
-        """Put a text file into the next message; returns its length in characters."""
-        text = read_text_file(path)
-        self.attachments.append(f"--- File: {path.name} ---\n{text.rstrip()}\n")
-        return len(text)
+    def attach(self, name: str, text: str) -> None:
+        """Put the text of a file into the next message, under the file's name."""
+        self.attachments.append(f"--- File: {name} ---\n{text.rstrip()}\n")
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """Send a message and stream the answer, piece by piece.
@@ -123,15 +99,16 @@ class Conversation:
                     if piece:
                         yield piece
         except ValueError as error:
-            raise UsageError(_words(error)) from error
+            raise UsageError(self._words(error)) from error
 
     def _has_room(self) -> bool:
         stats = self.headkv.stats()
         return stats.n_prompt + stats.n_generated < context_length(self.headkv.llama)
 
-
-def _words(error: ValueError) -> str:
-    match = _TOO_LONG.search(str(error))
-    if match:
-        return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it or raise -c"
-    return " ".join(str(error).split())  # a chat template that refuses the messages, for example
+    def _words(self, error: ValueError) -> str:
+        match = _TOO_LONG.search(str(error))
+        if match is None:
+            return " ".join(str(error).split())  # a chat template that refuses the messages, for example
+        can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
+        advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
+        return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,35 @@ def test_prompt_from_stdin_and_cache_types(demo: str) -> None:
     report = answer_json(demo, "-n", "2", "-ctk", "q8_0", "-ctv", "q5_1", "-c", "1024", stdin="Say hello.")
     assert (report["kv"]["type_k"], report["kv"]["type_v"]) == ("q8_0", "q5_1")
     assert report["budget"]["keep_ratio"] == 1  # too short a prompt to gain anything
+
+
+def test_a_text_is_the_same_however_it_comes(demo: str, document: Path, tmp_path: Path) -> None:
+    arguments = ("-p", "Sum it up.", "-n", "2")
+    plain, windows, fifo = (tmp_path / name / "doc.txt" for name in ("plain", "windows", "fifo"))
+    for path in (plain, windows, fifo):
+        path.parent.mkdir()
+    text = document.read_text().replace(". ", ".\n")
+    plain.write_text(text)
+    windows.write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    os.mkfifo(fifo)
+    expected = answer_json(demo, "-f", plain, *arguments)["n_prompt"]
+    assert answer_json(demo, "-f", windows, *arguments)["n_prompt"] == expected
+    writer = threading.Thread(target=fifo.write_text, args=(text,))
+    writer.start()
+    assert answer_json(demo, "-f", fifo, *arguments)["n_prompt"] == expected
+    writer.join()
+
+
+def test_without_standard_input(demo: str) -> None:
+    def closed(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "chat", demo, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=TIMEOUT_S, check=False)
+
+    done = closed("-p", "Say hello.", "-n", "2", "--temp", "0")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    done = closed()
+    assert done.returncode == 1
+    assert done.stderr == "error: there is no standard input to read the prompt from: give it with -p\n"
 
 
 def test_single_turn_as_text(demo: str, document: Path) -> None:

@@ -24,6 +24,7 @@ LEVELS = {
     "gguf_header": 1,
     "jsonl": 2,
     "models": 2,
+    "plain_text": 1,
     "drawing": 2,
     "shape": 1,
     "protect": 1,

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyheadkv import lookup
-from pyheadkv.cli import chat, inspect
+from pyheadkv.cli import chat, first_message, inspect
 from pyheadkv.cli.app import app
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.errors import NativeError
@@ -125,18 +125,49 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
             "cache type q8_0 stores blocks of 32 elements, but this model's V vectors have 80",
         ),
         (["model.gguf", "-f", "no.txt"], "no.txt cannot be read: No such file or directory"),
-        (["model.gguf", "-f", "model.bin"], "model.bin is not a text file: it has a NUL byte at offset 1"),
+        (["model.gguf", "-f", "model.bin"], "model.bin is not text: it has a NUL byte at offset 1"),
+        (["model.gguf", "-f", "empty.txt"], "empty.txt is empty"),
+        (["model.gguf", "-f", "/dev/zero"], "/dev/zero is not text: it has a NUL byte at offset 0"),
+        (["model.gguf", "-f", "long.txt"], "long.txt has 524.3 kB, the limit is 524.3 kB (256 for each of the 2048"),
         (["model.gguf", "--temp", "nan"], "temp is nan, expected a number from 0 to 100"),
         (["model.gguf", "--top-p", "2"], "top-p is 2.0, expected a number from 0 to 1"),
         (["model.gguf", "-p", " "], "the prompt is empty"),
+        (["model.gguf", "-p", "hello \udcff there"], "-p is not UTF-8 text: byte 0xff at offset 6"),
+        (["model.gguf", "-sys", "\udce9"], "-sys is not UTF-8 text: byte 0xe9 at offset 0"),
+        (["model.gguf", "--protect", "a\udce9"], "--protect is not UTF-8 text: byte 0xe9 at offset 1"),
+        (["model.gguf", "-p", "-"], "standard input is empty"),
     ],
 )
-def test_known_errors_are_1_and_one_line(run: Run, arguments: list[str], message: str) -> None:
+def test_known_errors_are_1_and_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
     Path("model.bin").write_bytes(b"a\0b")
+    Path("empty.txt").touch()
+    Path("long.txt").write_text("a" * (256 * 2048 + 1))
+    monkeypatch.setattr(chat, "load", None)
     result = run("chat", "-p", "hello", *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ") and message in result.stderr
     assert result.stderr.count("\n") == 1 and result.stdout == ""
+
+
+def test_standard_input_is_one_text(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("chat", "model.gguf", stdin=b"hello \xff\xfe there")
+    assert result.stderr == "error: standard input is not UTF-8 text: byte 0xff at offset 6\n"
+    monkeypatch.setattr(first_message.TextSource, "takes_stdin", lambda _: True)
+    Path("a.txt").write_text("a")
+    result = run("chat", "model.gguf", "-f", "a.txt", stdin="hello")
+    assert result.stderr.startswith("error: a.txt is standard input, where the prompt is expected too")
+
+
+def test_a_context_above_the_trained_one_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise NativeError("loaded", -5)
+
+    monkeypatch.setattr(chat, "load", stop)
+    words = "note: the context of 2049 tokens is above the 2048 that this model was trained for\n"
+    assert run("chat", "model.gguf", "-p", "hello", "-c", "2049").stderr == f"{words}error: loaded\n"
+    assert run("chat", "model.gguf", "-p", "hello", "-c", "2048").stderr == "error: loaded\n"
 
 
 def test_unsupported_architecture_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

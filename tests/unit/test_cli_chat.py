@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyheadkv.cli import chat
 from pyheadkv.cli.chat import Talk
-from pyheadkv.cli.conversation import Conversation, read_text_file
+from pyheadkv.cli.conversation import Conversation
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
-from pyheadkv.errors import UsageError
 from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
@@ -88,14 +89,15 @@ def test_files_go_into_the_next_message_under_their_names(talk: Talk, tmp_path: 
     assert requests(talk)[1][-1]["content"] == "again"
 
 
-def test_too_long_a_prompt_loses_nothing(talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.txt").write_text("attached")
-    talk.conversation.attach(tmp_path / "a.txt")
+def test_too_long_a_prompt_loses_nothing(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.conversation.attach("a.txt", "attached")
     before = list(talk.conversation.messages)
     talk._answer("x" * 2000)
-    assert (
-        "error: the prompt has 2031 tokens, the context holds 1000: shorten it or raise -c" in capsys.readouterr().err
-    )
+    words = "error: the prompt has 2031 tokens, the context holds 1000: shorten it"
+    assert f"{words}, the model was trained for no more\n" in capsys.readouterr().err
+    talk.headkv.shape = replace(talk.headkv.shape, n_ctx_train=2000)
+    talk._answer("x" * 2000)
+    assert f"{words} or raise -c\n" in capsys.readouterr().err
     assert talk.conversation.messages == before
     assert talk.headkv.llama.memory.tokens == []
     talk._answer("short")
@@ -120,7 +122,7 @@ def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "/read FILE" in out and "KV memory" in out
     (tmp_path / "x.bin").write_bytes(b"\0")
     for line, words in (
-        ("/foo bar", "unknown command /foo, known are /read FILE, /set NAME VALUE, /stats, /clear, /exit, /help"),
+        ("/foo bar", "known are /read FILE, /set NAME VALUE, /stats, /clear, /exit, /help, //TEXT"),
         ("/read", "/read needs a file name"),
         ("/read /none.txt", "/none.txt cannot be read: No such file or directory"),
         (f"/read {tmp_path}/x.bin", "has a NUL byte at offset 0"),
@@ -199,12 +201,29 @@ def test_a_models_own_sampling_is_followed(monkeypatch: pytest.MonkeyPatch) -> N
     assert Talk(HeadKV(llama), OPTIONS, ReadingBar()).conversation.sampling == Sampling(0, None, 3, top_p=0.5)
 
 
-def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(UsageError, match=r"latin.txt is not UTF-8 text: byte 0xe9 at offset 3$"):
-        read_text_file(tmp_path / "latin.txt")
-    with pytest.raises(UsageError, match="Is a directory"):
-        read_text_file(tmp_path)
+def test_a_message_may_begin_with_a_slash(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["//etc/hosts has a line", "/etc/hosts", "/exit"])
+    monkeypatch.setattr(chat, "_ask", lambda _: next(lines))
+    monkeypatch.setattr(chat, "PromptSession", lambda *_, **__: None)
+    talk.is_single_turn = False
+    talk.run(None)
+    assert [message[-1]["content"] for message in requests(talk)] == ["/etc/hosts has a line"]
+    assert "unknown command /etc/hosts" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_not_sent(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk._answer("caf\udce9")
+    assert "error: the message is not UTF-8 text: byte 0xe9 at offset 3\n" in capsys.readouterr().err
+    assert not requests(talk) and not talk.conversation.messages
+
+
+def test_an_empty_answer_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk.conversation.answer = lambda _: (piece for piece in ("", "\n"))
+    talk._answer("hello")
+    shown = capsys.readouterr()
+    assert not shown.out.strip() and "note: an empty answer\n" in shown.err
 
 
 def test_system_prompt_survives_clear(monkeypatch: pytest.MonkeyPatch) -> None:
