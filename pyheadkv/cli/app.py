@@ -14,6 +14,7 @@ import typer
 
 from pyheadkv import __version__
 from pyheadkv.cli.options import BenchOptions, CacheOptions, CalibrateOptions, ChatOptions, EvalOptions, ExportOptions
+from pyheadkv.cli.stdout import OutputError, guarded_stdout
 from pyheadkv.errors import HeadKVError, LibraryError
 
 app = typer.Typer(
@@ -62,6 +63,8 @@ def _known_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
+        except OutputError:
+            raise  # said when all has ended
         except HeadKVError as error:
             if os.environ.get("HEADKV_DEBUG") == "1":
                 raise
@@ -426,7 +429,8 @@ def main() -> None:
     SIGTERM, as a service or a container is stopped with, unwinds like Ctrl-C: no half file stays. It exits with 143.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    app(prog_name="pyheadkv")
+    with guarded_stdout():
+        app(prog_name="pyheadkv")
 
 
 if __name__ == "__main__":
