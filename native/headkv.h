@@ -209,7 +209,7 @@ HEADKV_API int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i,
 
 // Choose each head's rows (sinks and protected spans, then the highest scores, ties to the lower position), gather them, free
 // the full cache.
-// With a vote, heads rate positions also by what other heads attended to; native/headkv-vote.h has the formula.
+// With a vote, heads rate positions also by what other heads attended to; native/core/vote.h has the formula.
 HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
 
 // The same for callers that choose the rows themselves. n_kept: [sum of n_head_kv] prefix rows of each head, the

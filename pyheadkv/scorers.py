@@ -1,4 +1,4 @@
-"""Names and parameters of the native scorers; the maths is in native/headkv-score, -keys and -expect.
+"""Names and parameters of the native scorers; the maths is in native/score.
 
 A scorer rates every position of every KV head: by the attention that the last `n_obs` queries of the prompt pay to it,
 or by one of the other ways in `SCORERS`. With a profile, the heads that retrieve are treated in their own way: their
@@ -168,7 +168,7 @@ class Scorer:
         positions pooled into the scores of a retrieval head
     vote
         0 to 1: how much of a retrieval head's scores is the vote of all heads, in which each has the
-        weight of its retrieval score (native/headkv-vote.h)
+        weight of its retrieval score (native/core/vote.h)
 
     Raises
     ------

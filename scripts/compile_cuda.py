@@ -28,7 +28,7 @@ from patches import PatchError, make_tree
 from pin import PinError, cache_dir
 
 ROOT = Path(__file__).resolve().parent.parent
-NATIVE = ROOT / "native" / "cuda"
+KERNELS = ROOT / "native" / "attend" / "cuda"
 BUILD = ROOT / "build" / "cuda-compile"
 DISPATCH = "ggml/src/ggml-cuda/fattn.cu"
 HEADER = "cublas_v2.h"
@@ -95,7 +95,7 @@ def fetch_headers(nvcc: Path) -> None:
 
 def compile_command(nvcc: Path, tree: Path, headers: Sequence[Path], arch: str, source: Path) -> list[str]:
     """The compiler's call for one file, without its output."""
-    folders = [tree / "ggml" / "include", tree / "ggml" / "src", NATIVE, NATIVE.parent, *headers]
+    folders = [tree / "ggml" / "include", tree / "ggml" / "src", KERNELS, ROOT / "native", *headers]
     command = [str(nvcc), *FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}"]
     command += [f"-I{folder}" for folder in folders]
     command += [f"-DGGML_CUDA_FA_{k}_{v}={int(f'{k}-{v}' in FA_PAIRS)}" for k in FA_TYPES for v in FA_TYPES]
@@ -105,7 +105,7 @@ def compile_command(nvcc: Path, tree: Path, headers: Sequence[Path], arch: str, 
 def stamp_of(command: Sequence[str], tree: Path) -> str:
     """Hash of the call and of everything it may read of ours and of ggml's."""
     digest = hashlib.sha256("\0".join(command).encode())
-    files = [*NATIVE.iterdir(), NATIVE.parent / "headkv-node.h"]
+    files = [*KERNELS.iterdir(), KERNELS.parent / "node.h"]
     files += [path for folder in ("include", "src") for path in (tree / "ggml" / folder).glob("*.h")]
     files += (tree / "ggml" / "src" / "ggml-cuda").rglob("*.cu*")
     for path in sorted(files):
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
-    sources = [*sorted(NATIVE.glob("*.cu")), tree / DISPATCH]
+    sources = [*sorted(KERNELS.glob("*.cu")), tree / DISPATCH]
     failed = []
     for arch in arguments.arch:
         for source in sources:

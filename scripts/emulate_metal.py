@@ -34,6 +34,7 @@ SOURCE = BUILD / "source"  # a llama.cpp tree with our files where its own build
 UPSTREAM = BUILD / "upstream"
 UPSTREAM_METAL = UPSTREAM / "ggml" / "src" / "ggml-metal"
 METAL = SOURCE / "ggml" / "src" / "ggml-metal"
+OURS = ROOT / "native" / "attend" / "metal"
 EMULATED_LIBRARY = BUILD / "lib"
 KERNELS = 60  # N_KERNELS of test-metal.cpp: one case each, of which some do not exist
 ROUNDS = 4
@@ -52,7 +53,7 @@ class SkipError(Exception):
 class Mutant:
     """A change to our sources that must make test-metal fail in one of the orders.
 
-    `file` is the name in native/metal or in upstream's folder; `old` its text, the `nth` time that it is there.
+    `file` is the name in native/attend/metal or in upstream's folder; `old` its text, the `nth` time that it is there.
     """
 
     what: str
@@ -165,7 +166,7 @@ def embed() -> None:
 
 
 def compose() -> None:
-    """The patched tree with native/metal in ggml-metal, and our test in the place of upstream's."""
+    """The patched tree with native/attend/metal in ggml-metal, and our test in the place of upstream's."""
     BUILD.mkdir(parents=True, exist_ok=True)
     make_tree(UPSTREAM, ROOT / "patches", force=True)
     for folder in (
@@ -180,8 +181,9 @@ def compose() -> None:
                 copy_changed(path, SOURCE / folder / path.name)
     for folder in ("common", "include"):
         (SOURCE / folder).mkdir(parents=True, exist_ok=True)
-    for path in [*(ROOT / "native" / "metal").iterdir(), ROOT / "native" / "headkv-node.h"]:
+    for path in OURS.iterdir():
         copy_changed(path, METAL / path.name)
+    copy_changed(OURS.parent / "node.h", METAL / "attend" / "node.h")
     embed()
     native = ROOT / "tests" / "native"
     copy_changed(native / "attention-problem.h", SOURCE / "tests" / "attention-problem.h")
@@ -250,7 +252,7 @@ def mutate(mutant: Mutant) -> None:
 
 def restore(mutant: Mutant) -> None:
     """Take the mutant's text out again."""
-    ours = ROOT / "native" / "metal" / mutant.file
+    ours = OURS / mutant.file
     shutil.copy2(ours if ours.is_file() else UPSTREAM_METAL / mutant.file, METAL / mutant.file)
     os.utime(METAL / mutant.file)  # newer than what was built from the mutant
     embed()
@@ -258,7 +260,7 @@ def restore(mutant: Mutant) -> None:
 
 def spare_barriers() -> int:
     """Barriers between threads that no mutant removes."""
-    n_barriers = sum(path.read_text().count("threadgroup_barrier(") for path in (ROOT / "native" / "metal").iterdir())
+    n_barriers = sum(path.read_text().count("threadgroup_barrier(") for path in OURS.iterdir())
     return n_barriers - len({mutant.nth for mutant in MUTANTS if mutant.old == BARRIER})
 
 

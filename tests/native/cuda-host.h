@@ -1,4 +1,4 @@
-// cuda-host.h: a thread block of a GPU on the CPU, for native/cuda/*.cuh compiled as plain C++.
+// cuda-host.h: a thread block of a GPU on the CPU, for native/attend/cuda/*.cuh compiled as plain C++.
 //
 // Each thread of the block is a coroutine. One runs until it must wait for others (a barrier of the block, an exchange within
 // its warp), then the next one does; so every thread really has its own registers, and a barrier that not all threads reach is a

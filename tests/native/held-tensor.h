@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "headkv-buffer.h"
+#include "rows/buffer.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpu.h"

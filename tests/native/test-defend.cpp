@@ -1,7 +1,7 @@
 // test-defend.cpp: LayerDefensiveKV's scores on inputs that can be followed by hand.
 
 #include "check.h"
-#include "headkv-defend.h"
+#include "core/worst_case.h"
 
 #include <cmath>
 #include <limits>

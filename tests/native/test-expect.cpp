@@ -1,7 +1,7 @@
 // test-expect.cpp: queries expected at later positions, against rotations written out pair by pair.
 
 #include "check.h"
-#include "headkv-expect.h"
+#include "score/expected.h"
 
 #include "ggml-backend.h"
 #include "ggml.h"

@@ -3,7 +3,7 @@
 #include "check.h"
 #include "held-tensor.h"
 
-#include "headkv-gather.h"
+#include "rows/gather.h"
 
 #include <cstring>
 #include <random>

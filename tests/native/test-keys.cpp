@@ -3,7 +3,7 @@
 #include "check.h"
 #include "held-tensor.h"
 
-#include "headkv-keys.h"
+#include "score/keys.h"
 
 #include <algorithm>
 #include <cmath>

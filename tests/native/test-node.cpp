@@ -2,7 +2,7 @@
 
 #include "check.h"
 
-#include "headkv-node.h"
+#include "attend/node.h"
 
 #include "ggml-cpp.h"
 #include "ggml.h"

@@ -1,7 +1,7 @@
-// test-plan.cpp: headkv-plan refuses what is out of range, names it, and adds up the rest.
+// test-plan.cpp: a plan refuses what is out of range, names it, and adds up the rest.
 
 #include "check.h"
-#include "headkv-plan.h"
+#include "core/plan.h"
 
 #include <string>
 #include <vector>

@@ -1,7 +1,7 @@
 // test-select.cpp: fold, pooling and selection on small traceable inputs and against slow versions on random ones.
 
 #include "check.h"
-#include "headkv-select.h"
+#include "core/select.h"
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
 
 #include "check.h"
 
-#include "headkv-vote.h"
+#include "core/vote.h"
 
 #include <cmath>
 #include <limits>

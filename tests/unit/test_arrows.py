@@ -72,37 +72,50 @@ KEEPERS = {
         "bench",
     },
 }
-# file pairs native/headkv-NAME.{h,cpp}: which headers of ours they may include; "" is headkv.h
+# file pairs native/FOLDER/NAME.{h,cpp}: which headers of ours they may include
 INCLUDES: dict[str, set[str]] = {
-    "": set(),
-    "plan": set(),
-    "select": {"plan"},
-    "vote": set(),
-    "node": set(),
-    "defend": {"select"},
-    "buffer": {""},
-    "gather": {"buffer"},
-    "graph": {"buffer"},
-    "keys": {"graph"},
-    "expect": {"graph"},
-    "rate": {"", "defend", "expect", "graph", "keys", "select", "store", "tail"},
-    "choose": {"", "plan", "rate", "store", "vote"},
-    "prefix": {"gather", "select", "store", "tail"},
-    "store": {"", "buffer", "choose", "expect", "keys", "plan", "prefix", "select", "tail"},
-    "tail": {"store"},
-    "attn": {"store"},
-    "score": {"attn", "store"},
-    "hooks": {"attn", "score", "store", "tail"},
-    "device": {"attn", "gather", "tail"},
-    "api": {"", "device", "rate", "store", "tail"},
+    "headkv": set(),
+    "core/plan": set(),
+    "core/select": {"core/plan"},
+    "core/vote": set(),
+    "core/worst_case": {"core/select"},
+    "rows/buffer": {"headkv"},
+    "rows/gather": {"rows/buffer"},
+    "rows/graph": {"rows/buffer"},
+    "rows/hot": {"cache/store", "cache/tail", "core/select", "rows/gather"},
+    "attend/node": set(),
+    "attend/attn": {"cache/store"},
+    "score/keys": {"rows/graph"},
+    "score/expected": {"rows/graph"},
+    "score/observe": {"attend/attn", "cache/store"},
+    "score/scorers": {
+        "cache/store",
+        "cache/tail",
+        "core/select",
+        "core/worst_case",
+        "headkv",
+        "rows/graph",
+        "score/expected",
+        "score/keys",
+    },
+    "cache/select": {"cache/store", "core/plan", "core/vote", "headkv", "score/scorers"},
+    "cache/store": {
+        "cache/select",
+        "cache/tail",
+        "core/plan",
+        "core/select",
+        "headkv",
+        "rows/buffer",
+        "rows/hot",
+        "score/expected",
+        "score/keys",
+    },
+    "cache/tail": {"cache/store"},
+    "cache/support": {"attend/attn", "cache/tail", "rows/gather"},
+    "bind/headkv-hooks": {"attend/attn", "cache/store", "cache/tail", "score/observe"},
+    "bind/api": {"cache/store", "cache/support", "cache/tail", "headkv", "score/scorers"},
 }
-STANDARD_ONLY = {
-    "",
-    "plan",
-    "select",
-    "vote",
-    "defend",
-}  # no header of llama.cpp or ggml, so that their tests build in seconds
+STANDARD_ONLY = ("headkv", "core/")  # no header of llama.cpp or ggml, so that their tests build in seconds
 
 
 def unit_of(module: str) -> str:
@@ -145,16 +158,21 @@ def forbidden_includes(unit: str, source: str) -> list[str]:
     """What a native source of `unit` includes against the arrows."""
     found = []
     for header in re.findall(r'^\s*#\s*include\s*"([^"]+)"', source, flags=re.MULTILINE):
-        ours = re.fullmatch(r"headkv(?:-(\w+))?\.h", header)
-        if ours and (ours[1] or "") != unit and (ours[1] or "") not in INCLUDES[unit]:
+        ours = header.removesuffix(".h")
+        ours = f"bind/{ours}" if ours == "headkv-hooks" else ours
+        if ours in INCLUDES and ours != unit and ours not in INCLUDES[unit]:
             found.append(header)
-        if not ours and unit in STANDARD_ONLY:
+        if ours not in INCLUDES and unit.startswith(STANDARD_ONLY):
             found.append(header)
     return found
 
 
 PYTHON_FILES = [path for path in sorted((ROOT / "pyheadkv").rglob("*.py")) if path != ROOT / "pyheadkv" / "__init__.py"]
-NATIVE_FILES = sorted([*(ROOT / "native").glob("*.h"), *(ROOT / "native").glob("*.cpp")])
+NATIVE = ROOT / "native"
+KERNELS = ("cpu", "cuda", "metal")  # their folders in native/attend
+NATIVE_FILES = sorted(
+    path for path in NATIVE.rglob("*") if path.suffix in (".h", ".cpp") and path.parent.name not in KERNELS
+)
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -164,14 +182,14 @@ def test_python_arrows(path: Path) -> None:
     assert forbidden_imports(unit, path.read_text()) == []
 
 
-@pytest.mark.parametrize("path", NATIVE_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NATIVE_FILES, ids=lambda path: str(path.relative_to(NATIVE)))
 def test_native_arrows(path: Path) -> None:
-    unit = path.stem.partition("-")[2]
-    assert unit in INCLUDES, f"say in this file what headkv-{unit} may include"
+    unit = path.relative_to(NATIVE).with_suffix("").as_posix()
+    assert unit in INCLUDES, f"say in this file what {unit} may include"
     assert forbidden_includes(unit, path.read_text()) == []
 
 
-KERNEL_FILES = sorted(path for name in ("cpu", "cuda", "metal") for path in (ROOT / "native" / name).iterdir())
+KERNEL_FILES = sorted(path for name in KERNELS for path in (NATIVE / "attend" / name).iterdir())
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
@@ -180,9 +198,9 @@ def test_kernel_knows_only_ggml_itself_and_the_node(path: Path) -> None:
     others = [
         name
         for name in headers
-        if name.startswith(("headkv", "llama")) and not name.startswith(f"headkv-{path.parent.name}")
+        if (name.startswith(("headkv", "llama")) and not name.startswith(f"headkv-{path.parent.name}")) or "/" in name
     ]
-    assert set(others) <= {"headkv-node.h"}
+    assert {name for name in others if not name.startswith("ggml-")} <= {"attend/node.h"}
 
 
 @pytest.mark.parametrize(
@@ -207,12 +225,12 @@ def test_python_arrow_that_turns_back_is_found(unit: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("unit", "source"),
     [
-        ("plan", '#include "headkv-select.h"'),
-        ("plan", '#include "ggml.h"'),
-        ("select", '#include "headkv-store.h"'),
-        ("select", '# include "llama-graph.h"'),
-        ("store", '#include "headkv-hooks.h"'),
-        ("", '#include "llama.h"'),
+        ("core/plan", '#include "core/select.h"'),
+        ("core/plan", '#include "ggml.h"'),
+        ("core/select", '#include "cache/store.h"'),
+        ("core/select", '# include "llama-graph.h"'),
+        ("cache/store", '#include "headkv-hooks.h"'),
+        ("headkv", '#include "llama.h"'),
     ],
 )
 def test_include_that_turns_back_is_found(unit: str, source: str) -> None:

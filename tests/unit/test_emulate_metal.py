@@ -13,7 +13,7 @@ OURS = [mutant for mutant in (*MUTANTS, *VARIANTS.values()) if mutant.file.start
 
 @pytest.mark.parametrize("mutant", OURS, ids=lambda mutant: mutant.what)
 def test_a_mutant_finds_its_text(mutant: Mutant) -> None:
-    text = (ROOT / "native" / "metal" / mutant.file).read_text()
+    text = (ROOT / "native" / "attend" / "metal" / mutant.file).read_text()
     assert text.count(mutant.old) > mutant.nth
     assert mutant.new != mutant.old
 
@@ -25,5 +25,5 @@ def test_each_barrier_between_threads_has_a_mutant(monkeypatch: pytest.MonkeyPat
 
 
 def test_each_barrier_between_kernels_has_a_mutant() -> None:
-    host = (ROOT / "native" / "metal" / "headkv-metal.cpp").read_text()
+    host = (ROOT / "native" / "attend" / "metal" / "headkv-metal.cpp").read_text()
     assert host.count("memory_barrier(") == sum("memory_barrier(" in mutant.old for mutant in MUTANTS)

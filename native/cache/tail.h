@@ -1,0 +1,60 @@
+// cache/tail.h: reallocates the K/V tensors and cells of a stock llama_kv_cache. The only code that touches its private
+// members. The new tail is made and filled first and swapped in with operations that cannot fail, so an error leaves the
+// cache as it was.
+
+#pragma once
+
+#include "cache/store.h"
+
+#include "llama-kv-cache.h"
+
+// a stretch of cells that are neighbours before and after
+struct headkv_cell_run {
+    uint32_t src;
+    uint32_t dst;
+    uint32_t n;
+};
+
+struct headkv_tail {
+    struct layer {
+        ggml_tensor * k;
+        ggml_tensor * v;        // nullptr: the cache has K only
+        ggml_tensor * k_stream; // view of k
+        ggml_tensor * v_stream;
+    };
+
+    std::vector<headkv_buffer> buffers;
+    std::vector<layer>         layers;
+    llama_kv_cells             cells;
+    uint32_t                   head = 0; // where the search for a free cell starts
+};
+
+struct headkv_access {
+    static std::shared_ptr<headkv_store> & store(llama_kv_cache & kv) { return kv.headkv; }
+
+    static const llama_hparams & hparams(const llama_kv_cache & kv) { return kv.hparams; }
+    static const llama_model   & model  (const llama_kv_cache & kv) { return kv.model; }
+
+    static bool is_plain(const llama_kv_cache & kv); // one stream, not shared, V not transposed, no sliding window
+
+    static size_t        n_layer(const llama_kv_cache & kv)           { return kv.layers.size(); }
+    static uint32_t      il     (const llama_kv_cache & kv, size_t i) { return kv.layers[i].il; }
+    static ggml_tensor * k      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].k; }
+    static ggml_tensor * v      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].v; } // nullptr: MLA
+
+    // what mixes the elements of values before they are quantised, [n][n], its own inverse; empty: nothing
+    static std::vector<float> mixing_v(const llama_kv_cache & kv);
+
+    static const llama_kv_cells & cells(const llama_kv_cache & kv) { return kv.v_cells[0]; }
+
+    // cells of positions [p0, p1) in position order
+    static std::vector<uint32_t> cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1);
+
+    static size_t bytes(const llama_kv_cache & kv);
+
+    // a tail of n_cells cells that holds the given cells of kv, in this order; throws headkv_error
+    static headkv_tail make_tail(const llama_kv_cache & kv, uint32_t n_cells, const std::vector<uint32_t> & keep);
+
+    // the old buffers come back, so that the caller decides when they are freed
+    static std::vector<headkv_buffer> swap_tail(llama_kv_cache & kv, headkv_tail tail) noexcept;
+};

@@ -1,0 +1,57 @@
+#include "rows/buffer.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cstdio>
+
+static int32_t n_alloc_until_failure = 0;
+
+void headkv_alloc_fail(int32_t n) {
+    n_alloc_until_failure = n;
+}
+
+ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    const bool is_failing = n_alloc_until_failure > 0 && --n_alloc_until_failure == 0;
+
+    ggml_backend_buffer_ptr buf { is_failing ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft) };
+    if (!buf) {
+        const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
+        char message[256];
+        snprintf(message, sizeof(message), "out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft));
+        throw headkv_error { HEADKV_STATUS_NO_MEMORY, message };
+    }
+    ggml_backend_buffer_clear(buf.get(), 0);
+
+    return buf;
+}
+
+size_t headkv_buffer::size() const {
+    return buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
+}
+
+size_t headkv_bytes(const std::vector<headkv_buffer> & buffers) {
+    size_t res = 0;
+    for (const auto & buffer : buffers) {
+        res += buffer.size();
+    }
+    return res;
+}
+
+ggml_context * headkv_buffers::ctx_beside(const ggml_tensor * t) {
+    const auto   buft = ggml_backend_buffer_get_type(t->buffer);
+    const size_t i    = std::find(bufts.begin(), bufts.end(), buft) - bufts.begin();
+    if (i == bufts.size()) {
+        bufts.push_back(buft);
+        buffers.push_back({ ggml_context_ptr(ggml_init({ n_tensors_max*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr });
+    }
+    return buffers[i].ctx.get();
+}
+
+std::vector<headkv_buffer> headkv_buffers::alloc() {
+    for (size_t i = 0; i < buffers.size(); ++i) {
+        buffers[i].buf = headkv_alloc(buffers[i].ctx.get(), bufts[i]);
+    }
+    return std::move(buffers);
+}

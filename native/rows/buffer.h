@@ -1,0 +1,49 @@
+// rows/buffer.h: memory for tensors, on the device where a layer's cache lies; and the error that says that there is none.
+
+#pragma once
+
+#include "headkv.h"
+
+#include "ggml-cpp.h"
+
+#include <string>
+#include <vector>
+
+struct headkv_error {
+    headkv_status status;
+    std::string   message;
+};
+
+// a backend buffer together with the context that holds its tensors
+struct headkv_buffer {
+    ggml_context_ptr        ctx;
+    ggml_backend_buffer_ptr buf;
+
+    size_t size() const;
+};
+
+// as upstream's cache: one context and one buffer for each buffer type, so one for each device
+class headkv_buffers {
+public:
+    explicit headkv_buffers(size_t n_tensors_max) : n_tensors_max(n_tensors_max) {}
+
+    // the context for tensors that shall lie where t does
+    ggml_context * ctx_beside(const ggml_tensor * t);
+
+    // all tensors made so far; throws headkv_error NO_MEMORY
+    std::vector<headkv_buffer> alloc();
+
+private:
+    size_t n_tensors_max;
+
+    std::vector<ggml_backend_buffer_type_t> bufts;
+    std::vector<headkv_buffer>              buffers;
+};
+
+size_t headkv_bytes(const std::vector<headkv_buffer> & buffers);
+
+// allocate all tensors of ctx; throws headkv_error NO_MEMORY. Zeroed, so that rows nobody wrote hold no NaN
+ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// for tests: the n-th allocation from now fails (1 is the next); 0 turns it off
+void headkv_alloc_fail(int32_t n);

@@ -1,0 +1,240 @@
+#include "score/observe.h"
+#include "attend/attn.h"
+#include "cache/store.h"
+
+#include "llama-graph.h"
+
+#include <algorithm>
+#include <cstring>
+
+// the attention of more queries than these is a matrix too large to be held for every head at once
+static constexpr int64_t N_QUERIES_AT_ONCE = 64;
+
+// each of these matrices takes some nodes in every layer, and upstream's limit of nodes leaves room for two
+static constexpr int64_t N_QUERIES_MAX = 2*N_QUERIES_AT_ONCE;
+
+// counts the observing tokens as they are evaluated: a graph that is reused is built once and evaluated more often
+class headkv_input_observed : public llm_graph_input_i {
+public:
+    headkv_input_observed(headkv_store & store) : store(store) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        if (!ubatch) {
+            return;
+        }
+        if (store.n_scored == 0) {
+            store.pos_scored = *std::min_element(ubatch->pos, ubatch->pos + ubatch->n_tokens);
+        }
+        store.n_scored += ubatch->n_tokens;
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        // kept queries have a place of their own each
+        return store.reduce != HEADKV_REDUCE_QUERIES && store.n_scored + params.ubatch.n_tokens <= store.n_armed;
+    }
+
+private:
+    headkv_store & store;
+};
+
+// what queries [first, first + n) attend to, F32 [n_kv, n, n_head]
+static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa, int64_t first, int64_t n) {
+    ggml_tensor * q    = fa->src[0]; // F32 [n_embd_head_k, n_tokens, n_head]
+    ggml_tensor * k    = fa->src[1]; // cache type [n_embd_head_k, n_kv, n_head_kv]
+    ggml_tensor * mask = fa->src[3]; // F16 [n_kv, n_tokens]
+
+    q    = ggml_view_3d(ctx, q,    q->ne[0], n, q->ne[2], q->nb[1], q->nb[2], first*q->nb[1]);
+    mask = ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], first*mask->nb[1]);
+
+    const headkv_attn_params params = headkv_attn_params_get(fa);
+
+    ggml_tensor * kq = ggml_mul_mat(ctx, k, q); // F32 [n_kv, n, n_head]
+    ggml_prec_set_acc(kq, GGML_PREC_F32);
+
+    if (params.softcap != 0.0f) {
+        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, params.scale/params.softcap)), params.softcap);
+    }
+
+    kq = ggml_soft_max_ext(ctx, kq, mask, params.softcap != 0.0f ? 1.0f : params.scale, 0.0f);
+    ggml_soft_max_add_sinks(kq, fa->src[4]);
+    return kq;
+}
+
+// build_reduced() in host memory; every thread takes an equal slice of the positions
+template <headkv_reduce reduce>
+static void reduce_on_host(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
+    const ggml_tensor * kq = dst->src[0];
+
+    const int64_t first = kq->ne[0]*ith/nth;
+    const int64_t n     = kq->ne[0]*(ith + 1)/nth - first;
+
+    for (int64_t ih = 0; ih < kq->ne[2]; ih++) {
+        const float * row = (const float *) ((const char *) kq->data + ih*kq->nb[2]) + first;
+        float       * res = (float *) ((char *) dst->data + ih*dst->nb[1]) + first;
+
+        memcpy(res, row, n*sizeof(float));
+        for (int64_t iq = 1; iq < kq->ne[1]; iq++) {
+            row += kq->ne[0];
+            for (int64_t i = 0; i < n; i++) {
+                res[i] = reduce == HEADKV_REDUCE_MAX ? std::max(res[i], row[i]) : res[i] + row[i];
+            }
+        }
+    }
+}
+
+// kq: F32 [n_kv, n_tokens, n_head] -> F32 [n_kv, n_head], the sum over the tokens or their maximum
+static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_reduce reduce, bool is_host) {
+    const int64_t n_kv     = kq->ne[0];
+    const int64_t n_tokens = kq->ne[1];
+    const int64_t n_head   = kq->ne[2];
+
+    if (is_host) { // pooling there uses one thread, and goes down one column after the other
+        const ggml_custom_op_t fun = reduce == HEADKV_REDUCE_MAX ? reduce_on_host<HEADKV_REDUCE_MAX> : reduce_on_host<HEADKV_REDUCE_MEAN>;
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_kv, n_head, 1, 1, &kq, 1, fun, GGML_N_TASKS_MAX, nullptr);
+    }
+
+    const ggml_op_pool op = reduce == HEADKV_REDUCE_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
+
+    ggml_tensor * res = ggml_pool_2d(ctx, kq, op, 1, n_tokens, 1, n_tokens, 0, 0); // F32 [n_kv, 1, n_head]
+    res = ggml_reshape_2d(ctx, res, n_kv, n_head);
+
+    return reduce == HEADKV_REDUCE_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
+}
+
+// score: F32 [n_cells, n_head], to which the attention of the node's queries is added
+static void build_attention_score(const llm_graph_context & g, ggml_tensor * score, const ggml_tensor * fa, headkv_reduce reduce) {
+    ggml_context * ctx = g.ctx0;
+
+    const int64_t n_tokens = fa->src[0]->ne[1];
+
+    const bool is_host = ggml_backend_buffer_is_host(score->buffer);
+
+    score = ggml_view_2d(ctx, score, fa->src[1]->ne[1], score->ne[1], score->nb[1], 0); // F32 [n_kv, n_head]
+
+    ggml_tensor * all = score;
+    for (int64_t first = 0; first < n_tokens; first += N_QUERIES_AT_ONCE) {
+        const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
+
+        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), reduce, is_host); // F32 [n_kv, n_head]
+
+        all = reduce == HEADKV_REDUCE_MAX
+            ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, all)), all) // the larger of both
+            : ggml_add(ctx, batch, all);
+        ggml_build_forward_expand(g.gf, all); // one matrix after the other
+    }
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
+}
+
+// the queries before they were rotated, F32 [n_embd_head_k, n_head, n_tokens], and what was done to them since; nullptr if
+// something else was done
+static ggml_tensor * find_unrotated(const ggml_tensor * q, headkv_rotation & rotation) {
+    rotation = {};
+    for (const ggml_tensor * t = q; t; ) {
+        switch (t->op) {
+            case GGML_OP_VIEW:
+                if (ggml_nelements(t) != ggml_nelements(t->src[0])) {
+                    return nullptr;
+                }
+                t = t->src[0];
+                break;
+            case GGML_OP_PERMUTE:
+            case GGML_OP_RESHAPE:
+            case GGML_OP_CONT:
+                t = t->src[0];
+                break;
+            case GGML_OP_SCALE:
+                {
+                    float params[2]; // factor, offset
+                    memcpy(params, t->op_params, sizeof(params));
+                    if (params[1] != 0.0f) {
+                        return nullptr;
+                    }
+                    rotation.scale *= params[0];
+                    t = t->src[0];
+                } break;
+            case GGML_OP_MUL_MAT: // upstream mixes the elements of each vector before it quantises them
+                if (t->op_params[1] != GGML_HINT_SRC0_IS_HADAMARD) {
+                    return nullptr;
+                }
+                rotation.n_hadamard = t->src[0]->ne[0];
+                t = t->src[1];
+                break;
+            case GGML_OP_ROPE:
+                memcpy(rotation.rope, t->op_params, sizeof(rotation.rope));
+                rotation.factors = t->src[2];
+                return t->src[0];
+            default:
+                return nullptr;
+        }
+    }
+    return nullptr;
+}
+
+// score: F32 [n_embd_head_k, n_embd_head_k + 1, n_head], to which sums over the queries q before rotation are added:
+// q q^T, and q itself as the last row
+static void build_moments(const llm_graph_context & g, ggml_tensor * score, ggml_tensor * q) {
+    ggml_context * ctx = g.ctx0;
+
+    q = ggml_cont(ctx, ggml_permute(ctx, q, 1, 2, 0, 3)); // F32 [n_tokens, n_embd_head_k, n_head]
+
+    ggml_tensor * second = ggml_mul_mat(ctx, q, q); // F32 [n_embd_head_k, n_embd_head_k, n_head]
+    ggml_prec_set_acc(second, GGML_PREC_F32);
+
+    ggml_tensor * first = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, q), q->ne[1], 1, q->ne[2]);
+    ggml_tensor * all   = ggml_add(ctx, ggml_concat(ctx, second, first, 1), score);
+
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
+}
+
+// score: F32 [n_embd_head_k, n_head, n_armed], in which the queries q are put from number first on
+static void build_queries(const llm_graph_context & g, ggml_tensor * score, ggml_tensor * q, int64_t first) {
+    ggml_context * ctx = g.ctx0;
+
+    ggml_tensor * dst = ggml_view_3d(ctx, score, score->ne[0], score->ne[1], q->ne[1], score->nb[1], score->nb[2], first*score->nb[2]);
+    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
+}
+
+static bool is_attention(headkv_reduce reduce) {
+    return reduce == HEADKV_REDUCE_MEAN || reduce == HEADKV_REDUCE_MAX;
+}
+
+uint32_t headkv_score_n_ubatch(const headkv_store & store, uint32_t n_ubatch) {
+    return is_attention(store.reduce) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
+}
+
+void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il) {
+    headkv_layer_store & layer = store.layers[store.layer_of.at(il)];
+
+    const int64_t n_tokens = fa->src[0]->ne[1];
+    const int64_t n_kv     = fa->src[1]->ne[1];
+
+    // more tokens than are armed (the caller's batch is too long): no scores, which headkv_compress() notices; so it is
+    // when a worst-case graph is being reserved
+    if (store.n_scored + n_tokens > store.n_armed) {
+        return;
+    }
+    if (is_attention(store.reduce) && (n_kv > layer.score->ne[0] || n_tokens > N_QUERIES_MAX)) {
+        return;
+    }
+
+    if (il == (int) store.layers[0].shape.il) {
+        g.res->add_input(std::make_unique<headkv_input_observed>(store));
+    }
+
+    if (is_attention(store.reduce)) {
+        build_attention_score(g, layer.score, fa, store.reduce);
+        return;
+    }
+    const headkv_attn_params params = headkv_attn_params_get(fa);
+    layer.logits = { params.scale, params.softcap, fa->src[HEADKV_SRC_SINKS] };
+
+    if (store.reduce == HEADKV_REDUCE_QUERIES) {
+        build_queries(g, layer.score, fa->src[0], store.n_scored);
+        return;
+    }
+    ggml_tensor * q = find_unrotated(fa->src[0], layer.rotation);
+    layer.is_rotation_known = q != nullptr;
+    if (q) {
+        build_moments(g, layer.score, q);
+    }
+}
