@@ -86,6 +86,9 @@ class HeadKV:
         called with one line when something the user should know happened
     on_progress
         called with (tokens read, tokens to read) while a prompt is read
+    stop_when
+        called with each token of an answer; what it says is true of is the last one. `pyheadkv.loops.LoopWatch`
+        watches one answer; the attribute of this name can be set before each
 
     Raises
     ------
@@ -109,11 +112,13 @@ class HeadKV:
         protect: Sequence[str] = (),
         on_notice: Callable[[str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        stop_when: Callable[[int], bool] | None = None,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.protect = tuple(text for text in protect if text.strip())
         self.on_notice = on_notice
         self.on_progress = on_progress
+        self.stop_when = stop_when
         self.llama = llama
         _refuse_unfit(llama, self.policy)
         self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
@@ -220,6 +225,8 @@ class HeadKV:
                     self._is_generating = None
                 self._reader.turn.n_generated += 1
                 sent = yield token
+                if self.stop_when and self.stop_when(token):
+                    return
                 self._is_generating = True
 
     def _eval(self, tokens: Sequence[int]) -> None:

@@ -150,6 +150,9 @@ def chat(
         typer.Option("--repeat-penalty", help="Against repetition; 1 is off. [default: the model's own, or 1]"),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="-1 is random. [default: -1]")] = None,
+    no_loop_stop: Annotated[
+        bool, typer.Option("--no-loop-stop", help="Let an answer go on that says the same over and over.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Answer once and print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show llama.cpp's own log.")] = False,
 ) -> None:
@@ -179,6 +182,7 @@ def chat(
             verbose=verbose,
             lookahead=lookahead,
             protect=tuple(protect or ()),
+            stop_loops=not no_loop_stop,
         ),
     )
 

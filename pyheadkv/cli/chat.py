@@ -132,7 +132,7 @@ class Talk:
         self.bar = bar
         self.is_single_turn = chat.is_single_turn or not is_terminal()
         sampling = sampling_of_file(Sampling(), headkv.llama.metadata, note).having(chat.sampling)
-        self.conversation = Conversation(headkv, chat.system, sampling)
+        self.conversation = Conversation(headkv, chat.system, sampling, chat.stop_loops)
         if not self.conversation.has_template:
             note("this model has no chat template: text is continued as it is")
         for name, text in files:
@@ -148,6 +148,7 @@ class Talk:
             "text": text,
             "n_prompt": stats.n_prompt,
             "n_generated": stats.n_generated,
+            "finish": self.conversation.finish,
             "policy": str((self.headkv.plan or self.headkv).policy),
             **report,
         }
@@ -195,6 +196,8 @@ class Talk:
         finally:
             self.bar.stop()
         footer(self.headkv.stats())
+        if self.conversation.finish == "loop":
+            note("stopped: the answer said the same over and over (--no-loop-stop lets it go on)")
         if self.conversation.is_full:
             note(f"the context of {context_length(self.headkv.llama)} tokens is full: /clear starts anew")
 

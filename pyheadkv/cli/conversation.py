@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Any
 
 from pyheadkv.errors import UsageError
+from pyheadkv.loops import LoopWatch
 from pyheadkv.reader import context_length
 from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
@@ -30,15 +31,19 @@ class Conversation:
         system prompt
     sampling
         how answers are chosen
+    stop_loops
+        end an answer that says the same over and over
     """
 
-    def __init__(self, headkv: HeadKV, system: str | None, sampling: Sampling) -> None:
+    def __init__(self, headkv: HeadKV, system: str | None, sampling: Sampling, stop_loops: bool = True) -> None:
         self.headkv = headkv
         self.sampling = sampling
         self.system = system
         self.messages: list[dict[str, str]] = []
         self.attachments: list[str] = []
+        self.stop_loops = stop_loops
         self.is_full = False
+        self.finish: str | None = None  # why the last answer ended: "stop", "length" or "loop"; None: it was broken off
         self.clear()
 
     @property
@@ -85,6 +90,9 @@ class Conversation:
 
     def _stream(self) -> Generator[str, None, None]:
         llama: Any = self.headkv.llama
+        watch = LoopWatch()
+        self.headkv.stop_when = watch if self.stop_loops else None
+        self.finish = None
         try:
             if self.has_template:
                 chunks = llama.create_chat_completion(messages=self.messages, **self.sampling.options())
@@ -94,7 +102,8 @@ class Conversation:
             with closing(chunks):
                 for chunk in chunks:
                     choice = chunk["choices"][0]
-                    self.is_full = choice["finish_reason"] == "length" and not self._has_room()
+                    self.finish = "loop" if watch.is_loop else choice["finish_reason"]
+                    self.is_full = self.finish == "length" and not self._has_room()
                     piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
                     if piece:
                         yield piece

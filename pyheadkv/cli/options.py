@@ -36,6 +36,7 @@ class ChatOptions:
     verbose: bool
     lookahead: int
     protect: tuple[str, ...] = ()
+    stop_loops: bool = True
 
 
 @dataclass(frozen=True)

@@ -192,3 +192,10 @@ def test_leaving_with_ctrl_d(terminal: pexpect.spawn) -> None:
     terminal.expect(pexpect.EOF)
     terminal.wait()
     assert terminal.exitstatus == 0
+
+
+def test_an_answer_in_a_loop_ends(demo: str) -> None:
+    question = ("-p", "What is the capital of France?", "-sys", "", "-c", "1024", "--repeat-penalty", "1")
+    report = answer_json(demo, *question)
+    assert report["finish"] == "loop" and 128 <= report["n_generated"] < 600
+    assert answer_json(demo, *question, "-n", "20")["finish"] == "length"

@@ -26,6 +26,7 @@ LEVELS = {
     "models": 2,
     "plain_text": 1,
     "drawing": 2,
+    "loops": 1,
     "shape": 1,
     "protect": 1,
     "sampling": 1,

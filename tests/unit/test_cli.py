@@ -59,7 +59,7 @@ def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Cac
 def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
     line = (
         "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --top-k 20 --top-p 0.9 --min-p 0.1"
-        " --repeat-penalty 1.1 --json --verbose --lookahead 8"
+        " --repeat-penalty 1.1 --no-loop-stop --json --verbose --lookahead 8"
         " --budget 1.5% --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
     )
     cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
@@ -83,6 +83,7 @@ def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOpt
         as_json=True,
         verbose=True,
         lookahead=8,
+        stop_loops=False,
     )
 
 

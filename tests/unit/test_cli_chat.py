@@ -137,7 +137,7 @@ def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_json_holds_what_was_measured(talk: Talk) -> None:
     report = talk.answer_json("x" * 400, 12.3456)
-    assert list(report) == ["text", "n_prompt", "n_generated", "policy", "budget", "kv", "ms", "tok_s"]
+    assert list(report) == ["text", "n_prompt", "n_generated", "finish", "policy", "budget", "kv", "ms", "tok_s"]
     keys = "type_k type_v rows_full rows_kept rows_per_head bytes_full bytes_kept bytes_measured peak_bytes"
     assert " ".join(report["kv"]) == keys
     assert list(report["budget"]) == ["request", "rows", "keep_ratio", "bytes"]
@@ -163,6 +163,37 @@ def test_full_context_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) ->
     talk.conversation.clear()
     talk._answer("x" * 998)
     assert "the context of 1000 tokens is full: /clear starts anew" in capsys.readouterr().err
+
+
+class LoopLlama(ChatLlama):
+    """Says two words in turns, without end."""
+
+    def generate(self, tokens: list[int], reset: bool = True) -> Iterator[int]:
+        return (7 + i % 2 for i, _ in enumerate(super().generate(tokens, reset)))
+
+
+@pytest.mark.parametrize(
+    ("stop_loops", "n_predict", "n_words", "finish"),
+    [(True, -1, 128, "loop"), (True, 127, 127, "length"), (False, 200, 200, "length")],
+)
+def test_a_loop_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stop_loops: bool,
+    n_predict: int,
+    n_words: int,
+    finish: str,
+) -> None:
+    without_library(monkeypatch)
+    options = replace(OPTIONS, sampling={"n-predict": n_predict}, stop_loops=stop_loops)
+    talk = Talk(HeadKV(LoopLlama(n_ctx=4000)), options, ReadingBar())
+    for _ in range(2):  # each answer is watched anew
+        talk._answer("hello")
+        printed = capsys.readouterr()
+        assert len(printed.out.split()) == n_words
+        assert ("note: stopped: the answer said the same over and over" in printed.err) == (finish == "loop")
+        assert talk.conversation.finish == finish
+    assert talk.answer_json("again", 0)["finish"] == finish
 
 
 def test_without_a_template_text_is_continued(
