@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -213,6 +213,23 @@ class Native:
         for i in range(self._lib.headkv_n_layer(self._ctx)):
             _check(self._lib.headkv_layer_get(self._ctx, i, raw))
             yield raw
+
+    @contextmanager
+    def abortable(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Within the block llama_decode asks after each operation on the CPU, and fails when the answer is true.
+
+        Whole ubatches that were computed before stay in the cache. `is_stopped` must not raise. A callback that was set
+        by llama_set_abort_callback is taken away.
+        """
+        from llama_cpp import llama_cpp as bindings
+
+        context = self._llama._ctx.ctx
+        callback = bindings.ggml_abort_callback(lambda _: is_stopped())
+        bindings.llama_set_abort_callback(context, callback, ctypes.c_void_p(0))
+        try:
+            yield
+        finally:
+            bindings.llama_set_abort_callback(context, bindings.ggml_abort_callback(), ctypes.c_void_p(0))
 
     def reserve(self, n_cells: int) -> None:
         """Make room for n_cells tail cells at once; never shrinks."""

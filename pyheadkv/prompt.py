@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.compression import arm, compress
 from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.interrupt import interruptible
 from pyheadkv.native import Native
 from pyheadkv.plan import Plan
 from pyheadkv.reader import context_length, cut_back
@@ -117,6 +118,8 @@ class PromptReader:
             the prompt is longer than the context, or its second pass has no room there; nothing is read then
         NativeError
             a computation failed; the cache is whole then, up to ``llama.n_tokens``
+        KeyboardInterrupt
+            Ctrl-C, soon after it; the cache as after an error
         """
         n_prompt, n_ctx = self._llama.n_tokens + len(tokens), context_length(self._llama)
         if n_prompt > n_ctx:
@@ -220,7 +223,12 @@ class PromptReader:
     def _read_batches(self, tokens: list[int], turn: TurnTimer | None = None) -> None:
         for start in range(0, len(tokens), self._llama.n_batch):
             batch = tokens[start : start + self._llama.n_batch]
-            self._eval(batch)
+            try:
+                with interruptible(self._native):
+                    self._eval(batch)
+            except BaseException:
+                cut_back(self._llama, self._llama.n_tokens)  # some ubatches of the batch may be in the cache
+                raise
             if turn:  # a repetition is not counted
                 turn.n_read += len(batch)
             self._n_done += len(batch)

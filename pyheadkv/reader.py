@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from pyheadkv._abi import STATUS_COMPUTE
 from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.interrupt import interruptible
 from pyheadkv.native import Native
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ class Reader:
         """
         try:
             if tokens:
-                self.llama.eval(tokens)
+                with interruptible(self.native) if len(tokens) > 1 else nullcontext():
+                    self.llama.eval(tokens)
         except RuntimeError as error:
             raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
 

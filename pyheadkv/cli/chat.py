@@ -180,7 +180,9 @@ class Talk:
             error(problem)
         except KeyboardInterrupt:
             print()
-            note("stopped")
+            note(
+                "stopped" + ("; the attached text waits for the next message" if self.conversation.attachments else "")
+            )
 
     def _print_answer(self, text: str) -> None:
         try:

@@ -8,6 +8,7 @@ conversation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,6 +72,9 @@ class FakeNative:
 
     def synchronize(self) -> None:
         pass
+
+    def abortable(self, is_stopped: object) -> nullcontext[None]:
+        return nullcontext()
 
     def reserve(self, n_cells: int) -> None:
         self.memory.call("reserve")

@@ -112,8 +112,13 @@ def test_ctrl_c_keeps_what_was_said(talk: Talk, capsys: pytest.CaptureFixture[st
     assert roles == ["user", "assistant"]
     assert len(talk.conversation.messages[1]["content"].split()) == 2
     talk.headkv.llama.stop_after = 0
+    talk.conversation.attachments = ["a document"]
     talk._answer("nothing came")
     assert len(talk.conversation.messages) == 2
+    assert "note: stopped; the attached text waits for the next message" in capsys.readouterr().err
+    talk.headkv.llama.stop_after = -1
+    talk._answer("again")
+    assert "a document" in requests(talk)[-1][-1]["content"]
 
 
 def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
