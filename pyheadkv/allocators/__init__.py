@@ -7,9 +7,10 @@ one-line description, and list it below, or call `register_allocator` from your 
 
 from __future__ import annotations
 
-import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType, ModuleType
 
 from pyheadkv.allocators.adakv import ADAKV
 from pyheadkv.allocators.base import Allocator, AllocRequest, Param
@@ -21,6 +22,7 @@ from pyheadkv.allocators.pyramid import PYRAMID
 from pyheadkv.allocators.taskkv import TASKKV
 from pyheadkv.allocators.uniform import UNIFORM
 from pyheadkv.errors import PolicyError
+from pyheadkv.plain_text import read_text
 
 __all__ = [
     "AllocRequest",
@@ -63,15 +65,12 @@ def run_file(path: Path) -> None:
     Raises
     ------
     PolicyError
-        there is no such file, or it raised something: one line that names the file
+        it cannot be read, is no text, or raised something: one line that names the file
     """
     known = allocator_names()
+    text = read_text(path, PolicyError)
     try:
-        runpy.run_path(str(path), run_name=path.stem)
-    except OSError as error:
-        if error.filename != str(path):
-            raise PolicyError(f"{path} raised {type(error).__name__}: {_one_line(error)}") from error
-        raise PolicyError(f"{path} cannot be read: {error.strerror}") from error
+        _run(compile(text, str(path), "exec"), path)
     except SyntaxError as error:
         raise PolicyError(f"{path}, line {error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:  # anyone's program
@@ -79,6 +78,20 @@ def run_file(path: Path) -> None:
     for name in allocator_names():
         if name not in known:
             _ALLOCATORS[name] = replace(_ALLOCATORS[name], file=str(path))
+
+
+def _run(code: CodeType, path: Path) -> None:
+    """As a module that can be found under its name while it runs, which dataclasses need, and not afterwards."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    hidden = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module
+    try:
+        exec(code, vars(module))
+    finally:
+        del sys.modules[path.stem]
+        if hidden is not None:
+            sys.modules[path.stem] = hidden
 
 
 def _one_line(error: BaseException) -> str:

@@ -22,9 +22,11 @@ from typing import Any
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import CLASS_METRICS, METRICS
 from pyheadkv.jsonl import JsonLines
+from pyheadkv.plain_text import Limit, read_text
 
 KL = "kl"
 KNOWN = (*METRICS, *CLASS_METRICS, KL)
+DATA_LIMIT = Limit(1 << 32)  # many long texts in one file
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Case:
         where the answers stand in the context, 0 to 1
     classes
         what the answer is chosen from, for `CLASS_METRICS`
+
+    Raises
+    ------
+    ValueError
+        a text has half of a character, as JSON can write it
     """
 
     id: str
@@ -80,6 +87,11 @@ class Case:
     first_line: bool = False
     depths: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what no tokenizer takes."""
+        texts = (self.context, self.question, self.prompt, self.answer_prefix, *self.answers, *self.classes)
+        "".join(texts).encode()
 
     @property
     def length(self) -> str:
@@ -125,24 +137,17 @@ def read_cases(path: str | Path) -> list[Case]:
     EvaluationError
         naming the file, the line, and what is missing or wrong
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise EvaluationError(f"{path} cannot be read: {reason}") from None
     cases: dict[str, Case] = {}
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(read_text(path, EvaluationError, limit=DATA_LIMIT).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            case = _from_json(json.loads(line))
+            case = case_of_row(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{path}, line {n}: {' '.join(str(error).split())[:160]}") from None
         if case.id in cases:
             raise EvaluationError(f"{path}, line {n}: id {case.id[:80]!r} is there twice")
         cases[case.id] = case
-    if not cases:
-        raise EvaluationError(f"{path} has no cases")
     return list(cases.values())
 
 
@@ -163,8 +168,8 @@ def _to_json(case: Case) -> dict[str, object]:
     return row
 
 
-def _from_json(row: Any) -> Case:
-    """ValueError says what is wrong."""
+def case_of_row(row: Any) -> Case:
+    """A case of a JSON object; ValueError says what is wrong."""
     if not isinstance(row, dict):
         raise ValueError("not a JSON object")
     task = _get(row, "task", str)

@@ -1,6 +1,6 @@
 """Profile files, *.headkv.json.
 
-JSON, UTF-8; here for a model of two layers with 2 and 1 KV heads and twice as many query heads:
+JSON; here for a model of two layers with 2 and 1 KV heads and twice as many query heads:
 
     {"headkv": {"version": 1,
                 "method": "retrieval-reasoning",
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.plain_text import read_text
 from pyheadkv.profile.checks import body_of, profile_from_body
 from pyheadkv.profile.profile import Profile
 from pyheadkv.profile.published import is_published, profile_from_published
@@ -79,10 +80,9 @@ def write_profile(path: str | Path, profile: Profile) -> None:
 
 
 def _read_json(path: Path) -> Any:
+    text = read_text(path, ProfileError, f"profile {path}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except OSError as error:
-        raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from None
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         raise ProfileError(f"profile {path}: not a JSON file") from None
     except ProfileError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -171,7 +173,7 @@ def test_babilong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"one": 1, "two": 2}, "rows with the fields one, two are no cases; known are LongBench, LooGLE"),
+        ({"one": 1, "two": 2}, "rows with the fields one, two are no cases; known are pyheadkv, LongBench, LooGLE"),
         (LONGBENCH | {"dataset": "dureader"}, "row 1 .LongBench.: task 'dureader' is not one of narrativeqa"),
         (LONGBENCH | {"answers": None}, "row 1 .LongBench.: "),
         (LOOGLE_ROW | {"answer": " "}, "the answer is empty"),
@@ -197,12 +199,38 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('[{"a": 1}')
     with pytest.raises(EvaluationError, match=r"half.json, line 1: Expecting"):
         load_cases(str(tmp_path / "half.json"))
-    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(EvaluationError, match="not UTF-8"):
+    (tmp_path / "bytes.jsonl").write_bytes(b'{"\xff')
+    with pytest.raises(EvaluationError, match=r"bytes.jsonl is not UTF-8 text: byte 0xff at offset 2$"):
         load_cases(str(tmp_path / "bytes.jsonl"))
-    own = [Case("a", "t", "t", "Long.", "Which?", ("x",), "all_substr", 4)]
-    write_cases(tmp_path / "own.jsonl", own)
-    assert load_cases(str(tmp_path / "own.jsonl")) == own
+    with pytest.raises(EvaluationError, match=r"none.jsonl is empty"):
+        load_cases(write(tmp_path / "none.jsonl"))
+    (tmp_path / "none.json").write_text("[]")
+    with pytest.raises(EvaluationError, match=r"none.json has no cases"):
+        load_cases(str(tmp_path / "none.json"))
+    for name in ("zip", "parquet"):
+        pytest.importorskip("pyarrow")
+        with pytest.raises(EvaluationError, match=rf"no.{name}.* cannot be read: "):
+            rows.read_rows(rows.Source(tmp_path / f"no.{name}", "data/a.jsonl" if name == "zip" else ""))
+
+
+def test_own_cases_however_they_come(tmp_path: Path) -> None:
+    own = [Case(name, "t", "t", "Long.", "Which?", ("x",), "all_substr", 4) for name in "ab"]
+    path = tmp_path / "own.jsonl"
+    write_cases(path, own)
+    lines = path.read_text()
+    assert load_cases(str(path)) == own
+    path.write_bytes(lines.replace("\n", "\r\n").encode("utf-16"))
+    assert load_cases(str(path)) == own
+    (tmp_path / "own.json").write_text(json.dumps([json.loads(line) for line in lines.splitlines()]))
+    assert load_cases(str(tmp_path / "own.json")) == own
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=(tmp_path / "fifo").write_text, args=(lines,))
+    writer.start()
+    assert load_cases(str(tmp_path / "fifo")) == own
+    writer.join()
+    path.write_text(lines.replace("Which?", "\\ud800"))
+    with pytest.raises(EvaluationError, match=r"own.jsonl, row 1 .pyheadkv.: .* surrogates not allowed"):
+        load_cases(str(path))
 
 
 # ---- the hub ----

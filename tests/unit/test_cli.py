@@ -119,7 +119,7 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
         (["model.gguf", "--budget", "8"], "budget 8 is below the floor of 20 rows per KV head (4 sinks + 16 observed)"),
         (["model.gguf", "--policy", "nope"], "unknown policy 'nope', known are auto, snapkv, headkv"),
         (["model.gguf", "--policy", "headkv"], "--profile FILE"),
-        (["model.gguf", "--profile", "no.json"], "profile no.json: cannot be read"),
+        (["model.gguf", "--profile", "no.json"], "profile no.json cannot be read: No such file or directory"),
         (["model.gguf", "-ctk", "q9"], "unknown cache type 'q9'"),
         (
             ["model.gguf", "-ctv", "q8_0"],

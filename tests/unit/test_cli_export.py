@@ -180,7 +180,7 @@ def test_an_unknown_origin_is_said(run: Run) -> None:
             ["-o", "o.gguf", "--profile", "made.json", "--profile-mix", "x=1"],
             "headkv.mix names 'x', the kinds of scores",
         ),
-        (["-o", "o.gguf", "--profile", "no.json"], "profile no.json: cannot be read"),
+        (["-o", "o.gguf", "--profile", "no.json"], "profile no.json cannot be read: No such file or directory"),
         (["-o", "made.json", "--profile", "made.json"], "made.json exists, it is only written over with --force"),
         (["-o", "model.gguf", "--profile", "made.json", "--force"], "model.gguf is the model itself"),
     ],

@@ -66,7 +66,7 @@ def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], words: st
 def test_other_bad_files(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="line 2: id 'a' is there twice"):
         read_cases(write(tmp_path / "twice", ROW, ROW))
-    with pytest.raises(EvaluationError, match="has no cases"):
+    with pytest.raises(EvaluationError, match="none is empty"):
         read_cases(write(tmp_path / "none"))
     with pytest.raises(EvaluationError, match="cannot be read"):
         read_cases(tmp_path / "missing")
@@ -147,6 +147,11 @@ def test_prose_of_a_file_stays_in_its_order(tmp_path: Path) -> None:
     assert letters == [chr(ord("a") + (start + i) % 20) for i in range(len(letters))] and len(letters) > 20
     assert SIZES.count(case.context) >= 1500 + case.max_new_tokens
     assert prose.mark and not Prose().mark
+    (tmp_path / "t.txt").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    assert Prose(tmp_path / "t.txt").mark == prose.mark
+    (tmp_path / "t.txt").write_bytes(b"a\0")
+    with pytest.raises(EvaluationError, match=r"t.txt is not text: it has a NUL byte at offset 1"):
+        Prose(tmp_path / "t.txt")
     (tmp_path / "short.txt").write_text("Hello.")
     with pytest.raises(EvaluationError, match="has 6 characters, at least 2000"):
         Prose(tmp_path / "short.txt")

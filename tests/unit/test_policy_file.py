@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_settings_follow_the_file_and_it_runs_once() -> None:
         plan_of(f"{EXAMPLE}:steepness=0")
 
 
+def test_a_file_as_windows_writes_it(tmp_path: Path) -> None:
+    text = f"from dataclasses import dataclass\n@dataclass\nclass Wide:\n    n: 'int' = 8\n{START}"
+    text += "register_policy(Policy('wide', 'uniform', Scorer(n_obs=Wide().n)))\n"
+    (tmp_path / "json.py").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    assert parse_policy(str(tmp_path / "json.py")).n_obs == 8
+    assert sys.modules["json"] is json  # its name is its own only while it runs
+
+
 def test_its_allocator_goes_with_other_scorers() -> None:
     plan_of(str(EXAMPLE))
     assert plan_of("falling+knorm").rows[0] > plan_of("falling+knorm").rows[1]
@@ -77,7 +86,9 @@ def test_its_allocator_goes_with_other_scorers() -> None:
         ),
         ("raise SystemExit(3)\n", "mine.py raised SystemExit: 3"),
         ("raise ValueError('two\\nlines')\n", "mine.py raised ValueError: two lines"),
-        ("", "mine.py registers 0 policies, expected one: pyheadkv.register_policy"),
+        ("", "mine.py is empty"),
+        ("a = '\0'\n", "mine.py is not text: it has a NUL byte at offset 5"),
+        ("# a policy\n", "mine.py registers 0 policies, expected one: pyheadkv.register_policy"),
         (
             f"{START}for name in 'ab': register_policy(Policy(name, 'uniform'))\n",
             "mine.py registers 2 policies (a, b), expected one",

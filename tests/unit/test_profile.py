@@ -100,8 +100,7 @@ def test_damaged_profiles_are_refused(tmp_path: Path, changes: dict[str, object]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a JSON file"),
-        (b"GGUF\x03\x00\x00\x00\xff\xfe", "not a JSON file"),
+        (b"GGUF {}", "not a JSON file"),
         (b'{"headkv": {"version": 1', "not a JSON file"),
         (b"[" * 100_000, "not a JSON file"),
         (b"[1]", "key headkv is missing"),
@@ -116,8 +115,30 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
         read_profile(path, SHAPE)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"GGUF\x03\x00\x00\x00", "is not text: it has a NUL byte at offset 5"),
+        (b'{"\xff', "is not UTF-8 text: byte 0xff at offset 2"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=f"^profile {path} {message}$"):
+        read_profile(path, SHAPE)
+
+
+def test_a_profile_as_windows_writes_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "profile.json")
+    expected = read_profile(path, SHAPE)
+    path.write_bytes(path.read_text().replace(",", ",\r\n").encode("utf-16"))
+    assert read_profile(path, SHAPE) == expected
+
+
 def test_missing_and_unwritable_files(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"cannot be read \(No such file"):
+    with pytest.raises(ProfileError, match=r"cannot be read: No such file"):
         read_profile(tmp_path / "none.json", SHAPE)
     with pytest.raises(ProfileError, match=r"cannot be written \(No such file"):
         write_profile(tmp_path / "none" / "p.json", Profile(((1.0,),), "made"))

@@ -15,7 +15,7 @@ from pyheadkv.evaluate.benchmarks import babilong, longbench, loogle, ruler
 from pyheadkv.evaluate.benchmarks.fit import fit_cases
 from pyheadkv.evaluate.benchmarks.hub import Notice, fetch, is_hub_name
 from pyheadkv.evaluate.benchmarks.rows import Row, Source, read_rows
-from pyheadkv.evaluate.cases import Case, read_cases
+from pyheadkv.evaluate.cases import Case, case_of_row
 
 __all__ = ["fit_cases", "load_cases"]
 
@@ -30,6 +30,7 @@ class Layout:
 
 
 LAYOUTS = (
+    Layout("pyheadkv", frozenset({"metric"}), lambda row, source, n: [case_of_row(row)]),
     Layout("LongBench", frozenset({"input", "context", "answers", "all_classes", "dataset"}), longbench.cases),
     Layout("LooGLE, a document a row", frozenset({"input", "qa_pairs"}), loogle.cases_of_document),
     Layout("LooGLE, a question a row", frozenset({"context", "question", "answer", "doc_id"}), loogle.cases),
@@ -62,8 +63,8 @@ def load_cases(text: str, on_notice: Notice | None = None) -> list[Case]:
     """
     source = fetch(text, on_notice) if is_hub_name(text) and not Path(text).exists() else Source(Path(text))
     rows = read_rows(source)
-    if not rows or "metric" in rows[0]:
-        return read_cases(source.path)
+    if not rows:
+        raise EvaluationError(f"{source.name} has no cases")
     layout = next((layout for layout in LAYOUTS if layout.fields <= rows[0].keys()), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)

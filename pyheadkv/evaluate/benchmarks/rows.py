@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import EvaluationError, UsageError
+from pyheadkv.evaluate.cases import DATA_LIMIT
+from pyheadkv.plain_text import decode_text, read_text
 
 Row = dict[str, Any]
 
@@ -51,11 +52,12 @@ def read_rows(source: Source) -> list[Row]:
     UsageError
         it is Parquet, and pyarrow is missing
     """
-    try:
-        data = source.path.read_bytes() if not source.member else _unzip(source)
-    except OSError as error:
-        raise EvaluationError(f"{source.name} cannot be read: {error.strerror or error}") from None
-    rows = _parquet(source, data) if source.place.suffix == ".parquet" else _json(source, data)
+    if source.place.suffix == ".parquet":
+        rows = _parquet(source)
+    elif source.member:
+        rows = _json(source, decode_text(_unzip(source), source.name, EvaluationError))
+    else:
+        rows = _json(source, read_text(source.path, EvaluationError, limit=DATA_LIMIT))
     return [row for row in rows if not source.task or row.get("task") == source.task]
 
 
@@ -69,14 +71,12 @@ def _unzip(source: Source) -> bytes:
             return archive.read(source.member)
     except zipfile.BadZipFile:
         raise EvaluationError(f"{source.path} is a damaged zip archive") from None
+    except OSError as error:
+        raise EvaluationError(f"{source.path} cannot be read: {error.strerror or error}") from None
 
 
-def _json(source: Source, data: bytes) -> list[Row]:
+def _json(source: Source, text: str) -> list[Row]:
     """Line by line, unless all of it is one array."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise EvaluationError(f"{source.name} cannot be read: not UTF-8") from None
     if text.lstrip().startswith("["):
         rows = _value(source, 1, text)
     else:
@@ -93,7 +93,7 @@ def _value(source: Source, n: int, text: str) -> Any:
         raise EvaluationError(f"{source.name}, line {n}: {' '.join(str(error).split())[:160]}") from None
 
 
-def _parquet(source: Source, data: bytes) -> list[Row]:
+def _parquet(source: Source) -> list[Row]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -101,7 +101,8 @@ def _parquet(source: Source, data: bytes) -> list[Row]:
         message = f"{source.name} is Parquet, which needs pyarrow: pip install 'pyheadkv[bench]'"
         raise UsageError(message) from None
     try:
-        rows: list[Row] = parquet.read_table(io.BytesIO(data)).to_pylist()
-    except pyarrow.ArrowException as error:
+        with source.path.open("rb") as file:
+            rows: list[Row] = parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
         raise EvaluationError(f"{source.name} cannot be read: {' '.join(str(error).split())[:160]}") from None
     return rows

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pyheadkv.calibrate.haystack import paragraphs
 from pyheadkv.errors import EvaluationError
+from pyheadkv.plain_text import read_text
 
 MIN_CHARACTERS = 2000
 
@@ -23,7 +24,7 @@ class Prose:
     Parameters
     ----------
     path
-        UTF-8 text, paragraphs apart by empty lines; None for the package's own
+        text, paragraphs apart by empty lines; None for the package's own
 
     Raises
     ------
@@ -46,12 +47,8 @@ class Prose:
 
 
 def _read(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise EvaluationError(f"{path} cannot be read: {reason}") from None
+    text = read_text(path, EvaluationError)
     if len(text) < MIN_CHARACTERS:
         raise EvaluationError(f"{path} has {len(text)} characters, at least {MIN_CHARACTERS} are needed")
-    found = (" ".join(paragraph.split()) for paragraph in text.replace("\r\n", "\n").split("\n\n"))
+    found = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return tuple(filter(None, found))
