@@ -29,7 +29,7 @@ from pyheadkv.loading import opened
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
-from pyheadkv.policy import parse_policy
+from pyheadkv.policy import parse_policy, settle
 from pyheadkv.profile import Profile
 from pyheadkv.shape import CACHE_TYPES, ModelShape, supported_shape
 from pyheadkv.targets import check_target
@@ -52,12 +52,6 @@ class _Asked:
     presses: list[Press]
     prose: Prose
     given: list[Case]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the longest prompts, twice where a policy has them repeated beside themselves."""
-        is_repeated = any(parse_policy(text).scorer.needs_second_pass for text in self.policies)
-        return max(self.lengths) * (2 if is_repeated else 1)
 
 
 @dataclass(frozen=True)
@@ -113,9 +107,9 @@ def make_folder(folder: Path, names: Sequence[str], error: type[HeadKVError]) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise error(f"{folder} cannot be made: {problem.strerror}") from None
+        raise error(f"{folder} cannot be made: {problem.strerror} (-o names another place)") from None
     for name in names:
-        check_target(folder / name, error)
+        check_target(folder / name, error, "-o")
 
 
 def _read_options(options: EvalOptions) -> _Asked:
@@ -281,7 +275,7 @@ def _measure(
 ) -> tuple[list[Case], list[Record]]:
     """One cache type after the other, since a context has one; all are compared with the first."""
     base, *others = [(options.type_k, options.type_v), *((name, name) for name in asked.versus)]
-    with _open(options, asked, model, base) as runner:
+    with _open(options, asked, model, trials, base) as runner:
         cases = _cases(options, asked, runner)
         references: dict[str, LogProbs] = {}
         sweeps = {}
@@ -294,7 +288,7 @@ def _measure(
         if asked.presses:
             records += _run_presses(options, asked, model, runner, cases, results)
     for types in others:
-        with _open(options, asked, model, types) as runner:
+        with _open(options, asked, model, trials, types) as runner:
             for sweep in sweeps[types]:
                 records += _run(runner, sweep, results)
     return cases, records
@@ -342,12 +336,30 @@ def _run_presses(
     return [record for sweep in sweeps for record in _run(peer, sweep, results)]
 
 
+def _n_tokens(
+    shape: ModelShape, trials: Sequence[tuple[Contender, Budget]], lengths: Sequence[int], types: tuple[str, str]
+) -> int:
+    """Tokens of the longest prompts, twice where a policy, or what `auto` comes to, repeats them beside themselves."""
+    is_repeated = any(
+        settle(fighter.policy, fighter.profile, budget.keep_ratio(shape, length, *types))[0].scorer.needs_second_pass
+        for fighter, budget in trials
+        for length in lengths
+    )
+    return max(lengths) * (2 if is_repeated else 1)
+
+
 @contextmanager
-def _open(options: EvalOptions, asked: _Asked, model: _Model, types: tuple[str, str]) -> Iterator[Runner]:
+def _open(
+    options: EvalOptions,
+    asked: _Asked,
+    model: _Model,
+    trials: Sequence[tuple[Contender, Budget]],
+    types: tuple[str, str],
+) -> Iterator[Runner]:
     opened = open_runner(
         model.path,
         model.shape,
-        asked.n_tokens,
+        _n_tokens(model.shape, trials, asked.lengths, types),
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
         type_k=types[0],

@@ -100,6 +100,17 @@ def test_defaults(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None
     assert len(Path("model.Q4.eval/cases.jsonl").read_text().splitlines()) == 10
 
 
+def test_room_for_a_second_pass_of_auto(
+    run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (Setting(0.05, "headkv+kvzip", {}, {}), Setting(1.0, "headkv", {}, {}))
+    monkeypatch.setattr(command, "find_profile", lambda *_: replace(PROFILE, settings=settings))
+    for budgets in ("10%", "10%,5%"):
+        options = ("--tasks", "kl", "--policies", "auto", "--budgets", budgets, "--cases", "1", "-o", budgets)
+        assert run(*options).exit_code == 0
+    assert [call["n_tokens"] for call in opened] == [2048, 4096]
+
+
 @pytest.mark.parametrize(("policies", "n_tokens"), [("snapkv,auto", 2048), ("snapkv,headkv+kvzip", 4096)])
 def test_room_for_a_second_pass(
     run: Callable[..., Any], opened: list[dict[str, Any]], policies: str, n_tokens: int
