@@ -427,11 +427,23 @@ def bench(
     )
 
 
+def _open_missing_streams() -> None:
+    """Have something behind the numbers 0 to 2, or a file gets one of them, and with it what libraries write there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stderr is None:  # print(file=None) would write to stdout
+        sys.stderr = Path(os.devnull).open("w")
+
+
 def main() -> None:
     """Entry point of the `pyheadkv` command.
 
     SIGTERM, as a service or a container is stopped with, unwinds like Ctrl-C: no half file stays. It exits with 143.
     """
+    _open_missing_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with guarded_stdout():
         app(prog_name="pyheadkv")

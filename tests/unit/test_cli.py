@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,19 @@ def test_a_context_above_the_trained_one_is_said(run: Run, monkeypatch: pytest.M
     words = "note: the context of 2049 tokens is above the 2048 that this model was trained for\n"
     assert run("chat", "model.gguf", "-p", "hello", "-c", "2049").stderr == f"{words}error: loaded\n"
     assert run("chat", "model.gguf", "-p", "hello", "-c", "2048").stderr == "error: loaded\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams(closed: str) -> None:
+    """As a service may start it: their numbers are never those of a file, and errors do not go to stdout."""
+    code = (
+        "import os, sys\nfrom pyheadkv.cli import app\nsys.argv[1:] = ['policies', 'nope']\n"
+        "try:\n    app.main()\nexcept SystemExit as end:\n    os._exit(100 * (os.dup(0) < 3) + end.code)\n"
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: unknown policy 'nope'") or "2>&-" in closed
 
 
 def test_unsupported_architecture_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
