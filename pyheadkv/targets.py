@@ -6,6 +6,7 @@ machine, and an open FIFO waits forever for somebody who reads. All that write f
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -20,20 +21,38 @@ _KINDS = {
 }
 
 
-def check_target(path: Path, error: type[HeadKVError]) -> None:
-    """Refuse a place where something lies that is no regular file, or a link to such a thing.
+def check_target(path: Path, error: type[HeadKVError], option: str = "") -> None:
+    """Refuse a place where something lies that is no regular file, or a link to such a thing, and where none can be.
+
+    Parameters
+    ----------
+    option
+        with which the user names another place
 
     Raises
     ------
     HeadKVError
-        `error`, naming the path and what lies there
+        `error`, naming the path and what lies there, or why nothing can be written there
     """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
+        _check_folder(path, error, option)
         return
     except OSError as problem:
-        raise error(f"{path} cannot be written: {problem.strerror}") from None
+        raise _refusal(error, path, problem.strerror or str(problem), option) from None
     if not stat.S_ISREG(mode):
         what = _KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise error(f"{path} is {'a link to ' if path.is_symlink() else ''}{what}, expected a file to write")
+
+
+def _check_folder(path: Path, error: type[HeadKVError], option: str) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise _refusal(error, path, f"there is no folder {folder}", option)
+    if not os.access(folder, os.W_OK):
+        raise _refusal(error, path, f"nothing can be written into the folder {folder.absolute()}", option)
+
+
+def _refusal(error: type[HeadKVError], path: Path, reason: str, option: str) -> HeadKVError:
+    return error(f"{path} cannot be written: {reason}{f' ({option} names another place)' if option else ''}")

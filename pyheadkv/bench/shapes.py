@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
-import platformdirs
 
 from pyheadkv.bench.random_model import RandomModel, write_model
+from pyheadkv.cache_folder import cache_folder
 from pyheadkv.errors import BenchError, UsageError
 from pyheadkv.targets import check_target
 
@@ -86,20 +86,18 @@ def shape_file(shape: ShapeModel, on_notice: Callable[[str], None] | None = None
         the file cannot be written
     """
     model = shape.model()
-    folder = platformdirs.user_cache_path("pyheadkv")
-    path = folder / f"random-{shape.name}-{model.n_layer}-{shape.weights}.gguf"
-    if path.is_file():
-        return path
-    check_target(path, BenchError)
-    if on_notice:
-        on_notice(f"writing random weights to {path}")
-    scratch = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_model(scratch, model, WEIGHT_TYPES[shape.weights], name=f"random {shape.name}, {model.n_layer} layers")
-        scratch.replace(path)  # at once: another process never sees half a file
-    except OSError as error:
-        raise BenchError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
+    with cache_folder(BenchError) as folder:
+        path = folder / f"random-{shape.name}-{model.n_layer}-{shape.weights}.gguf"
+        if path.is_file():
+            return path
+        check_target(path, BenchError)
+        if on_notice:
+            on_notice(f"writing random weights to {path}")
+        scratch = path.with_suffix(f".{os.getpid()}.part")
+        words = f"random {shape.name}, {model.n_layer} layers"
+        try:
+            write_model(scratch, model, WEIGHT_TYPES[shape.weights], name=words)
+            scratch.replace(path)  # at once: another process never sees half a file
+        finally:
+            scratch.unlink(missing_ok=True)
     return path

@@ -38,7 +38,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
     path = resolve_model(options.model, note)
     output = options.output or Path(f"{path.stem}.headkv.json")
     part, choices = (output.with_name(f"{output.name}{end}") for end in (".part", ".choose.part"))
-    check_target(output, ProfileError)  # before minutes of measuring
+    check_target(output, ProfileError, "-o")  # before minutes of measuring
     try:
         profile = calibrate_model(
             path,

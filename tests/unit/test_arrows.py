@@ -25,6 +25,7 @@ LEVELS = {
     "jsonl": 2,
     "models": 2,
     "plain_text": 1,
+    "cache_folder": 1,
     "drawing": 2,
     "loops": 1,
     "shape": 1,

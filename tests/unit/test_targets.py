@@ -56,6 +56,15 @@ def test_what_is_no_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.lstat() == before
 
 
+def test_where_no_file_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ExportError, match=f"out cannot be written: there is no folder {tmp_path}/none$"):
+        check_target(tmp_path / "none" / "out", ExportError)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    words = rf"out cannot be written: nothing can be written into the folder {tmp_path} \(-o names another place\)$"
+    with pytest.raises(ExportError, match=words):
+        check_target(tmp_path / "out", ExportError, "-o")
+
+
 def test_files_links_to_files_and_nothing_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")

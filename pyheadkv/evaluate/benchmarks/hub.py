@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.benchmarks.rows import Source
+from pyheadkv.models import fetch_problem
 
 Notice = Callable[[str], None]
 
@@ -74,7 +75,6 @@ def fetch(text: str, on_notice: Notice | None = None) -> Source:
             on_notice(f"fetching {file} of {place.repo}")
         path = huggingface_hub.hf_hub_download(place.repo, file, repo_type="dataset")
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EvaluationError(f"{text}: {file} of {place.repo} cannot be fetched: {reason}") from error
+        raise EvaluationError(f"{text}: {file} of {place.repo} cannot be fetched: {fetch_problem(error)}") from error
     task = parts[1] if len(parts) > place.n_parts else ""
     return Source(Path(path), member, task)
