@@ -108,6 +108,11 @@ void headkv_debug_alloc_fail(int32_t n);
 UPSTREAM_CDEF = """
 void llama_synchronize(struct llama_context * ctx);
 
+struct llama_chat_message { const char * role; const char * content; };
+int32_t llama_chat_builtin_templates(const char ** output, size_t len);
+int32_t llama_chat_apply_template(const char * tmpl, const struct llama_chat_message * chat, size_t n_msg, bool add_ass,
+                                  char * buf, int32_t length);
+
 size_t llama_state_seq_get_size(struct llama_context * ctx, int32_t seq_id);
 size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, int32_t seq_id);
 size_t llama_state_seq_set_data(struct llama_context * ctx, const uint8_t * src, size_t size, int32_t seq_id);

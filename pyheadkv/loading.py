@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyheadkv.errors import ModelError
 from pyheadkv.native import context_cells, log_lines
 from pyheadkv.shape import parse_cache_type
+from pyheadkv.template import deferred_compilation
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -74,7 +75,8 @@ def load(
         import llama_cpp
 
         try:
-            return llama_cpp.Llama(str(model_path), **options)
+            with deferred_compilation():
+                return llama_cpp.Llama(str(model_path), **options)
         except (ValueError, RuntimeError) as error:
             reason = lines[0] if lines else " ".join(str(error).split())
             raise ModelError(f"{model_path} cannot be loaded: {reason}") from error

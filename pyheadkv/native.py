@@ -137,6 +137,35 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def builtin_chat_names() -> list[str]:
+    """Names of the chat templates that llama.cpp has."""
+    lib = _llama_lib()
+    names = _ffi.new("const char *[]", lib.llama_chat_builtin_templates(_ffi.NULL, 0))
+    lib.llama_chat_builtin_templates(names, len(names))
+    return [_text(name) for name in names]
+
+
+def builtin_chat(name: str, messages: Sequence[tuple[str, str]]) -> str:
+    """Messages, (role, text) each, and the beginning of an answer, as a chat template of llama.cpp writes them.
+
+    Raises
+    ------
+    UsageError
+        a text has a NUL character, at which C ends
+    """
+    lib = _llama_lib()
+    if any("\0" in text for message in messages for text in message):
+        raise UsageError(f"chat template {name} cannot write a NUL character")
+    texts = [[_ffi.new("char[]", text.encode()) for text in message] for message in messages]
+    chat = _ffi.new("struct llama_chat_message[]", texts)
+    size = lib.llama_chat_apply_template(name.encode(), chat, len(texts), True, _ffi.NULL, 0)
+    if size < 0:
+        raise UsageError(f"llama.cpp has no chat template {name}, it has {', '.join(builtin_chat_names())}")
+    buffer = _ffi.new("char[]", size + 1)
+    lib.llama_chat_apply_template(name.encode(), chat, len(texts), True, buffer, size)
+    return _text(buffer)
+
+
 @contextmanager
 def context_cells(n_cells: int) -> Iterator[None]:
     """Contexts made inside the block start with n_cells cells instead of n_ctx, and grow on demand.

@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.chat_frame import chat_frame
 from pyheadkv.compression import attention_of
 from pyheadkv.errors import UsageError
 from pyheadkv.native import Native
 from pyheadkv.reader import context_length, cut_back
 from pyheadkv.scorers import Scorer
+from pyheadkv.template import ChatTemplate, template_source
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -143,9 +143,9 @@ def _asking(llama: llama_cpp.Llama) -> tuple[list[int], list[int], list[int]]:
     """Tokens that ask for the whole text, for a part of it, and that begin the answer."""
     if llama._model.vocab_type() == _NO_VOCABULARY:  # token ids without words: the repetition alone
         return [], [], []
-    _, between = chat_frame(llama)
-    asks = [llama.tokenize(text.encode(), add_bos=False, special=False) for text in (_ASK_ALL, _ASK_PART)]
-    return asks[0], asks[1], llama.tokenize(between.encode(), add_bos=False, special=True)
+    asks = [llama.tokenize(text.encode(), add_bos=False, special=False) for text in (_ASK_ALL, _ASK_PART, "\n")]
+    has_template = template_source(llama) is not None
+    return asks[0], asks[1], ChatTemplate(llama).between() if has_template else asks[2]
 
 
 def _ask(tokens: Sequence[int], first: int, ask_part: list[int]) -> list[int]:

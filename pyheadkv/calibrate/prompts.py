@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyheadkv.calibrate.scores import Positions
-from pyheadkv.chat_frame import chat_frame
 from pyheadkv.errors import CalibrationError
+from pyheadkv.template import ChatPrompt, ChatTemplate, plain_prompt, template_source
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -89,7 +89,7 @@ class Prompter:
     def __init__(self, llama: llama_cpp.Llama) -> None:
         self._llama = llama
         self._pieces: dict[int, bytes] = {}
-        self._frame = chat_frame(llama)
+        self._template = ChatTemplate(llama) if template_source(llama) is not None else None
 
     def prompt(self, message: str, answer: str) -> Prompt:
         """A user's message and the beginning of the model's answer.
@@ -99,13 +99,16 @@ class Prompter:
         CalibrationError
             the tokenizer changes the text
         """
-        before, between = self._frame
-        text = f"{before}{message}{between}{answer}"
-        tokens = self._llama.tokenize(text.encode(), add_bos=not before, special=True)
-        pieces = [self.piece(token) for token in tokens]
-        if tokens and not before and tokens[0] == self._llama.token_bos():
-            pieces[0] = b""
-        return Prompt(text, tokens, *align(pieces, text.encode()))
+        written = self._write(message, answer)
+        text = written.text.encode()
+        pieces = [self.piece(token) for token in written.tokens]
+        pieces[: written.n_added] = [b""] * written.n_added
+        return Prompt(written.text, written.tokens, *align(pieces, text))
+
+    def _write(self, message: str, answer: str) -> ChatPrompt:
+        if self._template:
+            return self._template.prompt([{"role": "user", "content": message}], answer)
+        return plain_prompt(self._llama, f"{message}\n{answer}")
 
     def count(self, text: str) -> int:
         """Tokens of a piece of text."""

@@ -133,7 +133,7 @@ class Talk:
         self.is_single_turn = chat.is_single_turn or not is_terminal()
         sampling = sampling_of_file(Sampling(), headkv.llama.metadata, note).having(chat.sampling)
         self.conversation = Conversation(headkv, chat.system, sampling, chat.stop_loops)
-        if not self.conversation.has_template:
+        if self.conversation.template is None:
             note("this model has no chat template: text is continued as it is")
         for name, text in files:
             self.conversation.attach(name, text)

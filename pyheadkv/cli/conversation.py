@@ -16,6 +16,7 @@ from pyheadkv.loops import LoopWatch
 from pyheadkv.reader import context_length
 from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
+from pyheadkv.template import ChatTemplate, plain_prompt, template_source
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
 
@@ -33,6 +34,11 @@ class Conversation:
         how answers are chosen
     stop_loops
         end an answer that says the same over and over
+
+    Raises
+    ------
+    ModelError
+        the model's chat template cannot be used
     """
 
     def __init__(self, headkv: HeadKV, system: str | None, sampling: Sampling, stop_loops: bool = True) -> None:
@@ -44,13 +50,9 @@ class Conversation:
         self.stop_loops = stop_loops
         self.is_full = False
         self.finish: str | None = None  # why the last answer ended: "stop", "length" or "loop"; None: it was broken off
+        has_template = template_source(headkv.llama) is not None
+        self.template = ChatTemplate(headkv.llama, headkv.on_notice or _ignore) if has_template else None
         self.clear()
-
-    @property
-    def has_template(self) -> bool:
-        """Whether the model says how a chat is written; llama-cpp-python would silently take another model's way."""
-        llama = self.headkv.llama
-        return llama.chat_handler is not None or "tokenizer.chat_template" in llama.metadata
 
     def clear(self) -> None:
         """Forget everything but the system prompt."""
@@ -94,21 +96,21 @@ class Conversation:
         self.headkv.stop_when = watch if self.stop_loops else None
         self.finish = None
         try:
-            if self.has_template:
-                chunks = llama.create_chat_completion(messages=self.messages, **self.sampling.options())
-            else:
-                text = "\n".join(message["content"] for message in self.messages)
-                chunks = llama.create_completion(prompt=text, **self.sampling.options())
+            chunks = llama.create_completion(prompt=self._tokens(), **self.sampling.options())
             with closing(chunks):
                 for chunk in chunks:
                     choice = chunk["choices"][0]
                     self.finish = "loop" if watch.is_loop else choice["finish_reason"]
                     self.is_full = self.finish == "length" and not self._has_room()
-                    piece = choice["delta"].get("content") if "delta" in choice else choice["text"]
-                    if piece:
-                        yield piece
+                    if choice["text"]:
+                        yield choice["text"]
         except ValueError as error:
             raise UsageError(self._words(error)) from error
+
+    def _tokens(self) -> list[int]:
+        if self.template:
+            return self.template.prompt(self.messages).tokens
+        return plain_prompt(self.headkv.llama, "\n".join(message["content"] for message in self.messages)).tokens
 
     def _has_room(self) -> bool:
         stats = self.headkv.stats()
@@ -117,7 +119,11 @@ class Conversation:
     def _words(self, error: ValueError) -> str:
         match = _TOO_LONG.search(str(error))
         if match is None:
-            return " ".join(str(error).split())  # a chat template that refuses the messages, for example
+            return " ".join(str(error).split())
         can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
         advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
         return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"
+
+
+def _ignore(line: str) -> None:
+    """A notice that nobody asked for."""

@@ -72,7 +72,7 @@ class Asker:
         prompt = self.prompter.prompt(case.message, case.answer_prefix)
         n_tokens, gold = len(prompt.tokens), self._gold(case, prompt.text)
         if question == AFTER:
-            document = case.document()
+            document = case.document().lstrip()  # templates may trim a message
             end = len(prompt.text[: prompt.text.index(document) + len(document)].encode())
             n_tokens = int(np.searchsorted(prompt.ends, end, side="right"))
         return Asked(case, prompt.tokens[:n_tokens], prompt.tokens[n_tokens:], gold)

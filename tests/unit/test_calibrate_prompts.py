@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyheadkv.calibrate.prompts import Prompter, align
-from pyheadkv.errors import CalibrationError, ModelError
+from pyheadkv.errors import CalibrationError, UsageError
+from tests.unit.fake_vocabulary import CONTROL, NORMAL
 
 BOS = 0
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}<|assistant|>"
@@ -25,10 +25,19 @@ class FakeTokenizer:
         self.metadata = {} if template is None else {"tokenizer.chat_template": template}
         self.adds_space = adds_space
         self.pieces: list[bytes] = [b"<s>"]
-        self._model = SimpleNamespace(
-            detokenize=lambda tokens, special: b"".join(self.pieces[token] for token in tokens),
-            token_get_text=lambda token: "<s>",
-        )
+        self._model = self
+
+    def detokenize(self, tokens: list[int], special: bool = False) -> bytes:
+        return b"".join(self.pieces[token] for token in tokens)
+
+    def token_get_text(self, token: int) -> str:
+        return self.pieces[token].decode()
+
+    def token_get_attr(self, token: int) -> int:
+        return CONTROL if self.pieces[token].startswith(b"<") else NORMAL
+
+    def add_bos_token(self) -> bool:
+        return "tokenizer.chat_template" not in self.metadata
 
     def token_bos(self) -> int:
         return BOS
@@ -37,7 +46,7 @@ class FakeTokenizer:
         return -1
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        words = re.findall(rb"<[^>]+>|\d| ?[a-zA-Z]+| |[^a-zA-Z\d ]", text)
+        words = re.findall((rb"<[^>]+>|" if special else b"") + rb"\d| ?[a-zA-Z]+| |[^a-zA-Z\d ]", text)
         if self.adds_space and words:
             words[0] = b" " + words[0]
         for word in words:
@@ -111,8 +120,8 @@ def test_a_tokenizer_that_changes_the_text_is_refused(pieces: list[bytes]) -> No
 
 def test_a_template_that_fails_is_one_line() -> None:
     llama: Any = FakeTokenizer("{{ raise_exception('no\nroles') }}")
-    with pytest.raises(ModelError, match=r"^the chat template cannot be used: no roles$"):
-        Prompter(llama)
+    with pytest.raises(UsageError, match=r"^the chat template refuses the messages: no roles$"):
+        Prompter(llama).prompt("Who?", "")
 
 
 def test_count_is_of_the_text_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,12 @@ from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
+from tests.unit.fake_vocabulary import CONTROL, FakeVocabulary
 
 OPTIONS = ChatOptions(None, 0, None, (), None, False, {"n-predict": 3, "temp": 0}, False, False, 0)
+TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+ROLES = ("system", "user", "assistant")
+METHODS = ("tokenize", "token_get_text", "token_get_attr", "add_bos_token", "vocab_type", "detokenize")
 
 
 class ChatLlama(FakeLlama):
@@ -28,32 +33,38 @@ class ChatLlama(FakeLlama):
 
     def __init__(self, n_ctx: int = 4096) -> None:
         super().__init__(n_ctx)
-        self.metadata["tokenizer.chat_template"] = "{{ messages }}"
+        self.vocabulary = FakeVocabulary({f"<{role}>": CONTROL for role in ROLES})
+        for name in ("tokenize", "token_bos", "token_eos"):
+            setattr(self, name, getattr(self.vocabulary, name))
+        self._model = SimpleNamespace(
+            n_ctx_train=self._model.n_ctx_train,
+            **{name: getattr(self.vocabulary, name) for name in METHODS},
+        )
+        self.metadata["tokenizer.chat_template"] = TEMPLATE
         self.requests: list[Any] = []
         self.stop_after = -1
 
-    def create_chat_completion(self, messages: list[dict[str, str]], **options: Any) -> Iterator[dict[str, Any]]:
-        self.requests.append([dict(message) for message in messages])
-        text = "".join(message["role"][0] + message["content"] for message in messages)
-        yield {"choices": [{"delta": {"role": "assistant"}, "finish_reason": None}]}
-        yield from self._words(text, "delta", options)
-
-    def create_completion(self, prompt: str, **options: Any) -> Iterator[dict[str, Any]]:
-        self.requests.append(prompt)
-        yield from self._words(prompt, "text", options)
-
-    def _words(self, text: str, kind: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        prompt = [ord(char) % 997 for char in text]
+    def create_completion(self, prompt: list[int], **options: Any) -> Iterator[dict[str, Any]]:
+        self.requests.append(self._request(prompt))
         if len(prompt) >= self.n_ctx():
             raise ValueError(f"Requested tokens ({len(prompt)}) exceed context window of {self.n_ctx()}")
-        for i, token in enumerate(self.generate(prompt)):
+        for i, token in enumerate(self.generate([token % 997 for token in prompt])):
             if i == self.stop_after:
                 raise KeyboardInterrupt
-            word = f"w{token} "
-            yield {"choices": [{kind: {"content": word} if kind == "delta" else word, "finish_reason": None}]}
+            yield {"choices": [{"text": f"w{token} ", "finish_reason": None}]}
             if i + 1 == options["max_tokens"]:
                 break
-        yield {"choices": [{kind: {} if kind == "delta" else "", "finish_reason": "length"}]}
+        yield {"choices": [{"text": "", "finish_reason": "length"}]}
+
+    def _request(self, prompt: list[int]) -> Any:
+        """The messages of a prompt; its text where it has none."""
+        messages: list[dict[str, str]] = []
+        for token in prompt:
+            if token < len(ROLES):
+                messages.append({"role": ROLES[token], "content": ""})
+            elif messages:
+                messages[-1]["content"] += self.vocabulary.detokenize([token]).decode()
+        return messages or self.vocabulary.detokenize(prompt).decode()
 
 
 @pytest.fixture
