@@ -51,6 +51,9 @@ std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const ll
     if (cparams.ctx_other || cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return "the context belongs to a draft model or shares another context's cache";
     }
+    if (!hparams.causal_attn || headkv_access::model(kv).arch == LLM_ARCH_LLAMA_EMBED) {
+        return "the model attends to later tokens too, and reads no cache";
+    }
     if (hparams.is_mla()) {
         return "the model uses latent attention (MLA), which has no KV heads";
     }
@@ -80,6 +83,9 @@ headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), 
 
     for (uint32_t i = 0; i < headkv_access::n_layer(kv); ++i) {
         const uint32_t il = headkv_access::il(kv, i);
+        if (hparams.n_head_kv(il) == 0) {
+            continue; // upstream caches nothing for it, in an empty tensor
+        }
 
         headkv_layer_store layer;
         layer.shape.il            = il;
@@ -88,11 +94,11 @@ headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), 
         layer.shape.n_embd_head_k = hparams.n_embd_head_k(il);
         layer.shape.n_embd_head_v = hparams.n_embd_head_v(il);
         layer.shape.row_bytes_k   = ggml_row_size(kv.type_k(), layer.shape.n_embd_head_k);
-        const ggml_tensor * v = headkv_access::v(kv, i);
+        const ggml_tensor * v = headkv_access::v(kv, il);
         layer.shape.row_bytes_v   = v ? ggml_row_size(v->type, layer.shape.n_embd_head_v) : 0;
 
+        layer_of[il] = layers.size();
         layers.push_back(std::move(layer));
-        layer_of[il] = i;
     }
     account();
 }
@@ -214,7 +220,7 @@ void headkv_store::arm(uint32_t n, headkv_reduce how) {
         auto & layer = layers[i];
         const int64_t d = layer.shape.n_embd_head_k;
 
-        ggml_context * ctx = buffers.ctx_beside(headkv_access::k(kv, i));
+        ggml_context * ctx = buffers.ctx_beside(headkv_access::k(kv, layer.shape.il));
         switch (how) {
             case HEADKV_REDUCE_MOMENTS: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, layer.shape.n_head); break;
             case HEADKV_REDUCE_QUERIES: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, layer.shape.n_head, n);     break;
@@ -347,7 +353,7 @@ void headkv_store::build_prefix(const headkv_plan & plan, headkv_positions_by_he
         fresh[i].rows  = plan.layers[i];
         fresh[i].pos   = std::move(pos[i]);
         fresh[i].score = nullptr;
-        headkv_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, i)), fresh[i], kv.type_k(), kv.type_v());
+        headkv_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, layers[i].shape.il)), fresh[i], kv.type_k(), kv.type_v());
     }
     std::vector<headkv_buffer> fresh_prefix = buffers.alloc();
 

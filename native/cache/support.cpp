@@ -15,9 +15,9 @@ static bool is_known(ggml_backend_dev_t dev) {
     return strcmp(name, "CUDA") == 0 || strcmp(name, "MTL") == 0;
 }
 
-static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
-    const ggml_tensor * k = headkv_access::k(kv, i);
-    const ggml_tensor * v = headkv_access::v(kv, i);
+static std::string layer_reason(const llama_kv_cache & kv, uint32_t il) {
+    const ggml_tensor * k = headkv_access::k(kv, il);
+    const ggml_tensor * v = headkv_access::v(kv, il);
     if (ggml_backend_buffer_is_host(k->buffer)) {
         return "";
     }
@@ -30,8 +30,7 @@ static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
         return "only main memory, CUDA and Metal devices are supported";
     }
 
-    const auto &   hparams = headkv_access::hparams(kv);
-    const uint32_t il      = headkv_access::il(kv, i);
+    const auto & hparams = headkv_access::hparams(kv);
 
     headkv_attn_shape shape;
     shape.type_k        = k->type;
@@ -53,10 +52,14 @@ static std::string layer_reason(const llama_kv_cache & kv, size_t i) {
 
 std::string headkv_device_reason(const llama_kv_cache & kv) {
     for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
-        const std::string reason = layer_reason(kv, i);
+        const uint32_t il = headkv_access::il(kv, i);
+        if (headkv_access::hparams(kv).n_head_kv(il) == 0) {
+            continue;
+        }
+        const std::string reason = layer_reason(kv, il);
         if (!reason.empty()) {
             return format("the cache of layer %u lies on %s: %s",
-                headkv_access::il(kv, i), ggml_backend_buffer_name(headkv_access::k(kv, i)->buffer), reason.c_str());
+                il, ggml_backend_buffer_name(headkv_access::k(kv, il)->buffer), reason.c_str());
         }
     }
     return "";

@@ -39,8 +39,10 @@ struct headkv_access {
 
     static size_t        n_layer(const llama_kv_cache & kv)           { return kv.layers.size(); }
     static uint32_t      il     (const llama_kv_cache & kv, size_t i) { return kv.layers[i].il; }
-    static ggml_tensor * k      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].k; }
-    static ggml_tensor * v      (const llama_kv_cache & kv, size_t i) { return kv.layers[i].v; } // nullptr: MLA
+
+    // of model layer il, which has a cache
+    static ggml_tensor * k(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].k; }
+    static ggml_tensor * v(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].v; } // nullptr: MLA
 
     // what mixes the elements of values before they are quantised, [n][n], its own inverse; empty: nothing
     static std::vector<float> mixing_v(const llama_kv_cache & kv);

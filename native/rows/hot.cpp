@@ -41,8 +41,8 @@ void headkv_prefix_fill(
         uint32_t n_threads) {
     const auto pairs = [&](size_t i) -> std::vector<headkv_gather> {
         return {
-            { headkv_access::k(store.kv, i), fresh[i].k, fresh[i].shape.row_bytes_k },
-            { headkv_access::v(store.kv, i), fresh[i].v, fresh[i].shape.row_bytes_v },
+            { headkv_access::k(store.kv, fresh[i].shape.il), fresh[i].k, fresh[i].shape.row_bytes_k },
+            { headkv_access::v(store.kv, fresh[i].shape.il), fresh[i].v, fresh[i].shape.row_bytes_v },
         };
     };
     const auto is_host = [&](size_t i) { return ggml_backend_buffer_is_host(fresh[i].k->buffer); };

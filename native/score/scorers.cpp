@@ -154,7 +154,7 @@ static std::vector<int32_t> cells_from(const headkv_store & store, int32_t p0) {
 }
 
 static std::vector<float> rate_by_keys(const headkv_store & store, uint32_t i, const headkv_score_params & params) {
-    ggml_tensor * k     = headkv_access::k(store.kv, i);
+    ggml_tensor * k     = headkv_access::k(store.kv, store.layers[i].shape.il);
     const auto    cells = cells_from(store, 0);
 
     const headkv_rows rows { store.backend_of(k), k, store.layers[i].shape.n_head_kv, cells };
@@ -178,8 +178,8 @@ static std::vector<float> rate_by_expectation(const headkv_store & store, uint32
     const uint32_t n_pos     = store.n_pos();
     const uint32_t n_first   = n_pos - store.n_armed;
 
-    ggml_tensor * k = headkv_access::k(store.kv, i);
-    ggml_tensor * v = headkv_access::v(store.kv, i);
+    ggml_tensor * k = headkv_access::k(store.kv, store.layers[i].shape.il);
+    ggml_tensor * v = headkv_access::v(store.kv, store.layers[i].shape.il);
     const auto backend = store.backend_of(k);
     const auto cells   = cells_from(store, n_first);
 
@@ -206,7 +206,7 @@ static std::vector<float> rate_by_expectation(const headkv_store & store, uint32
 std::vector<float> headkv_rate_projected(const headkv_store & store, uint32_t i, size_t n) {
     const auto  & layer = store.layers[i].shape;
     ggml_tensor * wo    = headkv_access::model(store.kv).layers[layer.il].wo;
-    ggml_tensor * v     = headkv_access::v(store.kv, i);
+    ggml_tensor * v     = headkv_access::v(store.kv, store.layers[i].shape.il);
     if (!wo || wo->ne[0] != (int64_t) layer.n_head*layer.n_embd_head_v) {
         throw headkv_error { HEADKV_STATUS_UNSUPPORTED,
             format("the output projection of layer %u cannot be found: take another scorer", layer.il) };
@@ -231,7 +231,7 @@ static std::vector<float> rate_by_defence(const headkv_store & store, uint32_t i
     const auto     cells   = cells_from(store, 0);
     const auto     norms   = headkv_rate_projected(store, i, n);
 
-    ggml_tensor * k = headkv_access::k(store.kv, i);
+    ggml_tensor * k = headkv_access::k(store.kv, store.layers[i].shape.il);
     const headkv_rows    rows    { store.backend_of(k), k, layer.shape.n_head_kv, cells };
     const headkv_defence defence { n_gqa*store.n_armed, store.n_pos(), n, params.n_first, headkv_rate_pool(params), params.pool_kernel };
 
@@ -260,7 +260,7 @@ std::vector<float> headkv_rate_semantics(const headkv_store & store, uint32_t i,
     const uint32_t n_pos = store.n_pos();
     const auto     attn  = headkv_rate_attention(store, i, /*.n_obs =*/ 0);
     const auto     cells = cells_from(store, 0);
-    ggml_tensor  * v     = headkv_access::v(store.kv, i);
+    ggml_tensor  * v     = headkv_access::v(store.kv, store.layers[i].shape.il);
 
     std::vector<float> mean((size_t) layer.n_head_kv*n_pos);
     headkv_fold({ layer.n_head, layer.n_head_kv, n_pos }, headkv_fold_type::mean, attn.data(), mean.data());
