@@ -123,6 +123,7 @@ struct gguf_init_params { bool no_alloc; struct ggml_context ** ctx; };
 
 struct gguf_context * gguf_init_from_file(const char * fname, struct gguf_init_params params);
 void         gguf_free(struct gguf_context * ctx);
+int64_t      gguf_get_n_tensors(const struct gguf_context * ctx);
 int64_t      gguf_get_n_kv(const struct gguf_context * ctx);
 const char * gguf_get_key(const struct gguf_context * ctx, int64_t key_id);
 int          gguf_get_kv_type(const struct gguf_context * ctx, int64_t key_id);

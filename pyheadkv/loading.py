@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyheadkv.errors import ModelError
-from pyheadkv.native import context_cells, log_lines
+from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.model_file import check_generates, has_vocabulary
+from pyheadkv.native import context_cells, log_lines, read_gguf_metadata
 from pyheadkv.shape import parse_cache_type
 from pyheadkv.template import deferred_compilation
 
@@ -18,6 +21,11 @@ if TYPE_CHECKING:
     import llama_cpp
 
 FIRST_CELLS = 256  # cells of a new context
+MAX_CTX = 2**31 - 1  # positions are 32-bit numbers with a sign
+_MAX_INT = 2**31 - 1
+
+# llama.cpp's errors that say that something failed, and not why
+_NO_REASON = re.compile(r"failed to load model$")
 
 
 def load(
@@ -31,6 +39,7 @@ def load(
     n_batch: int = 512,
     n_cells: int = FIRST_CELLS,
     verbose: bool = False,
+    on_notice: Callable[[str], None] | None = None,
     **llama_options: Any,
 ) -> llama_cpp.Llama:
     """Load a model with flash attention and a cache that starts small and grows on demand.
@@ -40,46 +49,59 @@ def load(
     n_ctx
         positions; 0 is the context the model was trained for
     n_threads
-        for prompt and generation; default: all CPUs that this process may use
+        for prompt and generation, at most as many as the machine has CPUs; default: all that this process may use
     n_gpu_layers
         -1 is all of them
     type_k, type_v
         cache types by llama.cpp's names
     n_cells
         cells that the cache starts with; 0 is n_ctx, as upstream has it
+    on_notice
+        called with one line when something the user should know happened
     llama_options
         handed on to llama_cpp.Llama
 
     Raises
     ------
     ModelError
-        the file cannot be loaded; gives llama.cpp's reason
+        the file cannot be loaded, or no text can be generated with it; gives llama.cpp's reason
+    UsageError
+        a number is out of range
     LibraryError
         the native library is missing
     """
-    n_threads = n_threads or _n_cpus()
+    notify = on_notice or (lambda line: None)
+    n_threads = _threads(n_threads, notify)
     options: dict[str, Any] = {
-        "n_ctx": n_ctx,
+        "n_ctx": _whole("n_ctx", n_ctx, 0, MAX_CTX),
         "n_threads": n_threads,
         "n_threads_batch": n_threads,
-        "n_gpu_layers": n_gpu_layers,
-        "n_batch": n_batch,
+        "n_gpu_layers": _whole("n_gpu_layers", n_gpu_layers, -1, _MAX_INT),
+        "n_batch": _whole("n_batch", n_batch, 1, _MAX_INT),
         "type_k": parse_cache_type(type_k).ggml_type,
         "type_v": parse_cache_type(type_v).ggml_type,
         "flash_attn": True,
         "verbose": verbose,
         **llama_options,
     }
+    n_cells = _whole("n_cells", n_cells, 0, MAX_CTX)
+    metadata = read_gguf_metadata(model_path)
+    check_generates(metadata, model_path, is_embedding=bool(llama_options.get("embedding")))
+    if not has_vocabulary(metadata):
+        options.setdefault("tokenizer", _NoTokenizer(model_path))
     lines: list[str] = []
-    with context_cells(n_cells), nullcontext() if verbose else log_lines(lines):
+    with context_cells(n_cells), nullcontext() if verbose else log_lines(lines, with_warnings=False):
         import llama_cpp
 
         try:
             with deferred_compilation():
-                return llama_cpp.Llama(str(model_path), **options)
-        except (ValueError, RuntimeError) as error:
-            reason = lines[0] if lines else " ".join(str(error).split())
-            raise ModelError(f"{model_path} cannot be loaded: {reason}") from error
+                llama = llama_cpp.Llama(str(model_path), **options)
+        except Exception as error:  # the bindings raise what llama.cpp, the chat template or the memory give them
+            raise ModelError(f"{model_path} cannot be loaded: {_reason(lines, error)}") from error
+    n_ctx_train = llama._model.n_ctx_train()
+    if options["n_ctx"] > n_ctx_train > 0:
+        notify(f"a context of {options['n_ctx']} tokens is more than the {n_ctx_train} this model was trained for")
+    return llama
 
 
 @contextmanager
@@ -92,6 +114,51 @@ def opened(model_path: str | Path, **options: Any) -> Iterator[llama_cpp.Llama]:
     finally:
         with log_lines([]):  # upstream says that the buffers grew
             llama.close()
+
+
+class _NoTokenizer:
+    """Stands where llama_cpp has the tokenizer of a model without vocabulary, on which llama.cpp ends the process."""
+
+    def __init__(self, model_path: str | Path) -> None:
+        self.words = f"{model_path} has no vocabulary: it takes tokens, and no text"
+
+    def tokenize(self, *args: Any, **options: Any) -> list[int]:
+        """Refuse."""
+        raise ModelError(self.words)
+
+    def detokenize(self, *args: Any, **options: Any) -> bytes:
+        """Refuse."""
+        raise ModelError(self.words)
+
+
+def _threads(n_threads: int | None, notify: Callable[[str], None]) -> int:
+    """Threads to use; more than the machine has CPUs make it slower, and very many end the process."""
+    if n_threads is None:
+        return _n_cpus()
+    n_threads, n_most = _whole("n_threads", n_threads, 1, None), os.cpu_count() or 1
+    if n_threads > n_most:
+        notify(f"{n_threads} threads are more than this machine's {n_most} CPUs: {n_most} are used")
+    return min(n_threads, n_most)
+
+
+def _whole(name: str, value: Any, least: int, most: int | None) -> int:
+    """A whole number in [least, most]; NumPy's too, and no bool."""
+    expected = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise UsageError(f"{name} is {value!r}, expected a whole number {expected}")
+    return number
+
+
+def _reason(lines: list[str], error: Exception) -> str:
+    """The last error of llama.cpp's log that says why, else the exception's own words."""
+    reasons = [line for line in lines if not _NO_REASON.search(line)]
+    if reasons:
+        return reasons[-1]
+    return "out of memory" if isinstance(error, MemoryError) else " ".join(str(error).split()) or type(error).__name__
 
 
 def _n_cpus() -> int:

@@ -34,6 +34,7 @@ from pyheadkv._abi import (
     UPSTREAM_CDEF,
 )
 from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError
+from pyheadkv.model_file import check_is_model
 from pyheadkv.roles import HeadRoles
 from pyheadkv.scorers import Scorer
 from pyheadkv.shape import LayerShape
@@ -181,16 +182,17 @@ def context_cells(n_cells: int) -> Iterator[None]:
 
 
 @contextmanager
-def log_lines(lines: list[str]) -> Iterator[None]:
-    """Append llama.cpp's warnings and errors to lines instead of printing them; the usual log comes back afterwards."""
+def log_lines(lines: list[str], *, with_warnings: bool = True) -> Iterator[None]:
+    """Append llama.cpp's errors, and its warnings, to lines and print none; the usual log comes back afterwards."""
     from llama_cpp import _logger
     from llama_cpp import llama_cpp as bindings
 
     warn, error = 3, 4  # enum ggml_log_level
+    kept = (warn, error) if with_warnings else (error,)
 
     @bindings.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        if level in (warn, error) and text.strip():
+        if level in kept and text.strip():
             lines.append(_one_line(text.decode("utf-8", errors="replace")))
 
     bindings.llama_log_set(collect, ctypes.c_void_p(0))
@@ -424,14 +426,14 @@ def _score_params(scorer: Scorer, n_first: int) -> dict[str, int]:
 
 
 def read_gguf_metadata(path: str | Path) -> dict[str, object]:
-    """Read the keys of a GGUF file: numbers, booleans, strings, and arrays of numbers as lists.
+    """Read the keys of a model's GGUF file: numbers, booleans, strings, and arrays of numbers as lists.
 
     Arrays of strings (vocabularies) are left out. Tensors are not read.
 
     Raises
     ------
     ModelError
-        missing, no GGUF, or damaged; names the file and what is wrong
+        missing, no GGUF, damaged, or no model; names the file and what is wrong
     """
     path = Path(path)
     _check_magic(path)
@@ -443,9 +445,11 @@ def read_gguf_metadata(path: str | Path) -> dict[str, object]:
         reason = f" ({lines[0]})" if lines else ""
         raise ModelError(f"{path} is a damaged or truncated GGUF file{reason}")
     try:
-        return dict(_gguf_items(lib, ctx))
+        metadata, n_tensors = dict(_gguf_items(lib, ctx)), lib.gguf_get_n_tensors(ctx)
     finally:
         lib.gguf_free(ctx)
+    check_is_model(metadata, n_tensors, path)
+    return metadata
 
 
 def _check_magic(path: Path) -> None:

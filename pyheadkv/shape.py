@@ -12,7 +12,7 @@ for example 64 and 64 elements: f16 128 + 128 = 256 bytes, q8_0 2 * 34 + 2 * 34 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -171,9 +171,7 @@ def shape_from_metadata(metadata: Metadata) -> ModelShape:
         naming the key, its value and what was expected
     """
     arch = _text(metadata, "general.architecture")
-    n_block = _positive(metadata, f"{arch}.block_count")
-    if n_block > MAX_LAYERS:
-        raise ModelError(f"{arch}.block_count is {n_block}, expected at most {MAX_LAYERS}")
+    n_block, n_loops = layer_count(metadata, arch)
     n_nextn = _count(metadata, f"{arch}.nextn_predict_layers", 0)
     # the last layers of a multi-token-prediction model only draft, without a cache in the main
     # context
@@ -185,7 +183,7 @@ def shape_from_metadata(metadata: Metadata) -> ModelShape:
     n_embd_head_k = _positive(metadata, f"{arch}.attention.key_length", default_head_size)
     n_embd_head_v = _positive(metadata, f"{arch}.attention.value_length", default_head_size)
 
-    layers = []
+    layers: list[LayerShape] = []
     for il in range(n_trunk):
         if n_head_kv[il] == 0:  # a layer without attention
             continue
@@ -195,6 +193,8 @@ def shape_from_metadata(metadata: Metadata) -> ModelShape:
                 f"expected a divisor of its {n_head[il]} query heads"
             )
         layers.append(LayerShape(il, n_head[il], n_head_kv[il], n_embd_head_k, n_embd_head_v))
+    # a layer that is passed again has a cache of its own each time
+    layers = [replace(layer, il=layer.il + loop * n_block) for loop in range(n_loops) for layer in layers]
     if not layers:
         raise ModelError(f"{arch}.attention.head_count_kv is 0 in every layer, expected at least one KV head")
     name = _text(metadata, "general.name", "")
@@ -258,27 +258,40 @@ def _short(value: object) -> str:
 _ALIBI = "uses ALiBi, a bias by cache position"
 _MROPE = "uses M-RoPE, several positions for one token"
 
+ENCODER = "is an encoder and keeps no KV cache"
+
 # Architectures by what llama.cpp's llama_model::create_memory() and rope types make of them, at the
-# pinned commit.
+# pinned commit. tests/e2e/test_architectures.py compares with what the native side says of each.
+_NOT_GENERATING_GROUPS = {
+    ENCODER: """
+        bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert
+        gemma-embedding t5encoder llama-embed""",
+    "reads images for another model": "clip",
+    "makes sound of tokens": "wavtokenizer-dec",
+    "is an encoder-decoder with a position bias in its attention": "t5",
+    "is a diffusion model and keeps no KV cache": "dream llada llada-moe rnd1",
+    "is a draft model that works on another model's context": "eagle3 dflash gemma4-assistant",
+    "ends the process when this llama.cpp makes its attention": "plm",
+    "is a name in llama.cpp and no more": "gptj",
+}
 _UNSUPPORTED_GROUPS = {
+    **_NOT_GENERATING_GROUPS,
     "is recurrent and has no KV cache": """
         mamba mamba2 rwkv6 rwkv6qwen2 rwkv7 arwkv7""",
     "mixes attention with recurrent layers": """
         jamba falcon-h1 plamo2 granitehybrid lfm2 lfm2moe nemotron_h nemotron_h_moe qwen3next
         kimi-linear bailingmoe3 kimi-k3 glm5-next qwen35 qwen35moe qwen4exp deepseek4 minimax-01""",
-    "is an encoder and keeps no KV cache": """
-        bert modern-bert nomic-bert nomic-bert-moe neo-bert jina-bert-v2 jina-bert-v3 eurobert
-        gemma-embedding t5encoder wavtokenizer-dec clip""",
-    "is an encoder-decoder with a position bias in its attention": "t5",
-    "is a diffusion model and keeps no KV cache": "dream llada llada-moe rnd1",
     "uses a sparse-attention index beside its KV cache": """
         minimax-m3 glm-dsa deepseek32 dots3note hy_v4""",
-    "is a draft model that works on another model's context": "eagle3 dflash gemma4-assistant",
+    "keeps in its cache which adapter each token chose": "graniteswitch",
     "cannot use flash attention in llama.cpp": "grok",
     _ALIBI: "bloom mpt refact",
     _MROPE: "qwen2vl paddleocr qwen3vl qwen3vlmoe qwen3tts",
 }
-_UNSUPPORTED = {arch: reason for reason, archs in _UNSUPPORTED_GROUPS.items() for arch in archs.split()}
+_NOT_GENERATING, _UNSUPPORTED = (
+    {arch: reason for reason, archs in groups.items() for arch in archs.split()}
+    for groups in (_NOT_GENERATING_GROUPS, _UNSUPPORTED_GROUPS)
+)
 
 # Only these obey attention.sliding_window; others carry the key and llama.cpp ignores it (llama,
 # qwen2, phi3, ...).
@@ -291,6 +304,14 @@ _MROPE_BY_SECTIONS = frozenset({"glm4", "glm4moe", "hunyuan_vl"})
 _ALIBI_BY_LAYERS = {"baichuan": 40}  # only the 13B
 
 
+def not_generating_reason(metadata: Metadata) -> str | None:
+    """Say why no text can be generated with a model at all; None if nothing speaks against it."""
+    arch = metadata.get("general.architecture")
+    if arch == "llama4" and metadata.get("llama4.attention.sliding_window") == 0:
+        return "without a window ends the process in this llama.cpp"
+    return _NOT_GENERATING.get(arch) if isinstance(arch, str) else None
+
+
 def unsupported_reason(metadata: Metadata) -> str | None:
     """Say why a model's cache cannot be compressed, as far as its GGUF keys tell.
 
@@ -300,8 +321,24 @@ def unsupported_reason(metadata: Metadata) -> str | None:
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or not arch:
         return "general.architecture is missing"
-    reason = _UNSUPPORTED.get(arch) or _reason_from_keys(metadata, arch)
+    reason = not_generating_reason(metadata) or _UNSUPPORTED.get(arch) or _reason_from_keys(metadata, arch)
     return f"architecture {arch} {reason}" if reason else None
+
+
+def layer_count(metadata: Metadata, arch: str) -> tuple[int, int]:
+    """Layers of a model, and how often a token passes them.
+
+    Raises
+    ------
+    ModelError
+        none, or more than llama.cpp has room for, which ends the process
+    """
+    n_loops = _positive(metadata, f"{arch}.num_loops", 1) if arch == "nanbeige" else 1
+    n_block = _positive(metadata, f"{arch}.block_count")
+    if n_block * n_loops > MAX_LAYERS:
+        passed = f" and {arch}.num_loops {n_loops}" if n_loops > 1 else ""
+        raise ModelError(f"{arch}.block_count is {n_block}{passed}, expected at most {MAX_LAYERS} layers")
+    return n_block, n_loops
 
 
 def supported_shape(metadata: Metadata, path: str | Path) -> ModelShape:

@@ -28,6 +28,7 @@ LEVELS = {
     "drawing": 2,
     "loops": 1,
     "shape": 1,
+    "model_file": 2,
     "protect": 1,
     "sampling": 1,
     "budget": 2,

@@ -64,6 +64,15 @@ def test_head_sizes_of_their_own_and_unequal_layers() -> None:
     assert shape.bytes_per_token("f16", "q8_0") == 11 * (256 + 102)
 
 
+def test_layers_that_are_passed_again_have_a_cache_each_time() -> None:
+    keys = {"block_count": 2, "num_loops": 3, "attention.head_count": 4, "attention.key_length": 8}
+    keys |= {"attention.value_length": 8, "context_length": 64}
+    metadata = {"general.architecture": "nanbeige", **{f"nanbeige.{key}": value for key, value in keys.items()}}
+    assert [layer.il for layer in shape_from_metadata(metadata).layers] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ModelError, match=r"block_count is 2 and nanbeige\.num_loops 257, expected at most 512 layers"):
+        shape_from_metadata({**metadata, "nanbeige.num_loops": 257})
+
+
 def test_draft_layers_have_no_cache() -> None:
     assert shape_from_metadata(changed(llama__nextn_predict_layers=2)).n_layer == 28
 
@@ -153,7 +162,11 @@ def test_a_row_is_whole_blocks() -> None:
         ("gemma3", {"attention.sliding_window": 512}, "uses sliding-window attention (window of 512 tokens)"),
         ("gemma3", {}, None),
         ("gemma2", {}, "window of 4096 tokens"),  # slides without being told
-        ("llama4", {"attention.sliding_window": 0}, None),
+        ("llama4", {"attention.sliding_window": 0}, "ends the process"),
+        ("llama-embed", {}, "is an encoder"),
+        ("graniteswitch", {}, "which adapter each token chose"),
+        ("plm", {}, "ends the process"),
+        ("gptj", {}, "is a name"),
         ("exaone4", {"attention.sliding_window": 4096, "block_count": 64}, "sliding-window"),
         ("exaone4", {"attention.sliding_window": 4096, "block_count": 30}, None),
         ("exaone4", {"block_count": 64}, "window of 4096 tokens"),

@@ -1,0 +1,143 @@
+"""Make a tiny model of each architecture, load it and compress its cache; a child process for each, which may crash.
+
+    python -m tests.e2e.try_architectures FOLDER NAME...
+
+Prints a JSON line for each: what pyheadkv says of the file's keys, and how it went with a cache that starts small and
+with one of full size. "outcome" is
+
+    "compressed"  attached, and with every row kept in the prefix the logits that follow are `error` away from stock's
+    "whole"       loaded and evaluated; `words` say why its cache cannot be compressed
+    "refused"     not loaded; `words` say why
+    "crashed"     the process ended; `words` name the signal
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyheadkv.errors import ModelError
+from pyheadkv.native import Native, log_lines, read_gguf_metadata
+from pyheadkv.session import HeadKV, load
+from pyheadkv.shape import shape_from_metadata, unsupported_reason
+from tests import architectures
+from tests.e2e.context import make_tokens, relative_error
+
+N_CELLS = 64  # of a cache that starts small
+N_PROMPT, N_OBS, N_NEXT = 300, 8, 4
+LIMIT_S = 60
+
+
+def judged(path: Path) -> dict[str, Any]:
+    """What the file's keys tell."""
+    try:
+        metadata = read_gguf_metadata(path)
+    except ModelError as error:
+        return {"reason": str(error), "layers": []}
+    reason = unsupported_reason(metadata)
+    layers = [] if reason else [asdict(layer) for layer in shape_from_metadata(metadata).layers]
+    return {"reason": reason, "layers": layers}
+
+
+def tried(path: Path, n_cells: int) -> dict[str, Any]:
+    """Load, and compress if that can be."""
+    try:
+        llama: Any = load(path, n_ctx=512, n_threads=1, n_cells=n_cells, logits_all=True)
+    except ModelError as error:
+        return {"outcome": "refused", "words": str(error)}
+    tokens = make_tokens(N_PROMPT + N_NEXT, architectures.N_VOCAB)
+    try:
+        native = Native(llama)
+    except ModelError as error:
+        return {"outcome": "whole", "words": str(error), "is_finite": evaluated(llama, tokens)}
+    layers = native.layers()
+    error = distance(llama, native, tokens)
+    llama.reset()
+    with HeadKV(llama, policy="snapkv", budget=0.25) as headkv:
+        is_finite = evaluated(llama, tokens[:N_PROMPT]) and evaluated(llama, tokens[N_PROMPT:])
+        kept = headkv.native.stats().n_rows_prefix
+    return {
+        "outcome": "compressed",
+        "layers": [asdict(layer) for layer in layers],
+        "error": error,
+        "is_finite": is_finite,
+        "n_rows_prefix": kept,
+    }
+
+
+def evaluated(llama: Any, tokens: list[int]) -> bool:
+    """Evaluate; whether all logits are finite."""
+    first = llama.n_tokens
+    llama.eval(tokens)
+    return bool(np.isfinite(llama.scores[first : llama.n_tokens]).all())
+
+
+def distance(llama: Any, native: Native, tokens: list[int]) -> float:
+    """How far the logits over a prefix that keeps every row are from those over the whole cache."""
+    import llama_cpp
+
+    prompt, following = tokens[:N_PROMPT], tokens[N_PROMPT:]
+    logits = []
+    for is_kept in (False, True):
+        llama.reset()
+        llama_cpp.llama_memory_clear(llama._ctx.memory, True)
+        llama.eval(prompt)
+        if is_kept:
+            n_heads = sum(layer.n_head_kv for layer in native.layers())
+            native.keep([np.arange(N_PROMPT - N_OBS)] * n_heads, N_OBS)
+        llama.eval(following)
+        logits.append(llama.scores[N_PROMPT : llama.n_tokens].copy())
+    return relative_error(logits[1], logits[0])
+
+
+def in_a_child(folder: Path, name: str) -> dict[str, Any]:
+    """Everything about one architecture."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(LIMIT_S)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # native code may print
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(examined(folder / "model.gguf", name), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        how = f"signal {signal.Signals(os.WTERMSIG(status)).name}" if os.WIFSIGNALED(status) else f"status {status}"
+        return {"outcome": "crashed", "words": how}
+    report: dict[str, Any] = json.loads(text)
+    return report
+
+
+def examined(path: Path, name: str) -> dict[str, Any]:
+    """Judge and try one architecture, in this process."""
+    with log_lines([]):
+        architectures.write(path, name)
+    report = judged(path)
+    logging.disable()
+    with log_lines([]):
+        report["small"], report["full"] = (tried(path, n_cells) for n_cells in (N_CELLS, 0))
+    path.unlink()
+    return report
+
+
+def main() -> None:
+    """Entry point."""
+    folder, *names = sys.argv[1:]
+    for name in names:
+        print(json.dumps({"name": name, **in_a_child(Path(folder), name)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
