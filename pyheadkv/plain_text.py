@@ -57,6 +57,11 @@ class TextSource:
     error
         what is raised
 
+    Attributes
+    ----------
+    start
+        text of the first block
+
     Raises
     ------
     HeadKVError
@@ -69,7 +74,7 @@ class TextSource:
         self._error = error
         self._first = self._take(_BLOCK)
         self._is_whole = len(self._first) < _BLOCK
-        decode_text(self._first, name, error, is_whole=self._is_whole)
+        self.start = decode_text(self._first, name, error, is_whole=self._is_whole)
 
     def read(self, limit: Limit | None = None, *, may_be_blank: bool = False) -> str:
         """All of the text.
@@ -172,9 +177,13 @@ def typed_text(text: str, name: str) -> str:
     Raises
     ------
     UsageError
-        it had bytes that are no text, which Python hands over as surrogates
+        it has bytes that are no text, which Python hands over as surrogates
     """
-    return decode_text(text.encode("utf-8", "surrogateescape"), name, UsageError)
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as problem:  # of a program's text
+        raise UsageError(f"{name} is not text: it has half a character at position {problem.start}") from None
+    return decode_text(data, name, UsageError)
 
 
 def decode_text(data: bytes, name: str, error: type[HeadKVError] = UsageError, *, is_whole: bool = True) -> str:

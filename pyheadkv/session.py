@@ -33,6 +33,7 @@ from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.loading import load
 from pyheadkv.lookup import find_profile
 from pyheadkv.native import CLOSED, Native, read_gguf_metadata
+from pyheadkv.plain_text import typed_text
 from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import AUTO, Policy, parse_policy
 from pyheadkv.profile import Profile, mix_profile
@@ -97,7 +98,7 @@ class HeadKV:
     BudgetError, PolicyError, ProfileError
         the settings do not fit the model
     UsageError
-        this Llama is closed, has a HeadKV or a prompt cache, or was made for embeddings
+        this Llama is closed, has a HeadKV or a prompt cache, or was made for embeddings; a text to protect is none
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class HeadKV:
         stop_when: Callable[[int], bool] | None = None,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        self.protect = tuple(text for text in protect if text.strip())
+        self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
         self.on_notice = on_notice
         self.on_progress = on_progress
         self.stop_when = stop_when

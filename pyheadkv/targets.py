@@ -6,8 +6,8 @@ machine, and an open FIFO waits forever for somebody who reads. All that write f
 
 from __future__ import annotations
 
-import os
 import stat
+import tempfile
 from pathlib import Path
 
 from pyheadkv.errors import HeadKVError
@@ -47,11 +47,13 @@ def check_target(path: Path, error: type[HeadKVError], option: str = "") -> None
 
 
 def _check_folder(path: Path, error: type[HeadKVError], option: str) -> None:
-    folder = path.parent
-    if not folder.is_dir():
-        raise _refusal(error, path, f"there is no folder {folder}", option)
-    if not os.access(folder, os.W_OK):
-        raise _refusal(error, path, f"nothing can be written into the folder {folder.absolute()}", option)
+    folder = path.absolute().parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        reason = f"nothing can be made in the folder {folder}, {problem.strerror or problem}"
+        raise _refusal(error, path, reason, option) from None
 
 
 def _refusal(error: type[HeadKVError], path: Path, reason: str, option: str) -> HeadKVError:

@@ -22,11 +22,11 @@ from typing import Any
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import CLASS_METRICS, METRICS
 from pyheadkv.jsonl import JsonLines
-from pyheadkv.plain_text import Limit, read_text
+from pyheadkv.plain_text import Limit, open_text
 
 KL = "kl"
 KNOWN = (*METRICS, *CLASS_METRICS, KL)
-DATA_LIMIT = Limit(1 << 32)  # many long texts in one file
+_DATA_LIMIT = Limit(1 << 31)  # many long texts in one file
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def read_cases(path: str | Path) -> list[Case]:
         naming the file, the line, and what is missing or wrong
     """
     cases: dict[str, Case] = {}
-    for n, line in enumerate(read_text(path, EvaluationError, limit=DATA_LIMIT).split("\n"), 1):
+    for n, line in enumerate(read_json_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -149,6 +149,21 @@ def read_cases(path: str | Path) -> list[Case]:
             raise EvaluationError(f"{path}, line {n}: id {case.id[:80]!r} is there twice")
         cases[case.id] = case
     return list(cases.values())
+
+
+def read_json_text(path: str | Path) -> str:
+    """Text of a file with JSON objects or a list of them; what begins otherwise is not read on.
+
+    Raises
+    ------
+    EvaluationError
+        it cannot be read, is no text, or begins with something else
+    """
+    source = open_text(path, EvaluationError)
+    head = source.start.lstrip()[:40]
+    if head and head[0] not in "{[":
+        raise EvaluationError(f"{path} is no list of JSON objects: it begins with {head.splitlines()[0]!r}")
+    return source.read(_DATA_LIMIT)
 
 
 def write_cases(path: str | Path, cases: Iterable[Case]) -> None:

@@ -189,7 +189,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="cannot be written: there is no folder"):
+    with pytest.raises(CalibrationError, match="cannot be written: nothing can be made in the folder"):
         Part(tmp_path / "none" / "p.part", HEADER)
 
 

@@ -13,6 +13,7 @@ from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.tasks import GROUPS, TASKS, Prose, Sizes, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks import phrases as own
+from pyheadkv.plain_text import TextSource
 
 SIZES = Sizes(lambda text: len(re.findall(r"\w+|[^\w\s]", text)), 10)
 ROW = {
@@ -71,8 +72,15 @@ def test_other_bad_files(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="cannot be read"):
         read_cases(tmp_path / "missing")
     (tmp_path / "text").write_text("hello\n")
-    with pytest.raises(EvaluationError, match="text, line 1: Expecting value"):
+    with pytest.raises(EvaluationError, match="text is no list of JSON objects: it begins with 'hello'"):
         read_cases(tmp_path / "text")
+
+
+def test_what_begins_as_no_json_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "endless").write_text("y\n" * 10**5)
+    monkeypatch.setattr(TextSource, "read", None)
+    with pytest.raises(EvaluationError, match="endless is no list of JSON objects: it begins with 'y'$"):
+        read_cases(tmp_path / "endless")
 
 
 def test_question_cannot_come_after_a_prompt_without_its_context() -> None:

@@ -60,7 +60,7 @@ def test_png(tmp_path: Path, rows: tuple[tuple[int, ...], ...] | None) -> None:
 
 def test_png_that_cannot_be_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    with pytest.raises(ExportError, match=r"map\.png cannot be written: there is no folder"):
+    with pytest.raises(ExportError, match=r"map\.png cannot be written: nothing can be made in the folder"):
         MAP.write_png(tmp_path / "none" / "map.png")
     with pytest.raises(UsageError, match=r"map\.xyz cannot be drawn: Format 'xyz' is not supported"):
         MAP.write_png(tmp_path / "map.xyz")

@@ -136,6 +136,8 @@ def test_what_was_typed() -> None:
     assert typed_text("é".encode().decode("ascii", "surrogateescape"), "-p") == "é"  # a locale without UTF-8
     with pytest.raises(UsageError, match=r"^-p is not UTF-8 text: byte 0xff at offset 6$"):
         typed_text("hello \udcff", "-p")
+    with pytest.raises(UsageError, match=r"^-p is not text: it has half a character at position 1$"):
+        typed_text("a\ud800", "-p")
 
 
 def test_a_block_may_end_within_a_character() -> None:

@@ -140,7 +140,7 @@ def test_a_profile_as_windows_writes_it(tmp_path: Path) -> None:
 def test_missing_and_unwritable_files(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"cannot be read: No such file"):
         read_profile(tmp_path / "none.json", SHAPE)
-    with pytest.raises(ProfileError, match=r"cannot be written: there is no folder"):
+    with pytest.raises(ProfileError, match=r"cannot be written: nothing can be made in the folder"):
         write_profile(tmp_path / "none" / "p.json", Profile(((1.0,),), "made"))
     with pytest.raises(ProfileError, match="sum to 2"):
         write_profile(tmp_path / "p.json", Profile(((2.0,),), "made"))

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from pyheadkv.allocators import AllocRequest, allocator_names
 from pyheadkv.budget import Budget
+from pyheadkv.errors import UsageError
 from pyheadkv.plan import make_plan
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.protect import choose_spans, find_spans, join_spans
+from pyheadkv.session import HeadKV
 from pyheadkv.shape import LayerShape, ModelShape
+from tests.unit.fake_llama import FakeLlama, without_library
 
 SHAPE = ModelShape("llama", "fake", 4096, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))
 
@@ -125,3 +128,9 @@ def test_every_allocator_keeps_the_floor(name: str) -> None:
     request = replace(request, token_scores=[rng.random((2, 284), dtype=np.float32) for _ in range(3)])
     rows = allocator.allocate(request)
     assert sum(map(sum, rows)) == 361 and min(map(min, rows)) >= 4 + 15 + 4 + 16
+
+
+def test_bytes_that_are_no_text_cannot_be_protected(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_library(monkeypatch)
+    with pytest.raises(UsageError, match="protect is not text: it has half a character at position 1"):
+        HeadKV(FakeLlama(), protect=["a\ud800"])

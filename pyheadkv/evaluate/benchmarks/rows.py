@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import EvaluationError, UsageError
-from pyheadkv.evaluate.cases import DATA_LIMIT
-from pyheadkv.plain_text import decode_text, read_text
+from pyheadkv.evaluate.cases import read_json_text
+from pyheadkv.plain_text import decode_text
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ def read_rows(source: Source) -> list[Row]:
     elif source.member:
         rows = _json(source, decode_text(_unzip(source), source.name, EvaluationError))
     else:
-        rows = _json(source, read_text(source.path, EvaluationError, limit=DATA_LIMIT))
+        rows = _json(source, read_json_text(source.path))
     return [row for row in rows if not source.task or row.get("task") == source.task]
 
 
