@@ -34,6 +34,8 @@ LOG = BUILD / "setup.log"
 LIBRARY_DIR = ROOT / "pyheadkv" / "lib"
 MIN_CMAKE = (3, 21)
 BUILD_SCRIPTS = ("patches.py", "pin.py", "prepare.py")
+STOCK = BUILD / "stock"
+STOCK_OPTIONS = ("-DHEADKV_STOCK=ON", "-DHEADKV_BUILD_TESTS=OFF")
 # llama-cpp-python without a library of its own: ours takes its place
 BINDING_ONLY = "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"
 
@@ -204,6 +206,25 @@ def prepare_native(tests: bool = False) -> None:
     shutil.rmtree(LIBRARY_DIR, ignore_errors=True)
     run_step([cmake, "--install", folder, "--component", "pyheadkv", "--prefix", ROOT])
     (BUILD / "release-stamp").write_text(stamp)
+
+
+def stock_stamp() -> str:
+    """Hash over all that the stock library is built from: the pin, and how it is configured."""
+    files = [ROOT / "CMakeLists.txt", ROOT / "patches" / "UPSTREAM"]
+    settings = build_settings(STOCK_OPTIONS).encode()
+    return hashlib.sha256(settings + b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def prepare_stock() -> None:
+    """Build upstream alone into build/stock/bin, once for each pin: what the tests hold the patched library against."""
+    stamp = BUILD / "stock-stamp"
+    if read_text(stamp) == stock_stamp():
+        return
+    cmake = find_tools()
+    say("building llama.cpp without patches, to compare with (about 3 minutes, once)")
+    configure(cmake, STOCK, STOCK_OPTIONS)
+    build(cmake, STOCK, "pyheadkv-libraries")
+    stamp.write_text(stock_stamp())
 
 
 def prepare_sanitized() -> Path:

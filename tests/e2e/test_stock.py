@@ -115,28 +115,55 @@ RUN = """
 import sys
 import llama_cpp, numpy as np
 logits = []
-for type_kv in (0, 1, 8):  # f32, f16, q8_0
-    llama = llama_cpp.Llama(sys.argv[1], n_ctx=512, n_batch=96, n_ubatch=48, n_threads=2, n_threads_batch=2,
-                            type_k=type_kv, type_v=type_kv, flash_attn=True, logits_all=True, verbose=False)
-    tokens = np.random.default_rng(0).integers(0, 64, 320).tolist()
+for type_kv, flash_attn in ((0, True), (1, True), (1, False), (8, True)):  # f32, f16, q8_0
+    llama = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=96, n_ubatch=48, n_threads=2, n_threads_batch=2,
+                            type_k=type_kv, type_v=type_kv, flash_attn=flash_attn, logits_all=True, verbose=False)
+    tokens = np.random.default_rng(0).integers(0, 64, 640).tolist()
     llama.eval(tokens[:250])
-    for token in tokens[250:]:
+    for token in tokens[250:300]:
         llama.eval([token])
-    logits.append(llama.scores[:320].copy())
-np.save(sys.argv[2], np.stack(logits))
+    state = llama.save_state()
+    llama.eval(tokens[300:400])
+    llama.n_tokens = 350  # what comes behind is cut
+    llama.eval(tokens[:20])
+    logits.append(llama.scores[:370].copy())
+    llama.load_state(state)
+    llama.eval(tokens[300:640])
+    logits.append(llama.scores[300:640].copy())
+    llama.reset()
+    llama.eval(tokens[:30])
+    logits.append(llama.scores[:30].copy())
+np.save(sys.argv[2], np.concatenate(logits))
 """
 
 
-def test_patched_library_is_stock_bit_for_bit(library: None, tiny_path: WriteTiny, tmp_path: Path) -> None:
-    stock_dir = os.environ.get("HEADKV_STOCK_LIB")
-    if not stock_dir:
-        pytest.skip("HEADKV_STOCK_LIB names no folder with a stock build of the same llama.cpp")
+@pytest.fixture
+def stock_dir(root: Path) -> Path:
+    """Folder with a stock build of the same llama.cpp: HEADKV_STOCK_LIB, or where scripts/check puts it."""
+    given = os.environ.get("HEADKV_STOCK_LIB")
+    folder = Path(given) if given else root / "build" / "stock" / "bin"
+    if not given and "CI" not in os.environ and not folder.is_dir():
+        pytest.skip(f"no stock build in {folder}: scripts/check makes one")
+    assert any(folder.glob("*llama.*")), f"no library in {folder}"
+    return folder
+
+
+def test_patched_library_is_stock_bit_for_bit(
+    library: None, stock_dir: Path, tiny_path: WriteTiny, tmp_path: Path
+) -> None:
     logits = []
-    for name, folder in (("ours", str(library_dir())), ("stock", stock_dir)):
-        environment = os.environ | {"LLAMA_CPP_LIB_PATH": folder}
+    for name, folder in (("ours", library_dir()), ("stock", stock_dir)):
+        environment = os.environ | {"LLAMA_CPP_LIB_PATH": str(folder)}
         out = tmp_path / f"{name}.npy"
         model = tiny_path(Tiny(n_head=(6, 4), n_head_kv=(2, 4)))
         subprocess.run([sys.executable, "-c", RUN, str(model), str(out)], env=environment, check=True)
         logits.append(np.load(out))
     assert np.isfinite(logits[0]).all()
     np.testing.assert_array_equal(*logits)
+
+
+def test_stock_library_is_no_other_than_the_pin(stock_dir: Path) -> None:
+    """A patched library would compare with itself."""
+    stock = next(path for path in stock_dir.iterdir() if path.stem.endswith("llama"))
+    for folder, is_patched in ((library_dir(), True), (stock_dir, False)):
+        assert (b"headkv_abi_version" in (folder / stock.name).read_bytes()) == is_patched
