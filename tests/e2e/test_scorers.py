@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import NativeError
+from pyheadkv.policy import Policy, policy_names
 from pyheadkv.scorers import SCORERS, Scorer
 from pyheadkv.session import HeadKV
 from tests.e2e.conftest import MakeContext
@@ -183,7 +184,7 @@ def test_wrong_observation_is_refused(open_context: MakeContext, armed: str | No
     context.decode(tokens[:3])
 
 
-POLICIES = ["h2o", "streamingllm", "tova", "keydiff", "knorm", "expected-attention", "criticalkv", "layer-defensive"]
+POLICIES = [name for name in policy_names() if name != "auto" and not Policy.preset(name).needs_profile]
 
 
 @pytest.mark.parametrize("n_past", [0, 100])

@@ -122,7 +122,7 @@ def test_missing_or_misshapen_scores_are_refused(name: str) -> None:
 # --- scores and distances of heads
 
 
-@pytest.mark.parametrize("name", ["headkv", "duo"])
+@pytest.mark.parametrize("name", [name for name in allocator_names() if get_allocator(name).needs_profile])
 def test_head_scores_are_checked(name: str) -> None:
     allocate, params = get_allocator(name).allocate, get_allocator(name).complete({})
     with pytest.raises(ProfileError, match=f"allocator {name} needs a profile"):

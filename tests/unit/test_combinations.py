@@ -15,30 +15,46 @@ from pyheadkv.errors import PolicyError
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.scorers import SCORERS
 
-# what the methods mean: Ada-KV ranks the heads of a layer together, DynamicKV and one ranking of all heads the model
+BETWEEN_HEADS = "knorm scores cannot be compared between heads"
+NO_MEAN = "needs the mean attention of the window: not with "
+# pairs that do not go together, and why; all others of what is registered do
 REFUSED = {
-    ("adakv", "knorm"),
-    *((allocator, scorer) for allocator in ("dynamickv", "global") for scorer in ("knorm", "expected_attention")),
-    # Task-KV needs what the heads see of the prompt
-    *(("taskkv", scorer) for scorer in ("streaming", "knorm", "keydiff", "expected_attention", "kvzip")),
+    ("adakv", "knorm"): BETWEEN_HEADS,  # Ada-KV ranks the heads of a layer together
+    # DynamicKV and one ranking of all heads rank the whole model
+    **{
+        (allocator, scorer): f"{scorer} scores cannot be compared between layers"
+        for allocator in ("dynamickv", "global")
+        for scorer in ("knorm", "expected_attention", "criticalkv")
+    },
+    # Task-KV compares what the heads see of the prompt
+    **{
+        ("taskkv", scorer): NO_MEAN + scorer
+        for scorer in ("streaming", "knorm", "keydiff", "expected_attention", "kvzip", "layer_defensive")
+    },
 }
 RANKING = ("adakv", "dynamickv", "global")
-SCORES_OF_KEYS = ("keydiff", "knorm")
 
 
-@pytest.mark.parametrize(
-    "scorer", ["snapkv", "h2o", "tova", "streaming", "expected_attention", "kvzip", *SCORES_OF_KEYS]
-)
+@pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("allocator", allocator_names())
 def test_every_pair_works_or_is_refused(allocator: str, scorer: str) -> None:
     text = f"{allocator}+{scorer}"
     if (allocator, scorer) in REFUSED:
-        with pytest.raises(PolicyError, match=r"cannot be compared between (heads|layers)$|needs the mean attention"):
+        with pytest.raises(PolicyError, match=f"{REFUSED[allocator, scorer]}$"):
             parse_policy(text)
         return
     policy = parse_policy(text)
     assert (policy.allocator, policy.scorer.name, str(policy)) == (allocator, scorer, text)
     assert policy.scorer.name in SCORERS and parse_policy(f"{text}:n_obs=8").n_obs == 8
+
+
+def test_refused_pairs_are_of_what_is_registered() -> None:
+    assert {allocator for allocator, _ in REFUSED} <= set(allocator_names())
+    assert {scorer for _, scorer in REFUSED} <= set(SCORERS)
+
+
+def test_ranking_allocators_are_those_that_say_so() -> None:
+    assert tuple(name for name in allocator_names() if get_allocator(name).ranks) == RANKING
 
 
 def test_the_scorer_is_its_presets() -> None:

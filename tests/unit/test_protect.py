@@ -114,7 +114,7 @@ def test_recent_rows_take_what_spans_leave() -> None:
     assert plan_of("snapkv:n_recent=10", "400", 1000).protected == ()  # the window is longer
 
 
-@pytest.mark.parametrize("name", [name for name in allocator_names() if name != "taskkv"])
+@pytest.mark.parametrize("name", allocator_names())
 def test_every_allocator_keeps_the_floor(name: str) -> None:
     import numpy as np
 
@@ -126,6 +126,7 @@ def test_every_allocator_keeps_the_floor(name: str) -> None:
     rng = np.random.default_rng(0)
     request = AllocRequest((2, 2, 2), 300, 6 * 60 + 1, 4, 16, scores, params, ((10, 25), (200, 204)))
     request = replace(request, token_scores=[rng.random((2, 284), dtype=np.float32) for _ in range(3)])
+    request = replace(request, head_distance=tuple((0.25, 0.5) for _ in range(3)))
     rows = allocator.allocate(request)
     assert sum(map(sum, rows)) == 361 and min(map(min, rows)) >= 4 + 15 + 4 + 16
 
