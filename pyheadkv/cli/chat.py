@@ -19,6 +19,7 @@ from pyheadkv.cli.conversation import Conversation
 from pyheadkv.cli.first_message import open_first, shown_name, with_text
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
+from pyheadkv.cli.wrap import wrap_for_stdout
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
@@ -185,12 +186,15 @@ class Talk:
             )
 
     def _print_answer(self, text: str) -> None:
+        wrap, said = wrap_for_stdout(), ""
         try:
-            with closing(self.conversation.answer(text)) as pieces:
-                said = ""
-                for piece in pieces:
-                    said += piece
-                    print(piece, end="", flush=True)
+            try:
+                with closing(self.conversation.answer(text)) as pieces:
+                    for piece in pieces:
+                        said += piece
+                        print(wrap.feed(piece), end="", flush=True)
+            finally:
+                print(wrap.flush(), end="", flush=True)
             if said.strip():
                 print()
             else:
