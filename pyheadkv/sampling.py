@@ -49,7 +49,9 @@ SETTINGS = {
         "repeat_penalty", "penalty_repeat", 0.01, 100, "makes the last 64 tokens less likely; 1 is off"
     ),
     "seed": Setting("seed", "", -1, _U32_MAX, "-1 is random", is_whole=True),
-    "n-predict": Setting("max_tokens", "", -1, _I32_MAX, "tokens of an answer; -1: no limit", is_whole=True),
+    "n-predict": Setting(
+        "max_tokens", "", -1, _I32_MAX, "tokens of an answer; 0 reads the prompt alone, -1: no limit", is_whole=True
+    ),
 }
 
 
@@ -64,7 +66,7 @@ class Sampling:
     seed
         None or -1 is random in each turn
     max_tokens
-        tokens of an answer; below 1 is no limit but the context
+        tokens of an answer; 0 reads the prompt alone, -1 is no limit but the context
     top_k, top_p, min_p
         which tokens may be drawn, as `SETTINGS` says
     repeat_penalty
@@ -104,13 +106,19 @@ class Sampling:
         return {
             "temperature": self.temp,
             "seed": secrets.randbits(32) if self.seed in (None, -1) else self.seed,
-            "max_tokens": self.max_tokens if self.max_tokens > 0 else None,
+            "max_tokens": {-1: None, 0: 1}.get(self.max_tokens, self.max_tokens),  # its 0 is no limit
+            "stopping_criteria": None if self.max_tokens else _is_enough,
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
             "repeat_penalty": self.repeat_penalty,
             "stream": True,
         }
+
+
+def _is_enough(*_: object) -> bool:
+    """Asked when a token is chosen: it is not taken."""
+    return True
 
 
 def sampling_of_file(

@@ -127,7 +127,7 @@ def chat(
     ] = 0,
     single_turn: Annotated[bool, typer.Option("-st", "--single-turn", help="Answer once, then leave.")] = False,
     n_predict: Annotated[
-        int | None, typer.Option("-n", "--n-predict", help="Tokens of an answer; -1: no limit. [default: -1]")
+        int | None, typer.Option("-n", "--n-predict", help="Tokens of an answer; 0: none, -1: no limit. [default: -1]")
     ] = None,
     temp: Annotated[
         float | None,

@@ -197,7 +197,7 @@ class Talk:
                 print(wrap.flush(), end="", flush=True)
             if said.strip():
                 print()
-            else:
+            elif self.conversation.sampling.max_tokens != 0:
                 note("an empty answer")
         finally:
             self.bar.stop()

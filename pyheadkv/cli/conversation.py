@@ -101,6 +101,8 @@ class Conversation:
                 for chunk in chunks:
                     choice = chunk["choices"][0]
                     self.finish = "loop" if watch.is_loop else choice["finish_reason"]
+                    if self.finish and self.sampling.max_tokens == 0:
+                        self.finish = "length"
                     self.is_full = self.finish == "length" and not self._has_room()
                     if choice["text"]:
                         yield choice["text"]

@@ -103,6 +103,13 @@ def test_without_standard_input(demo: str) -> None:
     assert done.stderr == "error: there is no standard input to read the prompt from: give it with -p\n"
 
 
+def test_no_tokens_read_the_prompt_alone(demo: str) -> None:
+    done = run("chat", demo, "-p", "Say hello.", "-st", "-n", "0")
+    assert (done.returncode, done.stdout) == (0, "") and done.stderr.startswith("[ prompt ")
+    report = answer_json(demo, "-p", "Say hello.", "-n", "0")
+    assert (report["text"], report["n_generated"], report["finish"]) == ("", 0, "length")
+
+
 def test_single_turn_as_text(demo: str, document: Path) -> None:
     done = run("chat", demo, "-f", document, "-p", "Sum it up.", "-st", "-n", "3", "--budget", "10%")
     assert done.returncode == 0 and done.stdout.strip()

@@ -7,7 +7,7 @@ conversation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -174,7 +174,9 @@ class FakeLlama:
             self.input_ids[self.n_tokens : self.n_tokens + len(batch)] = batch
             self.n_tokens += len(batch)
 
-    def generate(self, tokens: list[int], reset: bool = True) -> Iterator[int]:
+    def generate(
+        self, tokens: list[int], reset: bool = True, stopping_criteria: Callable[..., bool] | None = None
+    ) -> Iterator[int]:
         tokens = list(tokens)
         if reset and self.n_tokens > 0:
             cached = self.input_ids[: self.n_tokens].tolist()
@@ -197,6 +199,8 @@ class FakeLlama:
                 self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)
             is_generating = True
             token = self.n_tokens % VOCABULARY
+            if stopping_criteria and stopping_criteria(self.input_ids, None):
+                return
             yield token
             tokens = [token, *range(self.n_drafts)]
 

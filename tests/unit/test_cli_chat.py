@@ -48,13 +48,14 @@ class ChatLlama(FakeLlama):
         self.requests.append(self._request(prompt))
         if len(prompt) >= self.n_ctx():
             raise ValueError(f"Requested tokens ({len(prompt)}) exceed context window of {self.n_ctx()}")
-        for i, token in enumerate(self.generate([token % 997 for token in prompt])):
+        criteria = options["stopping_criteria"]
+        for i, token in enumerate(self.generate([token % 997 for token in prompt], stopping_criteria=criteria)):
             if i == self.stop_after:
                 raise KeyboardInterrupt
             yield {"choices": [{"text": f"w{token} ", "finish_reason": None}]}
             if i + 1 == options["max_tokens"]:
                 break
-        yield {"choices": [{"text": "", "finish_reason": "length"}]}
+        yield {"choices": [{"text": "", "finish_reason": "stop" if criteria else "length"}]}
 
     def _request(self, prompt: list[int]) -> Any:
         """The messages of a prompt; its text where it has none."""
@@ -165,6 +166,16 @@ def test_json_holds_what_was_measured(talk: Talk) -> None:
     assert report["kv"]["rows_kept"] < report["kv"]["rows_full"]
 
 
+def test_no_tokens_read_the_prompt_alone(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    talk._command("/set n-predict 0")
+    report = talk.answer_json("x" * 400, 0)
+    assert (report["text"], report["n_generated"], report["finish"]) == ("", 0, "length")
+    assert report["n_prompt"] > 400 and talk.headkv.is_compressed
+    talk._answer("and more")
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("[ prompt ") and "note" not in shown.err
+
+
 def test_footer_counts_memory_against_a_whole_cache(talk: Talk) -> None:
     list(talk.conversation.answer("x" * 800))
     text = footer_text(talk.headkv.stats())
@@ -184,8 +195,8 @@ def test_full_context_is_said(talk: Talk, capsys: pytest.CaptureFixture[str]) ->
 class LoopLlama(ChatLlama):
     """Says two words in turns, without end."""
 
-    def generate(self, tokens: list[int], reset: bool = True) -> Iterator[int]:
-        return (7 + i % 2 for i, _ in enumerate(super().generate(tokens, reset)))
+    def generate(self, tokens: list[int], reset: bool = True, stopping_criteria: Any = None) -> Iterator[int]:
+        return (7 + i % 2 for i, _ in enumerate(super().generate(tokens, reset, stopping_criteria)))
 
 
 @pytest.mark.parametrize(

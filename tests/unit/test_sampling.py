@@ -27,7 +27,9 @@ def test_greedy_at_0_and_random_without_a_seed() -> None:
     assert Sampling(temp=0.0).options()["temperature"] == 0
     for sampling in (Sampling(), Sampling(seed=-1)):
         assert len({sampling.options()["seed"] for _ in range(4)}) > 1
-    assert Sampling(max_tokens=-1).options()["max_tokens"] is None
+    assert [Sampling(max_tokens=n).options()["max_tokens"] for n in (-1, 0, 7)] == [None, 1, 7]
+    stop = Sampling(max_tokens=0).options()["stopping_criteria"]
+    assert stop([], []) and Sampling().options()["stopping_criteria"] is None
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_greedy_at_0_and_random_without_a_seed() -> None:
         ("top-k", 2**31, "expected a whole number from 0 to 2147483647"),
         ("repeat-penalty", 0, "repeat-penalty is 0, expected a number from 0.01 to 100"),
         ("seed", 2**32, "expected a whole number from -1 to 4294967295"),
+        ("n-predict", -2, "n-predict is -2, expected a whole number from -1 to 2147483647"),
         ("heat", 1, "no setting heat, known are temp, top-k, top-p, min-p, repeat-penalty, seed, n-predict"),
     ],
 )
