@@ -79,7 +79,7 @@ def test_other_bad_files(tmp_path: Path) -> None:
 def test_what_begins_as_no_json_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "endless").write_text("y\n" * 10**5)
     monkeypatch.setattr(TextSource, "read", None)
-    with pytest.raises(EvaluationError, match="endless is no list of JSON objects: it begins with 'y'$"):
+    with pytest.raises(EvaluationError, match=r"endless is no list of JSON objects: it begins with 'y'$"):
         read_cases(tmp_path / "endless")
 
 
