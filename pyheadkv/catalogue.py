@@ -88,7 +88,7 @@ def _policy_entry(policy: Policy) -> Entry:
 
 def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:
     needs = {"second pass": (SECOND_PASS,), "window": (QUESTION,), "prompt": (ATTENTION_AGAIN,)}
-    return needs.get(kind.observers, ())
+    return (*needs.get(kind.observers, ()), *kind.needs)
 
 
 def _scorer_settings(name: str) -> Settings:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyheadkv.errors import ModelError, UsageError
-from pyheadkv.model_file import check_generates, has_vocabulary
+from pyheadkv.model_file import check_generates, has_vocabulary, no_vocabulary
 from pyheadkv.native import context_cells, log_lines, read_gguf_metadata
-from pyheadkv.shape import parse_cache_type
+from pyheadkv.shape import MAX_CTX, parse_cache_type
 from pyheadkv.template import deferred_compilation
 
 if TYPE_CHECKING:
     import llama_cpp
 
 FIRST_CELLS = 256  # cells of a new context
-MAX_CTX = 2**31 - 1  # positions are 32-bit numbers with a sign
-_MAX_INT = 2**31 - 1
+_MAX_BATCH = 2**14  # tokens; the bindings allocate n_ctx numbers for each
+_MAX_GPU_LAYERS = 2**31 - 1
 
 # llama.cpp's errors that say that something failed, and not why
 _NO_REASON = re.compile(r"failed to load model$")
@@ -49,9 +49,12 @@ def load(
     n_ctx
         positions; 0 is the context the model was trained for
     n_threads
-        for prompt and generation, at most as many as the machine has CPUs; default: all that this process may use
+        for prompt and generation, at most as many as the machine has CPUs; by default, and for 0, all that this
+        process may use
     n_gpu_layers
         -1 is all of them
+    n_batch
+        tokens of a prompt that are evaluated at once
     type_k, type_v
         cache types by llama.cpp's names
     n_cells
@@ -71,19 +74,20 @@ def load(
         the native library is missing
     """
     notify = on_notice or (lambda line: None)
-    n_threads = _threads(n_threads, notify)
+    n_threads = usable_threads("n_threads", n_threads, notify)
     options: dict[str, Any] = {
         "n_ctx": _whole("n_ctx", n_ctx, 0, MAX_CTX),
         "n_threads": n_threads,
         "n_threads_batch": n_threads,
-        "n_gpu_layers": _whole("n_gpu_layers", n_gpu_layers, -1, _MAX_INT),
-        "n_batch": _whole("n_batch", n_batch, 1, _MAX_INT),
+        "n_gpu_layers": _whole("n_gpu_layers", n_gpu_layers, -1, _MAX_GPU_LAYERS),
+        "n_batch": _whole("n_batch", n_batch, 1, _MAX_BATCH),
         "type_k": parse_cache_type(type_k).ggml_type,
         "type_v": parse_cache_type(type_v).ggml_type,
         "flash_attn": True,
         "verbose": verbose,
         **llama_options,
     }
+    options["n_threads_batch"] = usable_threads("n_threads_batch", options["n_threads_batch"], notify)
     n_cells = _whole("n_cells", n_cells, 0, MAX_CTX)
     metadata = read_gguf_metadata(model_path)
     check_generates(metadata, model_path, is_embedding=bool(llama_options.get("embedding")))
@@ -95,13 +99,9 @@ def load(
 
         try:
             with deferred_compilation():
-                llama = llama_cpp.Llama(str(model_path), **options)
+                return llama_cpp.Llama(str(model_path), **options)
         except Exception as error:  # the bindings raise what llama.cpp, the chat template or the memory give them
             raise ModelError(f"{model_path} cannot be loaded: {_reason(lines, error)}") from error
-    n_ctx_train = llama._model.n_ctx_train()
-    if options["n_ctx"] > n_ctx_train > 0:
-        notify(f"a context of {options['n_ctx']} tokens is more than the {n_ctx_train} this model was trained for")
-    return llama
 
 
 @contextmanager
@@ -116,11 +116,37 @@ def opened(model_path: str | Path, **options: Any) -> Iterator[llama_cpp.Llama]:
             llama.close()
 
 
+def usable_threads(name: str, value: int | None, notify: Callable[[str], None]) -> int:
+    """Threads to use: more than the machine has CPUs make it slower, and very many end the process.
+
+    Parameters
+    ----------
+    name
+        of the argument, for messages
+    value
+        None or 0 is all CPUs that this process may use
+    notify
+        called with one line when these are too many
+
+    Raises
+    ------
+    UsageError
+        it is no whole number, or below 0
+    """
+    n_threads = 0 if value is None else _whole(name, value, 0, None)
+    if n_threads == 0:
+        return _n_cpus()
+    n_most = os.cpu_count() or 1
+    if n_threads > n_most:
+        notify(f"{name} {n_threads} is more than this machine has CPUs: {n_most} are used")
+    return min(n_threads, n_most)
+
+
 class _NoTokenizer:
     """Stands where llama_cpp has the tokenizer of a model without vocabulary, on which llama.cpp ends the process."""
 
     def __init__(self, model_path: str | Path) -> None:
-        self.words = f"{model_path} has no vocabulary: it takes tokens, and no text"
+        self.words = no_vocabulary(model_path)
 
     def tokenize(self, *args: Any, **options: Any) -> list[int]:
         """Refuse."""
@@ -129,16 +155,6 @@ class _NoTokenizer:
     def detokenize(self, *args: Any, **options: Any) -> bytes:
         """Refuse."""
         raise ModelError(self.words)
-
-
-def _threads(n_threads: int | None, notify: Callable[[str], None]) -> int:
-    """Threads to use; more than the machine has CPUs make it slower, and very many end the process."""
-    if n_threads is None:
-        return _n_cpus()
-    n_threads, n_most = _whole("n_threads", n_threads, 1, None), os.cpu_count() or 1
-    if n_threads > n_most:
-        notify(f"{n_threads} threads are more than this machine's {n_most} CPUs: {n_most} are used")
-    return min(n_threads, n_most)
 
 
 def _whole(name: str, value: Any, least: int, most: int | None) -> int:

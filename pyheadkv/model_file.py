@@ -60,3 +60,20 @@ def check_generates(metadata: Metadata, path: str | Path, *, is_embedding: bool 
 def has_vocabulary(metadata: Metadata) -> bool:
     """Whether text can be made into tokens; llama.cpp ends the process where it is tried without."""
     return metadata.get("tokenizer.ggml.model") not in _NO_VOCABULARY
+
+
+def check_has_vocabulary(metadata: Metadata, path: str | Path) -> None:
+    """Refuse a model that text cannot be given to.
+
+    Raises
+    ------
+    ModelError
+        naming the file
+    """
+    if not has_vocabulary(metadata):
+        raise ModelError(no_vocabulary(path))
+
+
+def no_vocabulary(path: str | Path) -> str:
+    """What to say of a model without a vocabulary."""
+    return f"{path} has no vocabulary: it takes tokens, and no text"

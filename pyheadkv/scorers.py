@@ -33,6 +33,8 @@ class ScorerKind:
         whether scores may be negative, so that heads cannot vote with them
     compares
         how far apart scores mean the same, so that they can be ranked together: in a "head", a "layer", the "model"
+    needs
+        what a model must have; others are refused when a prompt has been read
     """
 
     words: str
@@ -42,6 +44,7 @@ class ScorerKind:
     observers: str = "window"
     is_signed: bool = False
     compares: str = "model"
+    needs: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -122,10 +125,12 @@ SCORERS = {
         """Expected Attention, Devoto et al., https://arxiv.org/abs/2510.00636: queries to come are normal, with mean m
         and covariance S of the prompt's before rotation, turned by the mean rotation of the next 512 positions;
         softmax(k m / sqrt(d) + k S k / 2d), mean over the group, plus 0.01, times the length of the value. Sinks are
-        left out of all sums. Differs from the paper: soft caps of logits are not followed.""",
+        left out of all sums. Differs from the paper: soft caps of logits are not followed. Models with learned
+        positions, layers without rotation, a temperature or a norm behind it are refused.""",
         native="expected",
         observers="behind sinks",
         compares="layer",  # values are longer in some layers
+        needs=("layers that rotate their queries last (not GPT-2, SmolLM3, Ministral 3, Hunyuan)",),
     ),
     "kvzip": ScorerKind(
         "attention while the model repeats the prompt",

@@ -21,6 +21,7 @@ from pyheadkv.errors import ModelError, UsageError
 Metadata = Mapping[str, object]
 
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
+MAX_CTX = 2**28  # tokens, far above any model; the bindings allocate 4 bytes for each, many times
 
 
 @dataclass(frozen=True)

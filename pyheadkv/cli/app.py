@@ -16,6 +16,7 @@ from pyheadkv import __version__
 from pyheadkv.cli.options import BenchOptions, CacheOptions, CalibrateOptions, ChatOptions, EvalOptions, ExportOptions
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
 from pyheadkv.errors import HeadKVError, LibraryError
+from pyheadkv.shape import MAX_CTX
 
 app = typer.Typer(
     add_completion=False,
@@ -51,7 +52,9 @@ ProfileMix = Annotated[
         help="Kinds of scores for policies that name none: retrieval-reasoning=1,reconstruction=1.",
     ),
 ]
-NCtx = Annotated[int, typer.Option("-c", "--ctx-size", min=0, help="Context in tokens; 0 is the model's own.")]
+NCtx = Annotated[
+    int, typer.Option("-c", "--ctx-size", min=0, max=MAX_CTX, help="Context in tokens; 0 is the model's own.")
+]
 TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Cache type of K: f16, q8_0, q4_0, ...")]
 TypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Cache type of V.")]
 

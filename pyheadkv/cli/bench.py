@@ -18,6 +18,7 @@ from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import BenchError, UsageError
 from pyheadkv.jsonl import JsonLines, Record
+from pyheadkv.loading import usable_threads
 from pyheadkv.lookup import find_profile
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
@@ -72,7 +73,7 @@ def _setup(options: BenchOptions) -> tuple[Setup, Profile | None]:
         shape,
         type_k=options.type_k,
         type_v=options.type_v,
-        n_threads=options.n_threads,
+        n_threads=options.n_threads and usable_threads("n_threads", options.n_threads, note),
         n_gpu_layers=options.n_gpu_layers,
         n_tokens=options.n_tokens,
         n_rounds=options.n_rounds,

@@ -13,6 +13,7 @@ from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import ProfileError, UsageError
 from pyheadkv.fingerprint import fingerprint
 from pyheadkv.loading import opened
+from pyheadkv.model_file import check_has_vocabulary
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
@@ -77,10 +78,12 @@ def calibrate_model(
     HeadKVError
         as of `pyheadkv.calibrate.calibrate`, and what cannot be loaded or compressed
     """
-    n_ctx = settings.n_ctx(supported_shape(read_gguf_metadata(path), path).n_ctx_train)
+    metadata = read_gguf_metadata(path)
+    n_ctx = settings.n_ctx(supported_shape(metadata, path).n_ctx_train)
+    check_has_vocabulary(metadata, path)
     mark = fingerprint(path)
     threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
-    with opened(path, n_ctx=n_ctx, **threads) as llama, progress_bar("calibrating") as on_progress:
+    with opened(path, n_ctx=n_ctx, on_notice=note, **threads) as llama, progress_bar("calibrating") as on_progress:
         return calibrate(
             llama,
             settings,

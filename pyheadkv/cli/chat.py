@@ -22,6 +22,7 @@ from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.cli.wrap import wrap_for_stdout
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
+from pyheadkv.model_file import check_has_vocabulary
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.plain_text import Limit, is_terminal, open_text, typed_text
@@ -73,6 +74,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         type_k=cache.type_k,
         type_v=cache.type_v,
         verbose=chat.verbose,
+        on_notice=note,
     )
     ms_load = (time.perf_counter() - start) * 1000
     if not chat.verbose:
@@ -99,6 +101,7 @@ def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget
     """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
+    check_has_vocabulary(metadata, path)
     shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
     profile = find_profile(path, metadata, shape, cache.profile, cache.mix)
     if policy.needs_profile and profile is None:

@@ -27,6 +27,7 @@ from pyheadkv.fingerprint import fingerprint
 from pyheadkv.jsonl import Record
 from pyheadkv.loading import opened
 from pyheadkv.lookup import find_profile
+from pyheadkv.model_file import check_has_vocabulary
 from pyheadkv.models import resolve_model
 from pyheadkv.native import read_gguf_metadata
 from pyheadkv.policy import parse_policy, settle
@@ -131,6 +132,7 @@ def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
     path = resolve_model(options.model, note)
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
+    check_has_vocabulary(metadata, path)
     if max(asked.lengths) > shape.n_ctx_train:
         raise UsageError(f"--ctx {max(asked.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
     profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
@@ -383,5 +385,5 @@ def open_runner(
     """Load a model for prompts of a length; it is freed afterwards."""
     n_ctx = min(shape.n_ctx_train, n_tokens + ROOM)
     threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
-    with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, **threads) as llama:
+    with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, on_notice=note, **threads) as llama:
         yield Runner(llama, shape, type_k, type_v)

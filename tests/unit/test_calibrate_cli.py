@@ -14,6 +14,7 @@ from pyheadkv import loading
 from pyheadkv.calibrate import Settings
 from pyheadkv.cli import calibrate as command
 from pyheadkv.cli.app import app
+from pyheadkv.cli.render import note
 from pyheadkv.errors import CalibrationError
 from pyheadkv.profile import Profile
 
@@ -92,7 +93,7 @@ def test_defaults(run: Callable[..., Any], calls: Calls) -> None:
     result = run()
     assert result.exit_code == 0, result.output
     assert calls.settings == Settings()
-    assert calls.loaded == {"n_ctx": 2048, "n_threads": None, "n_gpu_layers": 0}
+    assert calls.loaded == {"n_ctx": 2048, "n_threads": None, "n_gpu_layers": 0, "on_notice": note}
     assert (calls.options["fingerprint"], calls.options["force"]) == ("f", False)
     assert FakeLlama.closed == 1
     written = json.loads(Path("model.Q4_1.headkv.json").read_text())["headkv"]
