@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -372,21 +374,36 @@ def test_known_error_is_one_line_and_exit_code_1(tmp_path: Path, capsys: pytest.
     assert said.out == ""
 
 
-def test_series_applies_to_the_pin(root: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "upstream"
-    assert tool.make_tree(tree, root / "patches", force=False)
+def patched_files_alone(patches: Path, sdist: Path) -> str:
+    """Write an sdist with those files of the pin that patches change, and no others; returns its sha256.
+
+    The whole pin takes 300 MB of files, and every build unpacks it.
+    """
+    touched = re.findall(r"^diff --git a/(\S+) ", "".join(map(Path.read_text, patches.glob("*.patch"))), re.MULTILINE)
+    wanted = {*touched, "CMakeLists.txt"}
+    with tarfile.open(pin.find_sdist(pin.read_pin(patches))) as whole, tarfile.open(sdist, "w:gz") as few:
+        for member in whole:
+            if member.name.partition(f"/{pin.VENDORED}")[2] in wanted:
+                few.addfile(member, whole.extractfile(member))
+    return pin.file_sha256(sdist)
+
+
+def test_series_applies_to_the_pin(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, tree, sdist = tmp_path / "patches", tmp_path / "upstream", tmp_path / "few.tar.gz"
+    shutil.copytree(root / "patches", patches)
+    wanted = pin.read_pin(patches)
+    upstream = (patches / "UPSTREAM").read_text()
+    (patches / "UPSTREAM").write_text(upstream.replace(wanted.sha256, patched_files_alone(patches, sdist)))
+    monkeypatch.setenv("HEADKV_SDIST", str(sdist))
+    assert tool.make_tree(tree, patches, force=False)
     times = {path: path.stat().st_mtime_ns for path in tree.rglob("*.*") if ".git" not in path.parts}
-    assert not tool.make_tree(tree, root / "patches", force=False)
+    assert not tool.make_tree(tree, patches, force=False)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert "headkv_" in (tree / "src" / "llama-graph.cpp").read_text()
     # what is in patches/ is what export writes: nobody edited a patch by hand
-    exported = tmp_path / "patches"
-    exported.mkdir()
-    for path in (root / "patches").iterdir():
-        (exported / path.name).write_bytes(path.read_bytes())
-    tool.export(tree, exported, force=False)
+    tool.export(tree, patches, force=False)
     for path in (root / "patches").glob("*.patch"):
-        assert (exported / path.name).read_bytes() == path.read_bytes()
+        assert (patches / path.name).read_bytes() == path.read_bytes()
 
 
 def test_pin_is_the_same_everywhere(root: Path) -> None:

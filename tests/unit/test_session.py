@@ -423,3 +423,39 @@ def test_no_room_to_repeat_is_refused_before_the_prompt_is_read(make: Make) -> N
     with pytest.raises(UsageError, match="46 positions of the context of 430 are free, 72 are needed"):
         headkv.llama.eval(prompt_of(400))
     assert headkv.llama.memory.tokens == []
+
+
+@pytest.mark.parametrize(
+    ("n_prompt", "cut", "n_new", "is_read_again"),
+    [
+        (400, 402, 402, False),  # as many as were there
+        (400, 402, 403, True),
+        (400, 402, 300, False),  # more than min_prompt, fewer than were there
+        (256, 245, 250, False),  # more than are left, but too few to be compressed alone
+        (256, 245, 257, True),
+    ],
+)
+def test_when_new_tokens_are_compressed_with_the_old(
+    make: Make, n_prompt: int, cut: int, n_new: int, is_read_again: bool
+) -> None:
+    notices: list[str] = []
+    headkv = make(on_notice=notices.append, min_prompt=256)
+    said = [*prompt_of(n_prompt), *answer(headkv, prompt_of(n_prompt))]
+    assert headkv.is_compressed
+    answer(headkv, [*said[:cut], *(token + 500 for token in range(n_new))])
+    assert any("reading all again" in notice for notice in notices) == is_read_again
+    assert headkv.llama.memory.calls.count("compress") == 1 + is_read_again
+
+
+@pytest.mark.parametrize(("n_tokens", "n_cells"), [(300, 300), (0, 1)])
+def test_a_state_finds_room_for_its_tokens(make: Make, n_tokens: int, n_cells: int) -> None:
+    """An elastic cache has a few cells, and the library refuses to make a cache of none."""
+    seen: list[int] = []
+
+    class Watched(FakeLlama):
+        def load_state(self, state: SimpleNamespace) -> None:
+            seen.append(self.memory.reserved)
+            super().load_state(state)
+
+    make(Watched()).llama.load_state(SimpleNamespace(n_tokens=n_tokens))
+    assert seen == [n_cells]

@@ -1,0 +1,143 @@
+"""What is handed from a plan to the library: each argument as the plan says, and times where they belong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pyheadkv import stats
+from pyheadkv._abi import FOLDS, POOLS, SCORES, STATUS_OK
+from pyheadkv.compression import compress
+from pyheadkv.native import Native
+from pyheadkv.plan import Plan, make_plan
+from pyheadkv.policy import parse_policy
+from pyheadkv.profile import Profile
+from pyheadkv.scorers import Scorer
+from pyheadkv.session import HeadKV
+from pyheadkv.shape import LayerShape, ModelShape
+from tests.unit.fake_llama import FakeLlama, FakeNative, without_library
+
+SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64)))
+PROFILE = Profile(((0.1, 0.4), (0.3, 0.2)), "made")
+N_PROMPT = 400
+
+
+class RecordingNative:
+    """Has scores, and remembers with what it was asked to compress."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[Any, ...] = ()
+
+    def score_read(self, i: int, scorer: Scorer, n_first: int = 0) -> np.ndarray:
+        rng = np.random.default_rng(i)
+        return rng.random((SHAPE.n_head_kv[i], N_PROMPT - scorer.n_obs), dtype=np.float32)
+
+    def compress(self, *arguments: Any) -> None:
+        self.asked = arguments
+
+
+def plan_of(text: str) -> Plan:
+    plan = make_plan(SHAPE, parse_policy(text), "25%", N_PROMPT, profile=PROFILE, protected=[(20, 30)])
+    assert plan is not None
+    return plan
+
+
+def handed_over(plan: Plan) -> dict[str, Any]:
+    """Arguments of Native.compress by their names."""
+    native: Any = RecordingNative()
+    compress(native, plan, 3)
+    names = ("rows", "scorer", "n_sink", "n_threads", "roles", "scores", "spans", "n_first")
+    return dict(zip(names, native.asked, strict=True))
+
+
+def test_all_that_the_plan_says() -> None:
+    plan = plan_of("headkv:n_sink=7")
+    asked = handed_over(plan)
+    assert asked["rows"].tolist() == plan.flat_rows().tolist()
+    assert asked["scorer"] == plan.policy.scorer
+    assert (asked["n_sink"], asked["n_threads"]) == (7, 3)
+    assert plan.roles is not None and asked["roles"] == plan.roles
+    assert asked["scores"] is None
+    assert asked["spans"] == ((20, 30),)
+    assert asked["n_first"] == plan.n_open > 0
+
+
+def test_scores_that_an_allocator_saw_are_handed_on_as_they_are() -> None:
+    asked = handed_over(plan_of("adakv+snapkv:pool_kernel=5"))
+    assert asked["roles"] is None
+    np.testing.assert_array_equal(asked["scores"][1], RecordingNative().score_read(1, asked["scorer"]))
+    assert asked["scorer"].pool_kernel == 1  # they are pooled
+
+
+def test_scores_are_made_again_where_heads_have_roles() -> None:
+    """Each head pools in its own way, and the vote is not in the scores that the allocator saw."""
+    asked = handed_over(plan_of("adakv+snapkv:pool_kernel=5,retrieval_share=0.5,vote=0.5"))
+    assert asked["roles"] is not None and any(asked["roles"].heeds)
+    assert asked["scores"] is None
+    assert asked["scorer"].pool_kernel == 5
+
+
+# ---- what the library gets
+
+
+class FakeLibrary:
+    """Remembers the numbers in the structs that it is given."""
+
+    def headkv_compress(self, ctx: object, params: Any) -> int:
+        score = params.score
+        self.score = {
+            name: getattr(score, name) for name in ("n_obs", "pool_kernel", "pool", "fold", "kind", "n_first")
+        }
+        self.others = (list(params.n_rows[0 : params.n_rows_size]), params.n_sink, params.n_threads)
+        return STATUS_OK
+
+
+@pytest.mark.parametrize(
+    ("scorer", "fold"),
+    [
+        (Scorer(n_obs=9, pool_kernel=5, pool="avg", fold="max"), "max"),
+        (Scorer(n_obs=9, pool_kernel=5, pool="avg", fold="mean"), "mean"),
+        (Scorer("tova", n_obs=9, pool_kernel=5, pool="avg", fold="max"), "layer"),
+    ],
+)
+def test_numbers_of_the_struct(monkeypatch: pytest.MonkeyPatch, scorer: Scorer, fold: str) -> None:
+    native: Any = object.__new__(Native)
+    native._lib = FakeLibrary()
+    native._llama = SimpleNamespace(_ctx=SimpleNamespace(ctx=1))
+    native.compress(np.array([30, 40]), scorer, 4, 2, n_first=11)
+    expected = {"n_obs": 9, "pool_kernel": 5, "pool": POOLS["avg"], "fold": FOLDS[fold], "n_first": 11}
+    assert native._lib.score == expected | {"kind": SCORES[scorer.kind]}
+    assert native._lib.others == ([30, 40], 4, 2)
+
+
+# ---- times
+
+
+def test_each_part_of_a_turn_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(s=0.0)
+
+    class SlowLlama(FakeLlama):
+        def eval(self, tokens: list[int]) -> None:
+            clock.s += len(tokens)
+            super().eval(tokens)
+
+    class SlowNative(FakeNative):
+        def compress(self, *arguments: Any) -> None:
+            clock.s += 10_000
+            super().compress(*arguments)
+
+    without_library(monkeypatch)
+    monkeypatch.setattr("pyheadkv.session.Native", SlowNative)
+    monkeypatch.setattr(stats.time, "perf_counter", lambda: clock.s)
+    llama = SlowLlama()
+    with HeadKV(llama, policy="snapkv") as headkv:
+        stream = llama.generate(list(range(400)))
+        for _ in range(3):
+            next(stream)
+        stream.close()
+        took = headkv.stats()
+    assert (took.ms_prefill, took.ms_select, took.ms_second_pass) == (400_000, 10_000_000, 0)
+    assert headkv.stats().n_decoded == 2
