@@ -66,6 +66,11 @@ with suppress(LibraryError):
     _library.prepare()
 
 
+def __dir__() -> list[str]:
+    """The public names; modules are found by those who import them."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+
+
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

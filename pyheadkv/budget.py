@@ -49,6 +49,11 @@ class Budget:
         "full", "ratio" (of all rows), "rows" (per KV head on average) or "bytes" (in all)
     value
         the ratio in (0, 1], the rows or the bytes, exact; 1 for "full"
+
+    Raises
+    ------
+    BudgetError
+        by `parse`, for what cannot be read; by `total_rows`, where a budget does not hold a row
     """
 
     request: str

@@ -8,7 +8,14 @@ from __future__ import annotations
 
 
 class HeadKVError(Exception):
-    """Base of all errors that pyheadkv raises on purpose."""
+    """Base of all errors that pyheadkv raises on purpose; the text is one line for a user.
+
+    >>> try:
+    ...     Budget.parse("0%")
+    ... except HeadKVError as error:
+    ...     print(error)
+    budget 0% must be above 0
+    """
 
 
 class LibraryError(HeadKVError):

@@ -44,8 +44,12 @@ def load(
 ) -> llama_cpp.Llama:
     """Load a model with flash attention and a cache that starts small and grows on demand.
 
+    >>> llama = load("model.gguf", n_ctx=8192, n_gpu_layers=-1)
+
     Parameters
     ----------
+    model_path
+        GGUF file; of a split model, the first part
     n_ctx
         positions; 0 is the context the model was trained for
     n_threads
@@ -57,10 +61,14 @@ def load(
         tokens of a prompt that are evaluated at once
     type_k, type_v
         cache types by llama.cpp's names
+    n_batch
+        tokens of a prompt that are computed at once
     n_cells
         cells that the cache starts with; 0 is n_ctx, as upstream has it
     on_notice
         called with one line when something the user should know happened
+    verbose
+        show llama.cpp's own log
     llama_options
         handed on to llama_cpp.Llama
 

@@ -29,7 +29,13 @@ HeadDistances = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows to keep of a prompt.
+    """Rows to keep of a prompt, as `make_plan` gives them. Budgets in rows and bytes are kept to the row.
+
+    >>> from pyheadkv.shape import LayerShape
+    >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
+    >>> plan = make_plan(shape, parse_policy("snapkv"), "25%", 1000)
+    >>> plan.rows, plan.rows_kept, plan.bytes_kept
+    (((250, 250), (250, 250)), 1000, 256000)
 
     Parameters
     ----------
@@ -131,6 +137,29 @@ def make_plan(
     They may take half of the rows that a head has on average beside sinks and observation window, in their order;
     those for which there is no room are named in ``plan.unprotected``. The policy's recent rows take what they leave
     of that half.
+
+    >>> from pyheadkv.shape import LayerShape
+    >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
+    >>> scores = Profile(((0.6, 0.2), (0.1, 0.1)), "made up")
+    >>> make_plan(shape, parse_policy("headkv:beta=1.1"), 128, 1000, profile=scores).rows
+    ((269, 108), (68, 67))
+
+    Parameters
+    ----------
+    shape
+        of the model
+    policy
+        as `parse_policy` reads it
+    budget
+        as of `Budget.parse`
+    n_prompt
+        tokens
+    type_k, type_v
+        cache types by llama.cpp's names; a budget in bytes depends on them
+    profile
+        head scores [layer with a cache][KV head], for the policies that need them
+    protected
+        spans of positions [first, end), the most important first
 
     Returns
     -------

@@ -47,6 +47,12 @@ _SCORER_WORDS = ("pool", "fold", "reduce")
 class Policy:
     """What is kept, for any model and budget.
 
+    >>> from dataclasses import replace
+    >>> replace(parse_policy("snapkv"), n_sink=8) == parse_policy("snapkv:n_sink=8")
+    True
+    >>> Policy("mine", "pyramid", Scorer(n_obs=32), n_sink=8, params={"beta": 10}).floor_rows
+    40
+
     Parameters
     ----------
     name
@@ -280,14 +286,40 @@ def policy_names() -> tuple[str, ...]:
 
 
 def register_policy(policy: Policy) -> None:
-    """Add a preset, for `parse_policy` and the command line; PolicyError if its name is taken."""
+    """Add a preset, for `parse_policy` and the command line.
+
+    >>> register_policy(Policy("mine-32", "uniform", Scorer(n_obs=32)))
+    >>> parse_policy("mine-32:n_sink=8").n_sink
+    8
+
+    Parameters
+    ----------
+    policy
+        under its name
+
+    Raises
+    ------
+    PolicyError
+        the name is taken
+    """
     if policy.name in _PRESETS:
         raise PolicyError(f"policy {policy.name!r} exists already")
     _PRESETS[policy.name] = policy
 
 
 def parse_policy(text: str) -> Policy:
-    """Read a policy as typed by a user, in the form given at the top of this file.
+    """Read a policy as typed by a user: NAME, ALLOCATOR+SCORER or FILE.py, then :KEY=VALUE,...
+
+    `pyheadkv policies` lists the names and their settings.
+
+    >>> policy = parse_policy("headkv:beta=1.1,n_obs=32,pool=max")
+    >>> policy.params, policy.scorer.n_obs
+    ({'beta': 1.1}, 32)
+
+    Parameters
+    ----------
+    text
+        the words; ``str(policy)`` gives them back
 
     Raises
     ------

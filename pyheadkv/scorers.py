@@ -151,6 +151,9 @@ MAX_POOL_KERNEL = 255
 class Scorer:
     """A way to rate positions, with its parameters. `SCORERS` names the papers.
 
+    >>> Scorer("snapkv", n_obs=32, pool_kernel=7).pool
+    'max'
+
     Parameters
     ----------
     name

@@ -99,7 +99,13 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The layers of a model that have a KV cache, in the model's order.
+    """The layers of a model that have a KV cache, in the model's order, as `shape_from_metadata` gives it.
+
+    >>> from pyheadkv.shape import LayerShape
+    >>> layer = LayerShape(il=0, n_head=32, n_head_kv=8, n_embd_head_k=128, n_embd_head_v=128)
+    >>> shape = ModelShape("llama", "example", 131072, layers=(layer,) * 32)
+    >>> shape.n_kv_heads, shape.bytes_per_token("q8_0", "f16")
+    (256, 100352)
 
     Parameters
     ----------
@@ -108,7 +114,13 @@ class ModelShape:
     n_ctx_train
         positions that the model was trained for
     layers
-        layers without KV heads of their own are left out
+        of each layer the index in the model, the heads and the sizes of a K and a V vector, in elements; layers
+        without KV heads of their own are left out
+
+    Raises
+    ------
+    ModelError
+        by its methods: an unknown cache type, or a head size that is no multiple of its block
     """
 
     architecture: str
@@ -160,6 +172,16 @@ def _vector_bytes(which: str, n_elems: int, type_text: str) -> int:
 
 def shape_from_metadata(metadata: Metadata) -> ModelShape:
     """Read a model's shape from its GGUF keys, with llama.cpp's defaults for absent ones.
+
+    >>> shape_from_metadata({
+    ...     "general.architecture": "llama",
+    ...     "llama.block_count": 2,
+    ...     "llama.embedding_length": 256,
+    ...     "llama.context_length": 4096,
+    ...     "llama.attention.head_count": 4,
+    ...     "llama.attention.head_count_kv": [2, 1],
+    ... }).n_head_kv
+    (2, 1)
 
     Parameters
     ----------

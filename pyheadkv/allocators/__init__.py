@@ -53,7 +53,22 @@ def get_allocator(name: str) -> Allocator:
 
 
 def register_allocator(allocator: Allocator) -> None:
-    """Add an allocator under its name; PolicyError if the name is taken."""
+    """Add an allocator under its name, for `parse_policy` and policies of one's own.
+
+    >>> register_allocator(Allocator("equal", "the same for all", lambda request: request.deal([1] * request.n_heads)))
+    >>> parse_policy("equal+snapkv").allocator
+    'equal'
+
+    Parameters
+    ----------
+    allocator
+        its name has letters, digits and no name that is known
+
+    Raises
+    ------
+    PolicyError
+        the name is taken
+    """
     if allocator.name in _ALLOCATORS:
         raise PolicyError(f"allocator {allocator.name!r} exists already")
     _ALLOCATORS[allocator.name] = allocator

@@ -32,6 +32,12 @@ Rows = tuple[tuple[int, ...], ...]
 class AllocRequest:
     """Everything an allocator may know.
 
+    >>> request = AllocRequest(n_head_kv=(2, 2), n_prompt=100, total_rows=160, n_sink=4, n_obs=16)
+    >>> request.open_rows()
+    80
+    >>> request.deal([3, 1, 1, 1])
+    [[64, 32], [32, 32]]
+
     Parameters
     ----------
     n_head_kv
@@ -175,7 +181,11 @@ def _check_rows(rows: tuple[tuple[object, ...], ...], request: AllocRequest, nam
 
 @dataclass(frozen=True, kw_only=True)
 class Param:
-    """A parameter of an allocator.
+    """A parameter of an allocator, and its limits.
+
+    >>> beta = Param(default=1.2, above=1, at_most=100)
+    >>> beta.accepts(1), beta.limits()
+    (False, 'above 1 and at most 100')
 
     Parameters
     ----------
@@ -207,7 +217,13 @@ class Param:
 
 @dataclass(frozen=True)
 class Allocator:
-    """A named way to deal rows.
+    """A named way to deal rows; `rows` checks what it gives.
+
+    >>> def equal(request):
+    ...     return request.deal([1] * request.n_heads)
+    >>> request = AllocRequest(n_head_kv=(2, 1), n_prompt=100, total_rows=90, n_sink=4, n_obs=16)
+    >>> Allocator("equal", "the same for all", equal).rows(request)
+    ((30, 30), (30,))
 
     Parameters
     ----------

@@ -45,6 +45,17 @@ from pyheadkv.targets import check_target
 def read_profile(path: str | Path, shape: ModelShape) -> Profile:
     """Read a profile file and check that it fits a model.
 
+    >>> write_profile("model.headkv.json", Profile(((0.6, 0.2), (0.1, 0.1)), "made up"))
+    >>> read_profile("model.headkv.json", shape).method
+    'made up'
+
+    Parameters
+    ----------
+    path
+        as `write_profile` writes it, or a score file of the HeadKV repository
+    shape
+        of the model: its layers with a cache and their KV heads
+
     Raises
     ------
     ProfileError
@@ -64,7 +75,16 @@ def read_profile(path: str | Path, shape: ModelShape) -> Profile:
 
 
 def write_profile(path: str | Path, profile: Profile) -> None:
-    """Write a profile file.
+    """Write a profile file, over one that is there.
+
+    >>> write_profile("model.headkv.json", Profile(((0.6, 0.2), (0.1, 0.1)), "made up"))
+
+    Parameters
+    ----------
+    path
+        a file, new or old
+    profile
+        scores [layer with a cache][KV head], >= 0 and summing to 1
 
     Raises
     ------

@@ -40,7 +40,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Profile:
-    """Head scores of one model.
+    """Head scores of one model: how much each KV head matters.
+
+    >>> profile = Profile(((0.6, 0.2), (0.1, 0.1)), "made up", keep_ratio=0.1)
+    >>> sum(map(sum, profile.scores))
+    1.0
 
     Parameters
     ----------
@@ -68,6 +72,11 @@ class Profile:
         measured choices by budget, ascending; the last one ends at 1.0
     calibration
         how it was measured: tasks, lengths, counts (anything that JSON can hold)
+
+    Raises
+    ------
+    ProfileError
+        not by itself: where it is written, read, or given to a model that it does not fit
     """
 
     scores: Scores
