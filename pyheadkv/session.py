@@ -161,7 +161,7 @@ class HeadKV:
         n_ctx = context_length(self.llama)
         types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
         check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
-        make_plan(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
+        self.plan_for(n_ctx)
 
     # ---- what the caller asks ----
 
@@ -174,6 +174,11 @@ class HeadKV:
     def plan(self) -> Plan | None:
         """The plan that the cache follows now; None while it is whole."""
         return self._reader.plan
+
+    def plan_for(self, n_prompt: int) -> Plan | None:
+        """What would be kept of a prompt of so many tokens, protected texts aside; None is all of it."""
+        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
+        return make_plan(self.shape, self.policy, self.budget, n_prompt, profile=self.profile, **types)
 
     def stats(self) -> SessionStats:
         """Rows and bytes as they are now, times of the last turn."""

@@ -117,7 +117,8 @@ def chat(
     cache_type_v: TypeV = "f16",
     system: Annotated[str | None, typer.Option("-sys", "--system-prompt", help="System prompt.")] = None,
     file: Annotated[
-        list[Path] | None, typer.Option("-f", "--file", help="Text for the first message; repeatable.")
+        list[Path] | None,
+        typer.Option("-f", "--file", help="Text for the first message; sample is one of ours; repeatable."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="First message; - reads stdin.")] = None,
     protect: Annotated[

@@ -14,11 +14,13 @@ from typing import Any
 from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
+from pyheadkv import demo
 from pyheadkv.budget import Budget
 from pyheadkv.cli.conversation import Conversation
 from pyheadkv.cli.first_message import open_first, shown_name, with_text
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
+from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.cli.wrap import wrap_for_stdout
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
@@ -135,8 +137,11 @@ class Talk:
         self.headkv = headkv
         self.bar = bar
         self.is_single_turn = chat.is_single_turn or not is_terminal()
-        sampling = sampling_of_file(Sampling(), headkv.llama.metadata, note).having(chat.sampling)
-        self.conversation = Conversation(headkv, chat.system, sampling, chat.stop_loops)
+        is_demo = demo.is_demo(headkv.llama.model_path)
+        own = demo.SAMPLING if is_demo else Sampling()
+        sampling = sampling_of_file(own, headkv.llama.metadata, note).having(chat.sampling)
+        system = demo.SYSTEM if is_demo and chat.system is None else chat.system
+        self.conversation = Conversation(headkv, system, sampling, chat.stop_loops)
         if self.conversation.template is None:
             note("this model has no chat template: text is continued as it is")
         for name, text in files:
@@ -167,6 +172,8 @@ class Talk:
             self._answer(prompt)
         session: PromptSession[str] = PromptSession("> ", output=create_output(always_prefer_tty=True))
         if not self.is_single_turn:
+            for words in welcome_lines(self.headkv):
+                note(words)
             note("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves")
         while (line := _ask(session)) is not None:
             if line.startswith("/") and not line.startswith("//"):
@@ -249,11 +256,11 @@ class Talk:
             error(UsageError("/read needs a file name"))
             return
         try:
-            text = open_text(file).read(Limit.of_context(context_length(self.headkv.llama)))
+            text = open_text(demo.named_file(file)).read(Limit.of_context(context_length(self.headkv.llama)))
         except UsageError as problem:
             error(problem)
             return
-        self.conversation.attach(shown_name(Path(file)), text)
+        self.conversation.attach(shown_name(demo.named_file(file)), text)
         note(f"{file}: {len(text)} characters go into the next message")
 
 

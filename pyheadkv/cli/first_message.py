@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyheadkv.cli.options import ChatOptions
+from pyheadkv.demo import named_file
 from pyheadkv.errors import UsageError
 from pyheadkv.plain_text import Limit, TextSource, is_terminal, open_stdin, open_text, typed_text
 
@@ -57,7 +58,7 @@ def open_first(chat: ChatOptions) -> FirstMessage:
     UsageError
         it cannot be opened or is no text, there is no prompt, or two texts on standard input
     """
-    files = [(file, open_text(file)) for file in chat.files]
+    files = [(file, open_text(file)) for file in map(named_file, chat.files)]
     is_on_stdin = chat.prompt == "-" or (chat.prompt is None and not is_terminal())
     for file, source in files:
         if is_on_stdin and source.takes_stdin():

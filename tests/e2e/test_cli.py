@@ -15,6 +15,7 @@ from typing import Any
 import pexpect
 import pytest
 
+from pyheadkv.demo import QUESTION
 from pyheadkv.errors import ModelError
 from pyheadkv.models import resolve_model
 
@@ -206,3 +207,10 @@ def test_an_answer_in_a_loop_ends(demo: str) -> None:
     report = answer_json(demo, *question)
     assert report["finish"] == "loop" and 128 <= report["n_generated"] < 600
     assert answer_json(demo, *question, "-n", "20")["finish"] == "length"
+
+
+@pytest.mark.parametrize("budget", ["10%", "1.5%"])
+def test_readmes_command_on_the_sample_answers_rightly(demo: str, budget: str) -> None:
+    report = answer_json(demo, "-f", "sample", "-p", QUESTION, "--budget", budget, "-n", "24")
+    assert "4827" in report["text"] and report["budget"]["keep_ratio"] < 0.11
+    assert report["policy"].startswith("headkv")  # the ready profile holds for the system text of the demo

@@ -149,7 +149,7 @@ class FakeLlama:
         self.cache = None
         self.metadata = {"general.architecture": "llama", "general.name": "fake"}
         self.context_params = SimpleNamespace(type_k=1, type_v=1, embeddings=False)
-        self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0)
+        self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0, n_params=lambda: 134515008)
         self._ctx = SimpleNamespace(ctx=None, kv_cache_seq_rm=lambda seq, p0, p1: self.memory.seq_rm(p0))
         self.batches: list[int] = []
         self.interrupt_after = -1  # batches until Ctrl-C

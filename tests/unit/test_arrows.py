@@ -23,6 +23,7 @@ LEVELS = {
     "gguf_header": 1,
     "jsonl": 2,
     "models": 2,
+    "demo": 3,
     "plain_text": 1,
     "cache_folder": 1,
     "drawing": 2,

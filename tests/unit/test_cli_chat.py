@@ -38,6 +38,7 @@ class ChatLlama(FakeLlama):
             setattr(self, name, getattr(self.vocabulary, name))
         self._model = SimpleNamespace(
             n_ctx_train=self._model.n_ctx_train,
+            n_params=self._model.n_params,
             **{name: getattr(self.vocabulary, name) for name in METHODS},
         )
         self.metadata["tokenizer.chat_template"] = TEMPLATE
