@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# how long an example takes says more about the machine than about the code
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# how long an example takes says more about the machine than about the code; half of the usual number of examples, since
+# the tests run many times a day and with others each time
+settings.register_profile("often", deadline=None, max_examples=50)
+settings.load_profile("often")
 
 ROOT = Path(__file__).resolve().parent.parent
 

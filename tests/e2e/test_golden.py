@@ -47,6 +47,9 @@ MODELS = {
 # shares of the rows that may change places. Between ubatches of 512 and 32 tokens, 1 and 2 threads: at most 1.5 % of a
 # prompt's (equal pooled scores go together; mostly none or one), 0.05 % of all; none behind q8_0
 MAX_SWAPPED, MAX_SWAPPED_IN_ALL = 0.02, 0.002
+# rows that may go from one KV head to another where they are dealt by scores; two measured. Few, as a parameter of an
+# allocator moves few: Ada-KV's safeguard of 0.3 for 0.2 moves six
+MAX_MOVED = 3
 
 Golden = dict[str, dict[str, dict[str, list[list[Any]]]]]
 Deal = list[list[int]]
@@ -142,7 +145,7 @@ def test_tiny_models_keep_what_they_kept(open_context: MakeContext, name: str, u
             limit = math.ceil(MAX_SWAPPED * total_rows(truth["rows"]))
             moved, swapped = count_moved(rows, truth["rows"]), count_swapped(kept, truth["kept"])
             n_swapped, n_rows = n_swapped + swapped, n_rows + total_rows(truth["rows"])
-            assert moved <= (limit if looks_at_the_prompt(policy) else 0), f"{preset} {budget}: rows"
+            assert moved <= (MAX_MOVED if looks_at_the_prompt(policy) else 0), f"{preset} {budget}: rows"
             is_exact = policy.scorer.name == "streaming" and not looks_at_the_prompt(policy)
             assert swapped <= (0 if is_exact else limit), f"{preset} {budget}: positions"
     assert n_swapped <= MAX_SWAPPED_IN_ALL * n_rows, f"{n_swapped} of {n_rows} rows changed places"

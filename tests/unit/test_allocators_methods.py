@@ -20,7 +20,7 @@ from pyheadkv.errors import BudgetError, PolicyError
 from tests.reference import allocate as reference
 from tests.reference import allocate_prompt as prompt_reference
 
-SLOW = settings(max_examples=40, deadline=None)  # the references sort Python lists
+SLOW = settings(max_examples=25, deadline=None)  # the references sort Python lists
 PARAMS = {
     "uniform": st.just({}),
     "headkv": st.fixed_dictionaries(

@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyheadkv.errors import ExportError, HeadKVError, ModelError, ProfileError
@@ -113,6 +113,7 @@ def test_a_profile_is_replaced(model: Path, tmp_path: Path) -> None:
     assert sha256(once) == sha256(twice)
 
 
+@settings(max_examples=25)  # four files each
 @given(
     st.dictionaries(
         st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8),
