@@ -55,7 +55,13 @@ def guarded_stdout() -> Iterator[None]:
     if not isinstance(plain, io.TextIOWrapper):  # none at all, as `>&-` leaves it
         yield
         return
-    sys.stdout = out = Stdout(plain.buffer, plain.encoding, "replace", line_buffering=plain.line_buffering)
+    sys.stdout = out = Stdout(
+        plain.buffer,
+        plain.encoding,
+        "replace",
+        line_buffering=plain.line_buffering,
+        write_through=plain.write_through,  # as PYTHONUNBUFFERED asks
+    )
     try:
         try:
             yield

@@ -46,6 +46,17 @@ def test_characters_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, encodi
     assert written.getvalue() == shown
 
 
+@pytest.mark.parametrize("how", ["line_buffering", "write_through"])
+def test_what_is_shown_at_once_still_is(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """On a terminal, and with PYTHONUNBUFFERED; else notes on stderr come before the answer's last line."""
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, "utf-8", **{how: True})
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with guarded_stdout():
+        print("answer")
+        assert written.getvalue().split() == [b"answer"]
+
+
 def run(*command: str, stdout: int, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
     return subprocess.run(
