@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyheadkv.errors import ModelError
-from pyheadkv.shape import ENCODER, Metadata, layer_count, not_generating_reason
+from pyheadkv.key_limits import check_limits
+from pyheadkv.shape import ENCODER, Metadata, not_generating_reason
 
 _KINDS = {  # what general.type may say beside "model"
     "adapter": "an adapter (LoRA) for a model",
@@ -54,7 +55,7 @@ def check_generates(metadata: Metadata, path: str | Path, *, is_embedding: bool 
         reason = None
     if reason:
         raise ModelError(f"{path} cannot generate text: architecture {arch} {reason}")
-    layer_count(metadata, arch)
+    check_limits(metadata, arch)
 
 
 def has_vocabulary(metadata: Metadata) -> bool:

@@ -76,12 +76,18 @@ def test_what_is_no_model_is_said_by_every_command(library: None, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("n_block", "words"), [(0, "is 0, expected at least 1"), (600, "is 600, expected at most 512 layers")]
+    ("keys", "words"),
+    [
+        ({"block_count": 0}, "block_count is 0, expected at least 1"),
+        ({"block_count": 600}, "block_count is 600, expected at most 512 layers"),
+        ({"expert_count": 2, "expert_used_count": 3}, "expert_used_count is 3, expected 1 to 2 of 2 experts"),
+    ],
 )
-def test_layers_out_of_range(library: None, tmp_path: Path, n_block: int, words: str) -> None:
-    path = write_keys(tmp_path / "m.gguf", {**LLAMA, "llama.block_count": n_block})
+def test_keys_out_of_range(library: None, tmp_path: Path, keys: dict[str, int], words: str) -> None:
+    named = {f"llama.{key}": value for key, value in keys.items()}
+    path = write_keys(tmp_path / "m.gguf", {**LLAMA, "llama.block_count": 1, **named})
     done = run(sys.executable, "-c", LOAD, path)
-    assert (done.returncode, done.stdout) == (0, f"ModelError: llama.block_count {words}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"ModelError: llama.{words}\n"), done.stderr
 
 
 def test_a_model_without_vocabulary(library: None, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pyheadkv.model_file import check_generates, check_is_model, has_vocabulary
 
 PATH = Path("m.gguf")
 LLAMA = {"general.architecture": "llama", "llama.block_count": 2}
+EXPERTS: dict[str, object] = {"expert_count": 4, "expert_used_count": 2}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,39 @@ def test_a_model_is_a_model(keys: dict[str, object], n_tensors: int) -> None:
 def test_what_cannot_generate_text(metadata: dict[str, object], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         check_generates(metadata, PATH)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"nextn_predict_layers": 3}, "nextn_predict_layers is 3, expected at most the 2 layers"),
+        ({"expert_count": 2000}, "expert_count is 2000, expected at most 1024"),
+        ({"expert_count": 4, "expert_used_count": 5}, "expert_used_count is 5, expected 1 to 4 of 4 experts"),
+        ({"expert_count": 4, "expert_used_count": [1, 5]}, "expert_used_count is 5, expected 1 to 4 of 4 experts"),
+        ({"expert_count": 4}, "expert_used_count is 0, expected 1 to 4 of 4 experts"),
+        ({"expert_used_count": 2}, "expert_used_count is 2, expected 0 of 0 experts"),
+        (EXPERTS | {"expert_group_count": 3}, "expert_group_count is 3, expected a divisor of the 4 experts"),
+        (EXPERTS | {"expert_group_count": 4}, "expert_group_count is 4, expected a divisor of the 4 experts"),
+        (EXPERTS | {"expert_group_count": 2}, "expert_group_used_count is 0, expected 1 to 1"),
+        ({"attention.layer_norm_rms_epsilon": -1.0}, r"layer_norm_rms_epsilon is -1\.0, expected at least 0"),
+        ({"attention.layer_norm_epsilon": float("nan")}, "layer_norm_epsilon is nan, expected at least 0"),
+    ],
+)
+def test_keys_that_llama_cpp_ends_the_process_on(keys: dict[str, object], words: str) -> None:
+    with pytest.raises(ModelError, match=rf"^llama\..*{words}$"):
+        check_generates(LLAMA | {f"llama.{key}": value for key, value in keys.items()}, PATH)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"expert_count": 0, "expert_used_count": 0, "nextn_predict_layers": 2},
+        EXPERTS | {"expert_group_count": 1},
+        EXPERTS | {"expert_group_count": 2, "expert_group_used_count": 1, "attention.layer_norm_rms_epsilon": 1e-6},
+    ],
+)
+def test_keys_of_real_files(keys: dict[str, object]) -> None:
+    check_generates(LLAMA | {f"llama.{key}": value for key, value in keys.items()}, PATH)
 
 
 def test_an_encoder_will_do_for_embeddings_and_a_diffusion_model_will_not() -> None:
