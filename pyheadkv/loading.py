@@ -15,7 +15,7 @@ from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.model_file import check_generates, has_vocabulary, no_vocabulary
 from pyheadkv.native import context_cells, log_lines, read_gguf_metadata
 from pyheadkv.shape import MAX_CTX, parse_cache_type
-from pyheadkv.template import deferred_compilation
+from pyheadkv.template import check_template, deferred_compilation, set_template
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -40,6 +40,7 @@ def load(
     n_cells: int = FIRST_CELLS,
     verbose: bool = False,
     on_notice: Callable[[str], None] | None = None,
+    chat_template: str | None = None,
     **llama_options: Any,
 ) -> llama_cpp.Llama:
     """Load a model with flash attention and a cache that starts small and grows on demand.
@@ -69,18 +70,23 @@ def load(
         called with one line when something the user should know happened
     verbose
         show llama.cpp's own log
+    chat_template
+        instead of the model's own: a Jinja source, or a name of llama.cpp's ("chatml", "llama3"; all are in
+        `pyheadkv.native.builtin_chat_names`). The model's own is compiled when it is used: a broken one loads
     llama_options
         handed on to llama_cpp.Llama
 
     Raises
     ------
     ModelError
-        the file cannot be loaded, or no text can be generated with it; gives llama.cpp's reason
+        the file cannot be loaded, or no text can be generated with it; gives llama.cpp's reason; `chat_template` is no template
     UsageError
         a number is out of range
     LibraryError
         the native library is missing
     """
+    if chat_template is not None:
+        check_template(chat_template)
     notify = on_notice or (lambda line: None)
     n_threads = usable_threads("n_threads", n_threads, notify)
     options: dict[str, Any] = {
@@ -107,9 +113,12 @@ def load(
 
         try:
             with deferred_compilation():
-                return llama_cpp.Llama(str(model_path), **options)
+                llama = llama_cpp.Llama(str(model_path), **options)
         except Exception as error:  # the bindings raise what llama.cpp, the chat template or the memory give them
             raise ModelError(f"{model_path} cannot be loaded: {_reason(lines, error)}") from error
+    if chat_template is not None:
+        set_template(llama, chat_template)
+    return llama
 
 
 @contextmanager

@@ -121,6 +121,14 @@ def chat(
         typer.Option("-f", "--file", help="Text for the first message; sample is one of ours; repeatable."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="First message; - reads stdin.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template",
+            metavar="FILE|NAME",
+            help="Jinja file, or one of llama.cpp's: chatml, llama3, ... [default: the model's own]",
+        ),
+    ] = None,
     protect: Annotated[
         list[str] | None,
         typer.Option("--protect", metavar="TEXT", help="Keep this text whole, as the system prompt is; repeatable."),
@@ -187,6 +195,7 @@ def chat(
             lookahead=lookahead,
             protect=tuple(protect or ()),
             stop_loops=not no_loop_stop,
+            template=chat_template,
         ),
     )
 

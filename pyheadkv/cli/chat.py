@@ -26,8 +26,8 @@ from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.lookup import find_profile
 from pyheadkv.model_file import check_has_vocabulary
 from pyheadkv.models import resolve_model
-from pyheadkv.native import read_gguf_metadata
-from pyheadkv.plain_text import Limit, is_terminal, open_text, typed_text
+from pyheadkv.native import builtin_chat_names, read_gguf_metadata
+from pyheadkv.plain_text import Limit, is_terminal, open_text, read_text, typed_text
 from pyheadkv.plan import check_budget, choose_budget
 from pyheadkv.policy import Policy, parse_policy
 from pyheadkv.profile import Profile
@@ -35,6 +35,7 @@ from pyheadkv.reader import context_length
 from pyheadkv.sampling import SETTINGS, Sampling, sampling_of_file
 from pyheadkv.session import HeadKV, load
 from pyheadkv.shape import supported_shape
+from pyheadkv.template import check_template
 
 _HELP = {
     "/read FILE": "put a text file into the next message",
@@ -63,8 +64,9 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
     chat = with_text(chat)
     first = open_first(chat)  # before a model is fetched
     Sampling().having(chat.sampling)  # refuses what is out of range
+    template = _chosen_template(chat.template)
     path = resolve_model(cache.model, note)
-    profile, n_ctx = _check_early(path, cache, policy, budget)
+    profile, n_ctx = _check_early(path, cache, policy, budget, template)
     files, prompt = first.read(Limit.of_context(n_ctx))
 
     start = time.perf_counter()
@@ -77,6 +79,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         type_v=cache.type_v,
         verbose=chat.verbose,
         on_notice=note,
+        chat_template=template,
     )
     ms_load = (time.perf_counter() - start) * 1000
     if not chat.verbose:
@@ -99,7 +102,21 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
             talk.run(prompt)
 
 
-def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None) -> tuple[Profile | None, int]:
+def _chosen_template(choice: str | None) -> str | None:
+    """A chat template that was asked for: a name of llama.cpp's, or the text of a file."""
+    if choice is None or choice in builtin_chat_names():
+        return choice
+    if not Path(choice).expanduser().exists():
+        names = ", ".join(builtin_chat_names())
+        raise UsageError(f"--chat-template {choice} is no file, and llama.cpp has no such template; it has {names}")
+    source = read_text(choice)
+    check_template(source)
+    return source
+
+
+def _check_early(
+    path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None, template: str | None
+) -> tuple[Profile | None, int]:
     """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
@@ -111,6 +128,9 @@ def _check_early(path: Path, cache: CacheOptions, policy: Policy, budget: Budget
     types = {"type_k": cache.type_k, "type_v": cache.type_v}
     n_ctx = cache.n_ctx or shape.n_ctx_train
     check_budget(shape, policy, choose_budget(budget, profile), n_ctx, profile=profile, **types)
+    own_template = metadata.get("tokenizer.chat_template")
+    if template is None and isinstance(own_template, str):
+        check_template(own_template)
     if n_ctx > shape.n_ctx_train:
         note(f"the context of {n_ctx} tokens is above the {shape.n_ctx_train} that this model was trained for")
     return profile, n_ctx

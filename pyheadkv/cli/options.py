@@ -37,6 +37,7 @@ class ChatOptions:
     lookahead: int
     protect: tuple[str, ...] = ()
     stop_loops: bool = True
+    template: str | None = None
 
 
 @dataclass(frozen=True)

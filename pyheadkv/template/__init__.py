@@ -5,14 +5,23 @@ way before a template is rendered (`lift`), special tokens are looked for in wha
 and all else is tokenized as text (`chat`).
 """
 
-from pyheadkv.template.chat import ChatPrompt, ChatTemplate, plain_prompt, template_source
+from pyheadkv.template.chat import (
+    ChatPrompt,
+    ChatTemplate,
+    check_template,
+    plain_prompt,
+    set_template,
+    template_source,
+)
 from pyheadkv.template.handler import deferred_compilation, protect_chat_completion
 
 __all__ = [
     "ChatPrompt",
     "ChatTemplate",
+    "check_template",
     "deferred_compilation",
     "plain_prompt",
     "protect_chat_completion",
+    "set_template",
     "template_source",
 ]

@@ -36,6 +36,7 @@ from pyheadkv.template.special import Special, SpecialTokens
 if TYPE_CHECKING:
     import llama_cpp
 
+MODELS_OWN = "chat_template.default"  # llama-cpp-python's name for the template of the file
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)  # roles, kinds of content, keys: a template compares them
 _MODEL = ("assistant", "model")
 _SPOKEN = ("content", "reasoning_content", "thinking")
@@ -56,6 +57,17 @@ def template_source(llama: llama_cpp.Llama) -> str | None:
     """The model's chat template, in Jinja or the name of one that llama.cpp has; None where it has none."""
     source: str | None = llama.metadata.get("tokenizer.chat_template")
     return source
+
+
+def set_template(llama: llama_cpp.Llama, source: str) -> None:
+    """Give a model another chat template than its file has, in Jinja or the name of one that llama.cpp has."""
+    llama.metadata["tokenizer.chat_template"] = source
+    llama.chat_format = MODELS_OWN
+
+
+def check_template(source: str) -> None:
+    """Refuse with a ModelError what is no chat template, before a model is loaded."""
+    make_renderer(source, bos="", eos="")
 
 
 def plain_prompt(llama: llama_cpp.Llama, text: str) -> ChatPrompt:

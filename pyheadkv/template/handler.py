@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from pyheadkv.template.chat import ChatTemplate, template_source
+from pyheadkv.template.chat import MODELS_OWN, ChatTemplate, template_source
 
 if TYPE_CHECKING:
     import llama_cpp
-
-MODELS_OWN = "chat_template.default"  # llama-cpp-python's name for the template of the file
 
 
 class _ChatHandler:

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
+from pyheadkv.errors import ModelError
 from pyheadkv.native import log_lines
 from pyheadkv.session import HeadKV, load
 from pyheadkv.template import ChatTemplate
+from tests.tiny import Tiny, write_tiny
 from tests.unit.chat_families import FAMILIES, Family
 from tests.unit.fake_vocabulary import CONTROL, UNKNOWN
 from tests.unit.test_chat_template import PLAIN, whole
@@ -100,3 +103,28 @@ def test_the_turn_before_is_read_once(demo: Any) -> None:
         demo.create_completion(again, max_tokens=1, temperature=0)
         assert headkv.stats().n_prompt == len(again)
         assert headkv.stats().n_read <= len(again) - len(first)
+
+
+@pytest.mark.parametrize("source", ["{% for %}", " ", "{{ nothing.at.all() }}"])
+def test_a_broken_template_does_not_prevent_loading(
+    library: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    add = gguf.GGUFWriter.add_vocab_size
+
+    def add_with_template(writer: gguf.GGUFWriter, size: int) -> None:
+        add(writer, size)
+        writer.add_string("tokenizer.chat_template", source)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_vocab_size", add_with_template)
+    llama = load(write_tiny(tmp_path / "tiny.gguf", Tiny()), n_threads=1, n_ctx=64)
+    assert llama.metadata["tokenizer.chat_template"] == source
+    llama.close()
+
+
+def test_another_template_than_the_models_own(demo_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"the chat template, line 1"):
+        load(demo_path, chat_template="{% for %}")
+    llama: Any = load(demo_path, n_ctx=256, n_threads=1, chat_template="vicuna")
+    prompt = ChatTemplate(llama).prompt([{"role": "user", "content": "Hi"}])
+    assert prompt.text == "USER: Hi\nASSISTANT:"
+    llama.close()

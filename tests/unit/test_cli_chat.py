@@ -15,6 +15,7 @@ from pyheadkv.cli.chat import Talk
 from pyheadkv.cli.conversation import Conversation
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
+from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.sampling import Sampling
 from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
@@ -291,3 +292,30 @@ def test_system_prompt_survives_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     list(conversation.answer("hi"))
     conversation.clear()
     assert conversation.messages == [{"role": "system", "content": "be brief"}]
+
+
+def test_a_chosen_template_is_a_name_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "broken.jinja").write_text("{% for %}")
+    assert chat._chosen_template(None) is None
+    assert chat._chosen_template("chatml") == "chatml"
+    assert chat._chosen_template(str(tmp_path / "t.jinja")) == "{{ messages[0].content }}"
+    for choice, error, words in (
+        (
+            "nonsense",
+            UsageError,
+            "nonsense is no file, and llama.cpp has no such template; it has .*gemma",
+        ),
+        (str(tmp_path / "broken.jinja"), ModelError, "the chat template, line 1: "),
+        (str(tmp_path), UsageError, "Is a directory"),
+    ):
+        with pytest.raises(error, match=words):
+            chat._chosen_template(choice)
+
+
+def test_a_broken_template_is_said_before_the_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_library(monkeypatch)
+    llama = ChatLlama()
+    llama.metadata["tokenizer.chat_template"] = "{% for %}"
+    with HeadKV(llama) as headkv, pytest.raises(ModelError, match="--chat-template"):
+        Talk(headkv, OPTIONS, ReadingBar())
