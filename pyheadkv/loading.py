@@ -79,7 +79,8 @@ def load(
     Raises
     ------
     ModelError
-        the file cannot be loaded, or no text can be generated with it; gives llama.cpp's reason; `chat_template` is no template
+        the file cannot be loaded, or no text can be generated with it; gives llama.cpp's reason; or
+        `chat_template` is no template
     UsageError
         a number is out of range
     LibraryError

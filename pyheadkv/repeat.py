@@ -33,7 +33,7 @@ from pyheadkv.errors import UsageError
 from pyheadkv.native import Native
 from pyheadkv.reader import context_length, cut_back
 from pyheadkv.scorers import Scorer
-from pyheadkv.template import ChatTemplate, template_source
+from pyheadkv.template import NO_VOCABULARY, ChatTemplate, template_source
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -43,7 +43,6 @@ MIN_PART = 64  # parts of fewer tokens would be more asking than repeating
 N_BEFORE = 8  # tokens before a part that tell the model where it begins
 _ASK_ALL = "\n\nRepeat the previous context exactly."
 _ASK_PART = "\n\nRepeat the part of the previous context exactly, starting with"
-_NO_VOCABULARY = 0  # enum llama_vocab_type
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Repetition:
 
 def _asking(llama: llama_cpp.Llama) -> tuple[list[int], list[int], list[int]]:
     """Tokens that ask for the whole text, for a part of it, and that begin the answer."""
-    if llama._model.vocab_type() == _NO_VOCABULARY:  # token ids without words: the repetition alone
+    if llama._model.vocab_type() == NO_VOCABULARY:  # token ids without words: the repetition alone
         return [], [], []
     asks = [llama.tokenize(text.encode(), add_bos=False, special=False) for text in (_ASK_ALL, _ASK_PART, "\n")]
     has_template = template_source(llama) is not None

@@ -14,8 +14,10 @@ from pyheadkv.template.chat import (
     template_source,
 )
 from pyheadkv.template.handler import deferred_compilation, protect_chat_completion
+from pyheadkv.template.special import NO_VOCABULARY
 
 __all__ = [
+    "NO_VOCABULARY",
     "ChatPrompt",
     "ChatTemplate",
     "check_template",

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from pyheadkv.errors import HeadKVError, ModelError, UsageError
 from pyheadkv.template.lift import Plane, free_plane
 from pyheadkv.template.render import Messages, make_renderer
-from pyheadkv.template.special import Special, SpecialTokens
+from pyheadkv.template.special import Special, SpecialTokens, vocabulary_of
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -72,7 +72,7 @@ def check_template(source: str) -> None:
 
 def plain_prompt(llama: llama_cpp.Llama, text: str) -> ChatPrompt:
     """A text that is continued as it is, without control tokens but the vocabulary's first one."""
-    return _begun(llama, text, llama._model.tokenize(text.encode(), add_bos=False, special=False))
+    return _begun(llama, text, vocabulary_of(llama).tokenize(text.encode(), add_bos=False, special=False))
 
 
 class ChatTemplate:

@@ -36,6 +36,9 @@ class FakeTokenizer:
     def token_get_attr(self, token: int) -> int:
         return CONTROL if self.pieces[token].startswith(b"<") else NORMAL
 
+    def vocab_type(self) -> int:
+        return 1
+
     def add_bos_token(self) -> bool:
         return "tokenizer.chat_template" not in self.metadata
 

@@ -317,3 +317,11 @@ def test_templates_of_the_file_are_compiled_when_they_are_used() -> None:
     assert good(messages=said("x")).prompt == "x"
     with pytest.raises(TemplateSyntaxError):
         broken(messages=said("x"))
+
+
+def test_a_model_without_vocabulary_takes_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary: Any = FakeVocabulary({"<s>": CONTROL, "</s>": CONTROL}, "chatml")
+    monkeypatch.setattr(vocabulary, "vocab_type", lambda: 0)
+    for write in (ChatTemplate, lambda llama: plain_prompt(llama, "x")):
+        with pytest.raises(ModelError, match="has no vocabulary: it takes tokens, and no text"):
+            write(vocabulary)
