@@ -55,8 +55,8 @@ class FakeMemory:
         self.tokens += tokens
         self.window_left = max(0, self.window_left - len(tokens))
 
-    def call(self, name: str) -> None:
-        self.calls.append(name)
+    def call(self, name: str, *arguments: int) -> None:
+        self.calls.append(f"{name}({', '.join(map(str, arguments))})" if arguments else name)
         if name in self.fail:
             raise NativeError(f"{name} failed", self.fail.pop(name))
 
@@ -81,8 +81,7 @@ class FakeNative:
         self.memory.reserved = n_cells
 
     def score_arm(self, n_obs: int, reduce: str = "mean") -> None:
-        self.memory.call(f"score_arm({n_obs})")
-        self.memory.call("score_arm")
+        self.memory.call("score_arm", n_obs)
         if self.memory.n_prefix:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
         self.memory.armed = self.memory.window_left = n_obs

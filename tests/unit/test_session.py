@@ -46,7 +46,7 @@ def test_long_prompt_is_compressed_with_its_last_tokens_as_window(make: Make) ->
     headkv = make(budget="25%")
     answer(headkv, prompt_of(400))
     memory = headkv.llama.memory
-    assert memory.calls == ["reserve", "score_arm(16)", "score_arm", "compress"]
+    assert memory.calls == ["reserve", "score_arm(16)", "compress"]
     assert memory.reserved == 400
     assert memory.n_prefix == 400 - 16
     assert headkv.is_compressed and headkv.plan is not None
@@ -187,7 +187,7 @@ def test_no_memory_to_compress_goes_on_uncompressed(make: Make) -> None:
     answer(headkv, prompt_of(400))
     assert notices == ["the chat goes on uncompressed: compress failed"]
     assert not headkv.is_compressed and headkv.plan is None
-    assert headkv.llama.memory.calls[-1] == "score_arm"  # disarmed
+    assert headkv.llama.memory.calls[-1] == "score_arm(0)"  # disarmed
 
 
 def test_no_memory_to_score_goes_on_uncompressed(make: Make) -> None:
@@ -377,9 +377,8 @@ def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
     assert memory.calls == [
         "reserve",
         "score_arm(384)",
-        "score_arm",
         *["attention_read"] * 2,
-        *["score_arm(0)", "score_arm"] * 2,  # after the repetition, and for the window, which is not observed
+        *["score_arm(0)"] * 2,  # after the repetition, and for the window, which is not observed
         "compress",
     ]
     assert headkv.llama.batches == [64] * 6 + [64] * 6 + [16, 1, 1]
