@@ -1,7 +1,7 @@
 """Ctrl-C while a prompt is read: the computation stops at once, and the exception comes out behind it.
 
 A Python handler cannot run while llama_decode does, and a batch of a prompt takes seconds. llama.cpp asks a callback
-after each operation on the CPU (and on Metal; other GPUs are quick) whether to stop; Python runs the handler there:
+after each operation on the CPU whether to stop (a GPU computes its batch to the end); Python runs the handler there:
 
     SIGINT | callback: handler raises -> kept | callback: stop | llama_decode fails | raised to the caller
 
