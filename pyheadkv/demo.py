@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyheadkv.models import DEMO_GGUF
+from pyheadkv.models import DEMO_FAST_GGUF, DEMO_GGUF
 from pyheadkv.sampling import Sampling
 
 SYSTEM = "You are a helpful assistant. Answer briefly."
@@ -22,8 +22,8 @@ _SAMPLE = "sample"
 
 
 def is_demo(model_path: str | Path) -> bool:
-    """Whether a file is the demo model that pyheadkv fetches."""
-    return Path(model_path).name == DEMO_GGUF
+    """Whether a file is the demo model that pyheadkv fetches, as it comes or as Q8_0."""
+    return Path(model_path).name in (DEMO_GGUF, DEMO_FAST_GGUF)
 
 
 def named_file(file: str | Path) -> Path:

@@ -21,6 +21,7 @@ from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy import parse_policy
 from pyheadkv.profile import Profile, format_mix, mix_profile
 from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.weights import slow_weights_note, weight_types
 
 
 @dataclass
@@ -90,6 +91,8 @@ def inspect_model(options: CacheOptions) -> Inspection:
         "reason": reason,
         "has_chat_template": "tokenizer.chat_template" in metadata,
         "profile": None,
+        "weights": (weights := weight_types(path)),
+        "weights_note": slow_weights_note(weights),
     }
     try:
         shape = shape_from_metadata(metadata)
@@ -166,6 +169,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"supported        {'yes' if report['is_supported'] else 'no: ' + report['reason']}",
         f"chat template    {'yes' if report['has_chat_template'] else 'no: text is continued as it is'}",
     ]
+    shares = [f"{name} {100 * share:.3g} %" for name, share in report["weights"].items()]
+    lines.append(f"weights          {', '.join(shares)}")
+    if report["weights_note"]:
+        lines.append(f"                 {report['weights_note']}")
     shape = report["shape"]
     if shape is None:
         return [*lines, f"shape            unknown: {report['shape_error']}"]

@@ -17,7 +17,7 @@ import pytest
 
 from pyheadkv.demo import QUESTION
 from pyheadkv.errors import ModelError
-from pyheadkv.models import resolve_model
+from pyheadkv.models import DEMO_FAST_GGUF, resolve_model
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pyheadkv.cli.app"]
@@ -30,7 +30,9 @@ DOCUMENT = "The ferry leaves at nine. It is cold, and the tea in the old harbour
 @pytest.fixture(scope="module")
 def demo() -> str:
     try:
-        return str(resolve_model("demo"))
+        path = resolve_model("demo")
+        assert path.name == DEMO_FAST_GGUF
+        return str(path)
     except ModelError as error:
         pytest.skip(f"no demo model: {error}")
 

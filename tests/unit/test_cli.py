@@ -42,6 +42,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     for module in (chat, inspect):
         monkeypatch.setattr(module, "read_gguf_metadata", lambda _: METADATA)
     monkeypatch.setattr(lookup, "fingerprint", lambda _: "llama:another:model:here")
+    monkeypatch.setattr(inspect, "weight_types", lambda _: {"Q4_1": 0.9, "F32": 0.1})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     return lambda *arguments, stdin="": CliRunner().invoke(app, arguments, input=stdin)
 
 
@@ -221,6 +223,7 @@ def test_inspect_as_text(run: Run) -> None:
     assert "KV heads         1 to 2 in a layer, 3 in all" in text
     assert "rows kept        1536 of 6144 (25 %)" in text
     assert "supported        yes" in text
+    assert "weights          Q4_1 90 %, F32 10 %\n                 Q4_1 has no fast matrix kernel" in text
 
 
 def test_inspect_whole_cache_and_missing_profile(run: Run) -> None:

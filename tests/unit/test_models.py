@@ -13,7 +13,7 @@ import platformdirs
 import pytest
 
 from pyheadkv import cache_folder, models
-from pyheadkv.errors import ModelError
+from pyheadkv.errors import LibraryError, ModelError
 from pyheadkv.models import pick_gguf, resolve_model
 
 REPO = [
@@ -97,16 +97,33 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(models, "DEMO_WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(models, "DEMO_GGUF_SHA256", hashlib.sha256(gguf).hexdigest())
     monkeypatch.setattr(models, "DEMO_GGUF_BYTES", len(gguf))
+    monkeypatch.setattr(models, "write_q8_0", lambda source, target: target.write_bytes(source.read_bytes() * 2))
+    monkeypatch.setattr(models, "DEMO_FAST_SHA256", hashlib.sha256(gguf * 2).hexdigest())
+    monkeypatch.setattr(models, "DEMO_FAST_BYTES", 2 * len(gguf))
     return served
 
 
 def test_demo_is_fetched_once(demo: SimpleNamespace) -> None:
     notices: list[str] = []
     path = resolve_model("demo", notices.append)
-    assert path.read_bytes() == b"GGUF and weights"
+    assert path.name == models.DEMO_FAST_GGUF and path.read_bytes() == b"GGUF and weights" * 2
     assert resolve_model("demo", notices.append) == path
     assert demo.count == len(notices) == 1
-    assert list(demo.cache.iterdir()) == [path]
+    assert sorted(demo.cache.iterdir()) == [demo.cache / models.DEMO_GGUF, path]
+
+
+def test_demo_is_used_as_it_comes_where_other_weights_come_out(
+    demo: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        raise LibraryError("no native library")
+
+    for name, value, reason in (("DEMO_FAST_SHA256", "0" * 64, "expected 0000"), ("write_q8_0", fail, "no native")):
+        notices: list[str] = []
+        monkeypatch.setattr(models, name, value)
+        path = resolve_model("demo", notices.append)
+        assert list(demo.cache.iterdir()) == [path] == [demo.cache / models.DEMO_GGUF]
+        assert "the demo model is used as it comes" in notices[-1] and reason in notices[-1]
 
 
 @pytest.mark.parametrize("name", ["DEMO_WHEEL_SHA256", "DEMO_GGUF_SHA256"])
