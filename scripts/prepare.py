@@ -187,12 +187,23 @@ def build(cmake: Path, folder: Path, target: str) -> None:
     run_step([cmake, "--build", folder, "--target", target, "--parallel", jobs], environment)
 
 
+def link_library() -> None:
+    """Let llama_cpp find the library where it looks by itself, for whoever imports it before pyheadkv."""
+    for package in (VENV / "lib").glob("python*/site-packages/llama_cpp"):
+        link = package / "lib"
+        if link.is_symlink() and link.readlink() != LIBRARY_DIR:
+            link.unlink()
+        if not link.is_symlink() and not link.exists():
+            link.symlink_to(LIBRARY_DIR, target_is_directory=True)
+
+
 def prepare_native(tests: bool = False) -> None:
     """Build the library into pyheadkv/lib, unless that was done; `tests` builds those of tests/native as well.
 
     With `tests` CMake always configures, so that a patched tree that was touched by hand is made again.
     """
     stamp = sources_stamp()
+    link_library()
     if not tests and is_native_ready():
         return
     folder = BUILD / "release"
@@ -242,6 +253,8 @@ def main() -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with_library = not os.environ.get("HEADKV_LIB_DIR")  # somebody's own library is not ours to build
     if is_python_ready(dev=False) and (not with_library or is_native_ready()):
+        if with_library:
+            link_library()
         return 0
     try:
         with locked():
