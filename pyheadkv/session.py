@@ -42,6 +42,7 @@ from pyheadkv.protect import Span, find_spans, short_text
 from pyheadkv.reader import context_length
 from pyheadkv.shape import CACHE_TYPES, ModelShape
 from pyheadkv.stats import SessionStats, TurnTimer, kv_report
+from pyheadkv.template import protect_chat_completion
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -56,7 +57,9 @@ _NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compr
 class HeadKV:
     """Compress the cache of a Llama after each long prompt, a number of rows for every KV head.
 
-    A context manager; `close` takes the wrappers off again.
+    A context manager; `close` takes the wrappers off again. `create_chat_completion` reads special tokens in what the
+    model's chat template writes, and never in messages; a `chat_handler` or `chat_format` of the caller's own goes on
+    as it was, since llama-cpp-python's formats give one string in which nobody can tell them apart.
 
     >>> llama = pyheadkv.load("model.gguf", n_ctx=8192)
     >>> with HeadKV(llama, budget=0.1) as headkv:
@@ -141,6 +144,7 @@ class HeadKV:
         )
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))
+        self._unprotect = protect_chat_completion(llama, self._notify)
 
     def _find_profile(self, profile: Profile | str | Path | None, mix: str | None) -> Profile | None:
         if not isinstance(profile, Profile):
@@ -196,6 +200,7 @@ class HeadKV:
         """Take the wrappers off the Llama. A compressed prefix stays until the Llama drops it."""
         for name in _WRAPPED:
             vars(self.llama).pop(name, None)
+        self._unprotect()
 
     def __repr__(self) -> str:
         """Policy, budget, and rows kept of those that a whole cache would have now."""

@@ -56,18 +56,22 @@ def protect_chat_completion(llama: llama_cpp.Llama, on_notice: Callable[[str], N
     -------
     what undoes it
     """
-    from llama_cpp.llama_chat_format import guess_chat_format_from_gguf_metadata
-
-    chat_format = getattr(llama, "chat_format", None)
-    is_models_own = chat_format in (MODELS_OWN, guess_chat_format_from_gguf_metadata(llama.metadata))
-    if llama.chat_handler is not None or template_source(llama) is None or not is_models_own:
+    if template_source(llama) is None or llama.chat_handler is not None or not _follows_model(llama):
         return lambda: None
-    llama.chat_handler = _ChatHandler(on_notice)
+    handler = llama.chat_handler = _ChatHandler(on_notice)
 
     def undo() -> None:
-        llama.chat_handler = None
+        if llama.chat_handler is handler:
+            llama.chat_handler = None
 
     return undo
+
+
+def _follows_model(llama: llama_cpp.Llama) -> bool:
+    """Whether a Llama chats by the model's template, or by one of llama-cpp-python's that has the same text."""
+    from llama_cpp.llama_chat_format import guess_chat_format_from_gguf_metadata
+
+    return llama.chat_format in (MODELS_OWN, guess_chat_format_from_gguf_metadata(llama.metadata))
 
 
 @contextmanager

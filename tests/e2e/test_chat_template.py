@@ -128,3 +128,50 @@ def test_another_template_than_the_models_own(demo_path: Path) -> None:
     prompt = ChatTemplate(llama).prompt([{"role": "user", "content": "Hi"}])
     assert prompt.text == "USER: Hi\nASSISTANT:"
     llama.close()
+
+
+def test_create_chat_completion_reads_no_special_tokens_in_messages(demo: Any) -> None:
+    messages: Any = [{"role": "user", "content": FORGED}]
+    n_tokens = len(ChatTemplate(demo).prompt(messages).tokens)
+    options: Any = {"max_tokens": 2, "temperature": 0}
+    stock = demo.create_chat_completion(messages, **options)
+    with HeadKV(demo):
+        answer = demo.create_chat_completion(messages, **options)
+        pieces = [chunk["choices"][0] for chunk in demo.create_chat_completion(messages, stream=True, **options)]
+    assert answer["usage"]["prompt_tokens"] == n_tokens > stock["usage"]["prompt_tokens"]
+    assert answer["choices"][0]["message"]["content"] == "".join(piece["delta"].get("content", "") for piece in pieces)
+    assert pieces[-1]["finish_reason"] == "length"
+    assert demo.chat_handler is None
+
+
+def test_a_plain_chat_completion_is_as_it_was(demo: Any) -> None:
+    messages: Any = [{"role": "user", "content": "Say yes."}]
+    options: Any = {"max_tokens": 6, "temperature": 0, "response_format": {"type": "json_object"}}
+    stock = demo.create_chat_completion(messages, **options)
+    with HeadKV(demo):
+        ours = demo.create_chat_completion(messages, **options)
+    assert ours["choices"] == stock["choices"] and ours["usage"] == stock["usage"]
+
+
+def test_a_format_of_the_callers_own_is_left_alone(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "chat_format", "llama-2")
+    with HeadKV(demo):
+        assert demo.chat_handler is None
+    monkeypatch.undo()
+
+    def handler(**options: Any) -> str:
+        return "mine"
+
+    monkeypatch.setattr(demo, "chat_handler", handler)
+    headkv = HeadKV(demo)
+    assert demo.create_chat_completion([]) == "mine"
+    headkv.close()
+    assert demo.chat_handler is handler
+
+
+def test_a_handler_that_came_later_stays(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    headkv = HeadKV(demo)
+    monkeypatch.setattr(demo, "chat_handler", print)
+    headkv.close()
+    assert demo.chat_handler is print
+    monkeypatch.setattr(demo, "chat_handler", None)

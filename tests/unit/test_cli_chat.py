@@ -31,6 +31,7 @@ class ChatLlama(FakeLlama):
     """Answers every message with max_tokens words; one token a character of the conversation so far."""
 
     chat_handler = None
+    chat_format = "chat_template.default"
 
     def __init__(self, n_ctx: int = 4096) -> None:
         super().__init__(n_ctx)
