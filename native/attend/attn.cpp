@@ -1,5 +1,5 @@
 #include "attend/attn.h"
-#include "cache/store.h"
+#include "attend/node.h"
 
 #include "llama-graph.h"
 
@@ -7,32 +7,25 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-
-headkv_attn_params headkv_attn_params_get(const ggml_tensor * fa) {
-    headkv_attn_params res;
-    memcpy(&res, fa->op_params, sizeof(res));
-    return res;
-}
 
 // a F32 cache reaches the attention node as a copy in F16; the kernel and the gather read the original
 static ggml_tensor * without_cast(ggml_tensor * t) {
     return t->op == GGML_OP_CPY && t->src[0]->type == GGML_TYPE_F32 ? t->src[0] : t;
 }
 
-static void build_fused(const headkv_layer_store & layer, ggml_tensor * fa) {
-    fa->src[1] = without_cast(fa->src[1]);
-    fa->src[2] = without_cast(fa->src[2]);
+static void build_fused(const headkv_hot_layer & layer, ggml_tensor * fa) {
+    fa->src[HEADKV_SRC_K] = without_cast(fa->src[HEADKV_SRC_K]);
+    fa->src[HEADKV_SRC_V] = without_cast(fa->src[HEADKV_SRC_V]);
 
-    fa->src[HEADKV_SRC_K]    = layer.k;
-    fa->src[HEADKV_SRC_V]    = layer.v;
-    fa->src[HEADKV_SRC_META] = layer.meta;
+    fa->src[HEADKV_SRC_K_HOT]   = layer.k;
+    fa->src[HEADKV_SRC_V_HOT]   = layer.v;
+    fa->src[HEADKV_SRC_ROW_PTR] = layer.row_ptr;
 }
 
-// indices and mask of the padded prefix; they change only with the epoch
-class headkv_input_composed : public llm_graph_input_i {
+// indices and mask of the padded hot rows; they change only with the epoch
+class headkv_input_unfused : public llm_graph_input_i {
 public:
-    headkv_input_composed(const headkv_layer_store & layer, ggml_tensor * idx, ggml_tensor * mask) :
+    headkv_input_unfused(const headkv_hot_layer & layer, ggml_tensor * idx, ggml_tensor * mask) :
         rows(layer.rows), idx(idx), mask(mask) {}
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -44,10 +37,10 @@ public:
         std::vector<ggml_fp16_t> mask_data(ggml_nelements(mask), ggml_fp32_to_fp16(-INFINITY));
 
         for (uint32_t ih = 0; ih < rows.n_head_kv(); ++ih) {
-            for (uint32_t j = 0; j < rows.len[ih]; ++j) {
-                idx_data[ih*n_pad + j] = rows.indptr[ih] + j;
+            for (uint32_t j = 0; j < rows.len(ih); ++j) {
+                idx_data[ih*n_pad + j] = rows.begin(ih) + j;
             }
-            std::fill_n(mask_data.begin() + ih*n_pad, rows.len[ih], ggml_fp32_to_fp16(0.0f));
+            std::fill_n(mask_data.begin() + ih*n_pad, rows.len(ih), ggml_fp32_to_fp16(0.0f));
         }
 
         ggml_backend_tensor_set(idx,  idx_data.data(),  0, ggml_nbytes(idx));
@@ -60,15 +53,15 @@ public:
     }
 
 private:
-    const headkv_layer_rows rows;
+    const headkv_row_ptr rows;
 
     ggml_tensor * idx;  // I32 [n_pad*n_head_kv]
     ggml_tensor * mask; // F16 [n_pad, 1, 1, n_head_kv]
 };
 
-// prefix rows, padded per head, then the tail rows: F16 [n_embd_head, n_pad + n_kv, 1, n_head_kv]
-static ggml_tensor * build_rows(ggml_context * ctx, ggml_tensor * prefix, ggml_tensor * idx, ggml_tensor * tail, int64_t n_pad) {
-    ggml_tensor * rows = ggml_get_rows(ctx, prefix, idx); // F32 [n_embd_head, n_pad*n_head_kv]
+// hot rows, padded per head, then the tail rows: F16 [n_embd_head, n_pad + n_kv, 1, n_head_kv]
+static ggml_tensor * build_rows(ggml_context * ctx, ggml_tensor * hot, ggml_tensor * idx, ggml_tensor * tail, int64_t n_pad) {
+    ggml_tensor * rows = ggml_get_rows(ctx, hot, idx); // F32 [n_embd_head, n_pad*n_head_kv]
     rows = ggml_reshape_3d(ctx, rows, rows->ne[0], n_pad, tail->ne[2]);
 
     if (tail->type != GGML_TYPE_F16 && tail->type != GGML_TYPE_F32) {
@@ -81,44 +74,44 @@ static ggml_tensor * build_rows(ggml_context * ctx, ggml_tensor * prefix, ggml_t
     return ggml_reshape_4d(ctx, rows, rows->ne[0], rows->ne[1], 1, rows->ne[2]);
 }
 
-static ggml_tensor * build_composed(const llm_graph_context & g, const headkv_layer_store & layer, ggml_tensor * fa) {
-    ggml_context * ctx = g.ctx0;
+static ggml_tensor * build_unfused(llm_graph_result & graph, const headkv_hot_layer & layer, ggml_tensor * fa) {
+    ggml_context * ctx = graph.get_ctx();
 
-    ggml_tensor * q    = fa->src[0]; // F32 [n_embd_head_k, n_tokens, n_head]
-    ggml_tensor * k    = fa->src[1]; // [n_embd_head_k, n_kv, n_head_kv]
-    ggml_tensor * v    = fa->src[2]; // [n_embd_head_v, n_kv, n_head_kv]
-    ggml_tensor * mask = fa->src[3]; // F16 [n_kv, n_tokens]
+    const headkv_node node(fa);
+
+    ggml_tensor * q    = fa->src[HEADKV_SRC_Q];    // F32 [n_embd_head_k, n_tokens, n_head]
+    ggml_tensor * k    = fa->src[HEADKV_SRC_K];    // [n_embd_head_k, n_kv, n_head_kv]
+    ggml_tensor * v    = fa->src[HEADKV_SRC_V];    // [n_embd_head_v, n_kv, n_head_kv]
+    ggml_tensor * mask = fa->src[HEADKV_SRC_MASK]; // F16 [n_kv, n_tokens]
 
     const int64_t n_tokens  = q->ne[1];
     const int64_t n_kv      = k->ne[1];
     const int64_t n_head_kv = k->ne[2];
-    const int64_t n_gqa     = q->ne[2]/n_head_kv;
+    const int64_t n_gqa     = node.n_gqa();
     const int64_t n_pad     = std::max<int64_t>(1, layer.rows.max_len());
 
     ggml_tensor * idx = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_pad*n_head_kv);
     ggml_set_input(idx);
-    ggml_tensor * mask_prefix = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_pad, 1, 1, n_head_kv);
-    ggml_set_input(mask_prefix);
-    g.res->add_input(std::make_unique<headkv_input_composed>(layer, idx, mask_prefix));
+    ggml_tensor * mask_hot = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, n_pad, 1, 1, n_head_kv);
+    ggml_set_input(mask_hot);
+    graph.add_input(std::make_unique<headkv_input_unfused>(layer, idx, mask_hot));
 
     q = ggml_view_4d(ctx, q, q->ne[0], n_tokens, n_gqa, n_head_kv, q->nb[1], q->nb[2], n_gqa*q->nb[2], 0);
     k = build_rows(ctx, layer.k, idx, k, n_pad);
     v = build_rows(ctx, layer.v, idx, v, n_pad);
 
     mask = ggml_concat(ctx,
-        ggml_repeat_4d(ctx, mask_prefix, n_pad, n_tokens, 1, n_head_kv),
+        ggml_repeat_4d(ctx, mask_hot, n_pad, n_tokens, 1, n_head_kv),
         ggml_repeat_4d(ctx, mask,        n_kv,  n_tokens, 1, n_head_kv), 0); // F16 [n_pad + n_kv, n_tokens, 1, n_head_kv]
 
-    const headkv_attn_params params = headkv_attn_params_get(fa);
-
-    ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, k, v, mask, params.scale, params.max_bias, params.softcap);
+    ggml_tensor * cur = ggml_flash_attn_ext(ctx, q, k, v, mask, node.scale, node.max_bias, node.softcap);
     ggml_prec_set_acc(cur, GGML_PREC_F32); // F32 [n_embd_head_v, n_gqa, n_tokens, n_head_kv]
 
     cur = ggml_cont(ctx, ggml_permute(ctx, cur, 0, 1, 3, 2));
     return ggml_reshape_3d(ctx, cur, cur->ne[0], n_gqa*n_head_kv, n_tokens);
 }
 
-// attention of one token over one cell and a prefix of one row, as build_fused() and build_composed() make it; not to be computed
+// attention of one token over one cell and one hot row, as build_fused() and build_unfused() make it; not to be computed
 static ggml_tensor * build_probe(ggml_context * ctx, const headkv_attn_shape & shape, bool is_fused) {
     const int64_t n_gqa  = shape.n_head/shape.n_head_kv;
     const auto    type_k = is_fused ? shape.type_k : GGML_TYPE_F16;
@@ -132,9 +125,9 @@ static ggml_tensor * build_probe(ggml_context * ctx, const headkv_attn_shape & s
         ggml_new_tensor_4d(ctx, type_v, shape.n_embd_head_v, 1, ne2, ne3),
         ggml_new_tensor_4d(ctx, GGML_TYPE_F16, 1, 1, 1, ne3), 1.0f, 0.0f, 0.0f);
     if (is_fused) {
-        fa->src[HEADKV_SRC_K]    = ggml_new_tensor_2d(ctx, type_k, shape.n_embd_head_k, 1);
-        fa->src[HEADKV_SRC_V]    = ggml_new_tensor_2d(ctx, type_v, shape.n_embd_head_v, 1);
-        fa->src[HEADKV_SRC_META] = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 2*shape.n_head_kv);
+        fa->src[HEADKV_SRC_K_HOT]   = ggml_new_tensor_2d(ctx, type_k, shape.n_embd_head_k, 1);
+        fa->src[HEADKV_SRC_V_HOT]   = ggml_new_tensor_2d(ctx, type_v, shape.n_embd_head_v, 1);
+        fa->src[HEADKV_SRC_ROW_PTR] = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.n_head_kv + 1);
     }
     return fa;
 }
@@ -155,28 +148,24 @@ std::string headkv_attn_reason(ggml_backend_dev_t dev, const headkv_attn_shape &
     if (shape.has_sinks) {
         return "its kernel does not take this cache type or head size, which a model with attention sinks needs";
     }
-    const bool is_composed = ggml_backend_dev_supports_op(dev, build_probe(ctx.get(), shape, /*.is_fused =*/ false)) &&
+    const bool is_computed = ggml_backend_dev_supports_op(dev, build_probe(ctx.get(), shape, /*.is_fused =*/ false)) &&
         supports_rows(dev, ctx.get(), shape.type_k, shape.n_embd_head_k) &&
         supports_rows(dev, ctx.get(), shape.type_v, shape.n_embd_head_v);
-    return is_composed ? "" : "it has no attention for this cache type and head size";
+    return is_computed ? "" : "it has no attention for this cache type and head size";
 }
 
-// nodes that the device of the prefix cannot compute would be computed on the CPU, the cache copied there for each token
-static bool is_fused(const headkv_layer_store & layer, ggml_tensor * fa) {
+// nodes that the device of the hot rows cannot compute would be computed on the CPU, the cache copied there for each token
+static bool is_fused(const headkv_hot_layer & layer, ggml_tensor * fa) {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(layer.k->buffer));
     return !dev || ggml_backend_buffer_is_host(layer.k->buffer) || ggml_backend_dev_supports_op(dev, fa);
 }
 
-ggml_tensor * headkv_attn_build(const llm_graph_context & g, const headkv_store & store, ggml_tensor * fa, int il) {
-    const headkv_layer_store * layer = store.layer(il);
-    if (!layer || !layer->k) {
-        return fa;
-    }
+ggml_tensor * headkv_attn_build(llm_graph_result & graph, const headkv_hot_layer & layer, ggml_tensor * fa, bool is_unfused) {
     const ggml_tensor stock = *fa;
-    build_fused(*layer, fa);
-    if (fa->src[HEADKV_SRC_SINKS] || (!store.is_composed && is_fused(*layer, fa))) {
+    build_fused(layer, fa);
+    if (fa->src[HEADKV_SRC_SINKS] || (!is_unfused && is_fused(layer, fa))) {
         return fa;
     }
     *fa = stock;
-    return build_composed(g, *layer, fa);
+    return build_unfused(graph, layer, fa);
 }

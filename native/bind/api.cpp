@@ -1,14 +1,13 @@
 // bind/api.cpp: the C ABI of headkv.h. Checks arguments, turns exceptions into a status and a message; the work is done
 // by cache/store.
 
-#include "headkv.h"
-#include "cache/support.h"
-#include "score/scorers.h"
 #include "cache/store.h"
+#include "cache/support.h"
 #include "cache/tail.h"
+#include "core/error.h"
+#include "headkv.h"
 
 #include "llama-context.h"
-#include "llama-impl.h"
 
 #include <algorithm>
 #include <new>
@@ -23,7 +22,7 @@ static int32_t guarded(F && fn) {
         fn();
         return HEADKV_STATUS_OK;
     } catch (const headkv_error & err) {
-        last_error = err.message;
+        last_error = err.what();
         return err.status;
     } catch (const std::bad_alloc &) {
         last_error = "out of memory";
@@ -34,13 +33,9 @@ static int32_t guarded(F && fn) {
     }
 }
 
-static llama_kv_cache * cache_of(const llama_context * ctx) {
-    return ctx ? dynamic_cast<llama_kv_cache *>(ctx->get_memory()) : nullptr;
-}
-
 // nullptr if ctx is not attached
 static headkv_store * find_store(const llama_context * ctx) {
-    llama_kv_cache * kv    = cache_of(ctx);
+    llama_kv_cache * kv    = ctx ? headkv_attention_cache(ctx->get_memory()) : nullptr;
     headkv_store   * store = kv ? headkv_access::store(*kv).get() : nullptr;
     return store && store->is_attached() ? store : nullptr;
 }
@@ -48,20 +43,20 @@ static headkv_store * find_store(const llama_context * ctx) {
 static headkv_store & get_store(const llama_context * ctx) {
     headkv_store * store = find_store(ctx);
     if (!store) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the context is not attached: call headkv_attach() first" };
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "the context is not attached: call headkv_attach() first");
     }
     return *store;
 }
 
 static void check_pointer(const void * p, const char * name) {
     if (!p) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, std::string(name) + " is NULL" };
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%s is NULL", name);
     }
 }
 
 static void check_index(const char * name, uint32_t i, size_t n) {
     if (i >= n) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("%s = %u is not below %zu", name, i, n) };
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%s = %u is not below %zu", name, i, n);
     }
 }
 
@@ -76,22 +71,14 @@ const char * headkv_last_error(void) {
 int32_t headkv_attach(llama_context * ctx) {
     return guarded([&] {
         check_pointer(ctx, "ctx");
-        llama_kv_cache * kv = cache_of(ctx);
-        if (!kv) {
-            throw headkv_error { HEADKV_STATUS_UNSUPPORTED, ctx->get_memory()
-                ? "the model's memory is not a plain KV cache (sliding window, recurrent, hybrid or sparse attention)"
-                : "the model has no KV cache" };
-        }
         if (find_store(ctx)) {
             return;
         }
-        std::string reason = headkv_store::unsupported_reason(*kv, *ctx);
-        if (reason.empty()) {
-            reason = headkv_device_reason(*kv);
-        }
+        const std::string reason = headkv_unsupported_reason(ctx->get_memory(), ctx->get_cparams());
         if (!reason.empty()) {
-            throw headkv_error { HEADKV_STATUS_UNSUPPORTED, reason };
+            throw headkv_error(HEADKV_STATUS_UNSUPPORTED, reason);
         }
+        llama_kv_cache * kv = headkv_attention_cache(ctx->get_memory());
         auto & store = headkv_access::store(*kv);
         if (!store) {
             store = std::make_shared<headkv_store>(*kv, ctx->n_ctx_seq());
@@ -102,15 +89,15 @@ int32_t headkv_attach(llama_context * ctx) {
 
 uint32_t headkv_n_layer(const llama_context * ctx) {
     const headkv_store * store = find_store(ctx);
-    return store ? (uint32_t) store->layers.size() : 0;
+    return store ? (uint32_t) store->layers().size() : 0;
 }
 
 int32_t headkv_layer_get(const llama_context * ctx, uint32_t i, headkv_layer * layer) {
     return guarded([&] {
         const headkv_store & store = get_store(ctx);
         check_pointer(layer, "layer");
-        check_index("i", i, store.layers.size());
-        *layer = store.layers[i].shape;
+        check_index("i", i, store.layers().size());
+        *layer = store.layers()[i];
     });
 }
 
@@ -122,15 +109,15 @@ int32_t headkv_score_arm(llama_context * ctx, uint32_t n_tokens, int32_t reduce)
     return guarded([&] {
         headkv_store & store = get_store(ctx);
         if (reduce < HEADKV_REDUCE_MEAN || reduce > HEADKV_REDUCE_QUERIES) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("reduce = %d is not an enum headkv_reduce", reduce) };
+            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "reduce = %d is not an enum headkv_reduce", reduce);
         }
-        store.arm(n_tokens, (headkv_reduce) reduce);
+        store.observe(n_tokens, (headkv_reduce) reduce);
     });
 }
 
 static void copy_out(const std::vector<float> & values, uint32_t i, float * dst, size_t n) {
     if (n != values.size()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("n = %zu, but layer %u has %zu values", n, i, values.size()) };
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n = %zu, but layer %u has %zu values", n, i, values.size());
     }
     std::copy(values.begin(), values.end(), dst);
 }
@@ -139,10 +126,8 @@ int32_t headkv_attention_read(llama_context * ctx, uint32_t i, float * dst, size
     return guarded([&] {
         const headkv_store & store = get_store(ctx);
         check_pointer(dst, "dst");
-        check_index("i", i, store.layers.size());
-
-        ctx->synchronize();
-        copy_out(headkv_rate_attention(store, i, store.n_armed), i, dst, n);
+        check_index("i", i, store.layers().size());
+        copy_out(store.attention(i), i, dst, n);
     });
 }
 
@@ -151,10 +136,8 @@ int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_pa
         const headkv_store & store = get_store(ctx);
         check_pointer(params, "params");
         check_pointer(dst, "dst");
-        check_index("i", i, store.layers.size());
-
-        ctx->synchronize();
-        copy_out(headkv_rate(store, i, *params), i, dst, n);
+        check_index("i", i, store.layers().size());
+        copy_out(store.scores(i, *params), i, dst, n);
     });
 }
 
@@ -162,10 +145,8 @@ int32_t headkv_semantics_read(llama_context * ctx, uint32_t i, uint32_t n_top, f
     return guarded([&] {
         const headkv_store & store = get_store(ctx);
         check_pointer(dst, "dst");
-        check_index("i", i, store.layers.size());
-
-        ctx->synchronize();
-        copy_out(headkv_rate_semantics(store, i, n_top), i, dst, n);
+        check_index("i", i, store.layers().size());
+        copy_out(store.semantics(i, n_top), i, dst, n);
     });
 }
 
@@ -190,12 +171,7 @@ int32_t headkv_keep(
         if (n_pos > 0) {
             check_pointer(pos, "pos");
         }
-        headkv_plan plan;
-        std::string error;
-        if (!headkv_plan_make_explicit(store.n_pos(), n_obs, store.n_head_kv(), n_kept, n_kept_size, pos, n_pos, plan, error)) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
-        }
-        store.keep(plan, pos, n_threads);
+        store.keep(n_obs, n_kept, n_kept_size, pos, n_pos, n_threads);
     });
 }
 
@@ -203,12 +179,12 @@ int64_t headkv_positions(const llama_context * ctx, uint32_t i, uint32_t ih, int
     int64_t res = 0;
     const int32_t status = guarded([&] {
         const headkv_store & store = get_store(ctx);
-        check_index("i", i, store.layers.size());
-        check_index("ih", ih, store.layers[i].shape.n_head_kv);
-        if (!store.has_prefix()) {
+        check_index("i", i, store.layers().size());
+        check_index("ih", ih, store.layers()[i].n_head_kv);
+        if (!store.hot().exist()) {
             return;
         }
-        const auto & pos = store.layers[i].pos[ih];
+        const auto & pos = store.hot().layer(i).pos[ih];
         res = (int64_t) pos.size();
         if (n > 0) {
             check_pointer(dst, "dst");
@@ -232,9 +208,9 @@ int32_t headkv_stats_reset_peak(llama_context * ctx) {
 int32_t headkv_attention_set(llama_context * ctx, int32_t attention) {
     return guarded([&] {
         if (attention != HEADKV_ATTENTION_FUSED && attention != HEADKV_ATTENTION_COMPOSED) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("attention = %d is not an enum headkv_attention", attention) };
+            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "attention = %d is not an enum headkv_attention", attention);
         }
-        get_store(ctx).set_composed(attention == HEADKV_ATTENTION_COMPOSED);
+        get_store(ctx).set_unfused(attention == HEADKV_ATTENTION_COMPOSED);
     });
 }
 

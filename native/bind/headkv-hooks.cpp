@@ -1,10 +1,8 @@
 #include "headkv-hooks.h"
-#include "attend/attn.h"
-#include "score/observe.h"
 #include "cache/store.h"
+#include "cache/support.h"
 #include "cache/tail.h"
 
-#include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
 
@@ -28,7 +26,7 @@ uint32_t headkv_hook_cache_size(uint32_t n_ctx_seq) {
 }
 
 void headkv_hook_cache_created(llama_memory_i * memory, uint32_t n_ctx_seq) {
-    auto * kv = dynamic_cast<llama_kv_cache *>(memory);
+    llama_kv_cache * kv = headkv_attention_cache(memory);
     if (kv && kv->get_size() < n_ctx_seq) {
         headkv_access::store(*kv) = std::make_shared<headkv_store>(*kv, n_ctx_seq);
     }
@@ -36,39 +34,24 @@ void headkv_hook_cache_created(llama_memory_i * memory, uint32_t n_ctx_seq) {
 
 void headkv_hook_clear(llama_kv_cache & kv) {
     if (auto * store = store_of(kv)) {
-        store->drop_prefix();
+        store->clear();
     }
 }
 
 bool headkv_hook_seq_rm(llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     auto * store = store_of(kv);
-    if (!store || seq_id > 0) {
-        return true;
-    }
-    p0 = std::max(p0, 0); // as upstream reads it; p1 < 0 is the end
-
-    if (p0 >= (llama_pos) store->n_pos_prefix) {
-        store->forget_scored(p0);
-        return true;
-    }
-    if (p0 > 0 || (p1 >= 0 && p1 < (llama_pos) store->n_pos())) {
-        LLAMA_LOG_DEBUG("%s: positions [%d, %d) start inside the compressed prefix [0, %u): refused\n", __func__, p0, p1, store->n_pos_prefix);
-        return false;
-    }
-    store->drop_prefix();
-    return true;
+    return !store || seq_id > 0 || store->remove(p0, p1);
 }
 
 void headkv_hook_seq_keep(llama_kv_cache & kv, llama_seq_id seq_id) {
-    auto * store = store_of(kv);
-    if (store && seq_id != 0) {
-        store->drop_prefix();
+    if (seq_id != 0) {
+        headkv_hook_clear(kv);
     }
 }
 
 bool headkv_hook_refuse(const llama_kv_cache & kv, const char * operation) {
     const auto * store = store_of(kv);
-    if (!store || !store->has_prefix()) {
+    if (!store || !store->hot().exist()) {
         return false;
     }
     LLAMA_LOG_DEBUG("%s: %s is refused: the cache is compressed\n", __func__, operation);
@@ -77,31 +60,22 @@ bool headkv_hook_refuse(const llama_kv_cache & kv, const char * operation) {
 
 uint32_t headkv_hook_n_ubatch(const llama_kv_cache & kv, uint32_t n_ubatch) {
     const auto * store = store_of(kv);
-    return store && store->n_armed > 0 ? headkv_score_n_ubatch(*store, n_ubatch) : n_ubatch;
+    return store ? store->n_ubatch_max(n_ubatch) : n_ubatch;
 }
 
 bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens) {
     auto * store = store_of(kv);
-    if (!store) {
-        return false;
-    }
-    const uint32_t n_used = store->n_cells_used();
-    const uint32_t n_need = n_used + n_tokens;
-    const uint32_t n_max  = store->n_cells_max;
-    if (n_need <= kv.get_size() || n_need > n_max) {
-        return false;
-    }
-    store->n_cells_wanted = store->n_cells_to_grow(n_need);
-    return true;
+    return store && store->want_cells(n_tokens);
 }
 
 bool headkv_hook_pending(const llama_kv_cache & kv) {
     const auto * store = store_of(kv);
-    return store && store->n_cells_wanted > 0;
+    return store && store->is_update_due();
 }
 
 bool headkv_hook_update(llama_kv_cache & kv) {
-    return headkv_hook_pending(kv) && store_of(kv)->grow();
+    auto * store = store_of(kv);
+    return store && store->update();
 }
 
 void headkv_hook_state_write(const llama_kv_cache & kv) {
@@ -112,15 +86,7 @@ void headkv_hook_state_write(const llama_kv_cache & kv) {
 
 bool headkv_hook_state_read(llama_kv_cache & kv, uint32_t n_cells) {
     auto * store = store_of(kv);
-    if (!store || n_cells <= kv.get_size()) {
-        return true;
-    }
-    if (!store->is_attached() || n_cells > store->n_cells_max) {
-        LLAMA_LOG_ERROR("%s: no room for %u cells (attached: %d, at most %u)\n", __func__, n_cells, store->is_attached(), store->n_cells_max);
-        return false;
-    }
-    store->n_cells_wanted = n_cells;
-    return store->grow();
+    return !store || store->make_room(n_cells);
 }
 
 void headkv_hook_memory(const llama_kv_cache & kv, std::map<ggml_backend_buffer_type_t, size_t> & sizes) {
@@ -130,9 +96,5 @@ void headkv_hook_memory(const llama_kv_cache & kv, std::map<ggml_backend_buffer_
 }
 
 ggml_tensor * headkv_hook_attn(const llm_graph_context & g, ggml_tensor * fa, int il) {
-    headkv_store & store = *g.cparams.headkv;
-    if (store.n_armed > 0 && store.layer(il)) {
-        headkv_score_build(g, store, fa, il);
-    }
-    return headkv_attn_build(g, store, fa, il);
+    return g.cparams.headkv->attend(g, fa, il);
 }

@@ -5,18 +5,18 @@
 // | ----------------- | ---------------------------------------- | --------------------------------------------------------- |
 // | _cache_size       | llama_model::create_memory               | n_ctx_seq, or what headkv_context_next() asked for        |
 // | _cache_created    | the same, after the cache was made       | gives an elastic cache its store                          |
-// | _clear            | llama_kv_cache::clear                    | the prefix is dropped too                                 |
-// | _seq_rm           | llama_kv_cache::seq_rm                   | false: refused, nothing changed; may drop the prefix      |
-// | _seq_keep         | llama_kv_cache::seq_keep                 | another sequence is kept: the prefix is dropped           |
-// | _refuse           | seq_cp, seq_add, seq_div, get_can_shift  | true: there is a prefix, and the operation would be wrong |
+// | _clear            | llama_kv_cache::clear                    | the hot rows are dropped too                              |
+// | _seq_rm           | llama_kv_cache::seq_rm                   | false: refused, nothing changed; may drop the hot rows    |
+// | _seq_keep         | llama_kv_cache::seq_keep                 | another sequence is kept: the hot rows are dropped        |
+// | _refuse           | seq_cp, seq_add, seq_div, get_can_shift  | true: there are hot rows, and the operation would be wrong|
 // | _n_ubatch         | llama_kv_cache::init_batch               | n_ubatch, or less while tokens observe                    |
 // | _wants_cells      | llama_kv_cache::init_batch               | true: no slot yet, an update must grow the tail first     |
 // | _pending          | llama_kv_cache_context (update)          | true: the update has to run                               |
 // | _update           | llama_kv_cache::update                   | grows the tail                                            |
 // | _state_write      | llama_kv_cache::state_write              | throws: a compressed cache cannot be saved yet            |
 // | _state_read       | llama_kv_cache::state_read_meta          | false: the cells cannot be had                            |
-// | _memory           | llama_kv_cache::memory_breakdown         | adds the prefix                                           |
-// | _attn             | llm_graph_context::build_attn_mha        | scores while armed, attention over prefix and tail        |
+// | _memory           | llama_kv_cache::memory_breakdown         | adds the hot rows                                         |
+// | _attn             | llm_graph_context::build_attn_mha        | observation, attention over hot rows and tail             |
 
 #pragma once
 

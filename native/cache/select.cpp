@@ -1,47 +1,38 @@
 #include "cache/select.h"
-#include "score/scorers.h"
-#include "cache/store.h"
+#include "core/error.h"
+#include "core/parallel.h"
+#include "core/select.h"
 #include "core/vote.h"
+#include "score/scorers.h"
 
-#include "llama-impl.h"
-
-#include <string>
-
-void headkv_choose_check(const headkv_compress_params & params) {
-    headkv_rate_check(params.score);
-    const std::string error = headkv_vote_error({ params.voters, params.heeds, params.n_rows_size });
-    if (!error.empty()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
-    }
+void headkv_select_check(const headkv_compress_params & params) {
+    const headkv_scorer & scorer = headkv_scorer_of(params.score);
+    headkv_vote_check({ params.voters, params.heeds, params.n_rows_size });
     if (params.voters) {
-        headkv_rate_check_kernel("vote_kernel", params.vote_kernel);
-        const bool is_negative = params.score.kind == HEADKV_SCORE_KNORM || params.score.kind == HEADKV_SCORE_KEYDIFF;
-        if (is_negative && !params.scores) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by keys alone: these scores are negative" };
-        }
-        if (params.score.kind == HEADKV_SCORE_DEFENSIVE && !params.scores) {
-            throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "heads cannot vote by defensive scores: the first have no measure" };
+        headkv_check_kernel("vote_kernel", params.vote_kernel);
+        if (scorer.no_vote && !params.scores) {
+            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%s", scorer.no_vote);
         }
     }
     for (uint32_t h = 0; params.pool_kernels && h < params.n_rows_size; ++h) {
-        headkv_rate_check_kernel("pool_kernels", params.pool_kernels[h]);
+        headkv_check_kernel("pool_kernels", params.pool_kernels[h]);
     }
 }
 
 // scores that were made elsewhere, of each layer [n_head_kv][n_pos - n_obs]
-static std::vector<std::vector<float>> read_scores(
-        const headkv_store & store, const headkv_plan & plan, const headkv_compress_params & params) {
-    if (params.n_scores != (size_t) params.n_rows_size*plan.n_pos_prefix()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
-            format("n_scores = %zu, expected %u heads x %u positions", params.n_scores, params.n_rows_size, plan.n_pos_prefix()) };
+static std::vector<std::vector<float>> given_scores(
+        const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params) {
+    if (params.n_scores != (size_t) params.n_rows_size*plan.n_pos_hot()) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT,
+            "n_scores = %zu, expected %u heads x %u positions", params.n_scores, params.n_rows_size, plan.n_pos_hot());
     }
     if (!headkv_all_finite(params.scores, params.n_scores)) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, "scores holds a value that is not finite" };
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "scores holds a value that is not finite");
     }
     std::vector<std::vector<float>> scores;
     const float * src = params.scores;
-    for (const auto & layer : store.layers) {
-        const float * end = src + (size_t) plan.n_pos_prefix()*layer.shape.n_head_kv;
+    for (const auto & layer : view.layers) {
+        const float * end = src + (size_t) plan.n_pos_hot()*layer.shape.n_head_kv;
         scores.emplace_back(src, end);
         src = end;
     }
@@ -49,55 +40,67 @@ static std::vector<std::vector<float>> read_scores(
 }
 
 // the same, of what was observed or of the rows; not pooled
-static std::vector<std::vector<float>> rate(const headkv_store & store, const headkv_compress_params & params) {
-    std::vector<std::vector<float>> scores(store.layers.size());
+static std::vector<std::vector<float>> score_layers(const headkv_view & view, const headkv_compress_params & params) {
+    std::vector<std::vector<float>> scores(view.layers.size());
     // a graph on the context's backend has threads of its own, and there is one backend
-    headkv_parallel_for(scores.size(), headkv_rate_is_parallel(params.score) ? params.n_threads : 1, [&](size_t i) {
-        scores[i] = headkv_rate_folded(store, i, params.score);
+    const bool is_parallel = headkv_scorer_of(params.score).is_parallel;
+    headkv_parallel_for(scores.size(), is_parallel ? params.n_threads : 1, [&](size_t i) {
+        scores[i] = headkv_score_layer(view, i, params.score);
     });
     return scores;
 }
 
-headkv_positions_by_head headkv_choose(
-        const headkv_store & store, const headkv_plan & plan, const headkv_compress_params & params) {
-    const auto & layers      = store.layers;
-    const size_t n           = plan.n_pos_prefix();
-    const bool   is_critical = params.score.kind == HEADKV_SCORE_CRITICAL;
+// number of each layer's first KV head among those of all layers
+static std::vector<size_t> first_heads(const headkv_view & view) {
+    std::vector<size_t> res = { 0 };
+    for (const auto & layer : view.layers) {
+        res.push_back(res.back() + layer.shape.n_head_kv);
+    }
+    return res;
+}
 
-    std::vector<std::vector<float>> scores = params.scores ? read_scores(store, plan, params) : rate(store, params);
-    std::vector<std::vector<float>> norms(layers.size()); // as the scores
-    std::vector<size_t> first = { 0 };                    // of each layer's heads among all
-    for (size_t i = 0; i < layers.size(); ++i) {
-        first.push_back(first.back() + layers[i].shape.n_head_kv);
-        if (is_critical) {
-            norms[i] = headkv_rate_projected(store, i, n);
+// the pooled vote of all heads, [n]. In order and by one thread, so that sums are the same for any number of threads
+static std::vector<float> vote_of_heads(
+        const std::vector<std::vector<float>> & scores, size_t n, const headkv_plan & plan, const headkv_compress_params & params) {
+    std::vector<float> vote(n);
+    const float * weight = params.voters;
+    for (size_t i = 0; i < scores.size(); ++i) {
+        for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
+            headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, *weight++, vote.data());
         }
     }
+    headkv_pool_row((headkv_pool) params.score.pool, params.vote_kernel, vote.data(), vote.size());
+    return vote;
+}
 
-    // in order and by one thread, so that sums are the same for any number of threads
-    std::vector<float> vote(params.voters ? n : 0);
-    for (size_t i = 0; params.voters && i < layers.size(); ++i) {
-        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
-            headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, params.voters[first[i] + ih], vote.data());
-        }
+headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params) {
+    const size_t n_layer     = view.layers.size();
+    const size_t n           = plan.n_pos_hot();
+    const bool   is_critical = headkv_scorer_of(params.score).is_critical;
+    const auto   first       = first_heads(view);
+
+    std::vector<std::vector<float>> scores = params.scores ? given_scores(view, plan, params) : score_layers(view, params);
+    std::vector<std::vector<float>> norms(n_layer); // as the scores
+    for (size_t i = 0; i < n_layer && is_critical; ++i) {
+        norms[i] = headkv_score_projected(view, i, n);
     }
-    headkv_pool_row(headkv_rate_pool(params.score), params.vote_kernel, vote.data(), vote.size());
+    const std::vector<float> vote = params.voters ? vote_of_heads(scores, n, plan, params) : std::vector<float>();
 
-    headkv_positions_by_head pos(layers.size());
-    headkv_parallel_for(layers.size(), params.n_threads, [&](size_t i) {
-        for (uint32_t ih = 0; ih < layers[i].shape.n_head_kv; ++ih) {
+    headkv_kept_positions pos(n_layer);
+    headkv_parallel_for(n_layer, params.n_threads, [&](size_t i) {
+        for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
             const size_t   h      = first[i] + ih;
-            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_rate_kernel(params.score);
-            const uint32_t n_keep = plan.layers[i].len[ih];
+            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_score_kernel(params.score);
+            const uint32_t n_keep = plan.layers[i].len(ih);
             float        * score  = scores[i].data() + ih*n;
 
-            headkv_pool_row(headkv_rate_pool(params.score), kernel, score, n);
+            headkv_pool_row((headkv_pool) params.score.pool, kernel, score, n);
             if (params.heeds && params.heeds[h] > 0.0f) {
-                headkv_vote_heed(score, n, plan.n_sink, params.heeds[h], vote.data());
+                headkv_vote_mix(score, n, plan.n_sink, params.heeds[h], vote.data());
             }
             pos[i].push_back(is_critical
-                ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.always, n_keep)
-                : headkv_select_head(score, n, plan.always, n_keep));
+                ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.spans, n_keep)
+                : headkv_select_head(score, n, plan.spans, n_keep));
         }
     });
     return pos;

@@ -1,13 +1,15 @@
 #include "cache/store.h"
-#include "rows/hot.h"
+#include "attend/attn.h"
+#include "cache/select.h"
 #include "cache/tail.h"
+#include "core/error.h"
+#include "score/observe.h"
+#include "score/scorers.h"
 
-#include "llama-arch.h"
 #include "llama-context.h"
+#include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-model.h"
-
-#include "ggml-backend.h"
 
 #include <algorithm>
 
@@ -19,7 +21,7 @@
 // every 64 tokens at first, less and less often later
 static constexpr uint32_t N_CELLS_STEP = 64;
 
-// upstream's attention looks at multiples of so many cells. A cache without a prefix keeps to them, so that its sums are
+// upstream's attention looks at multiples of so many cells. A cache without hot rows keeps to them, so that its sums are
 // split among threads as stock's are, bit for bit
 static constexpr uint32_t N_CELLS_STOCK = 256;
 
@@ -34,71 +36,29 @@ static void return_memory_to_system() {
 #endif
 }
 
-//
-// attach
-//
+static headkv_layer shape_of(const llama_kv_cache & kv, uint32_t il) {
+    const auto        & hparams = headkv_access::hparams(kv);
+    const ggml_tensor * v       = headkv_access::v(kv, il);
 
-std::string headkv_store::unsupported_reason(const llama_kv_cache & kv, const llama_context & lctx) {
-    const auto & cparams = lctx.get_cparams();
-    const auto & hparams = headkv_access::hparams(kv);
-
-    if (!cparams.flash_attn) {
-        return "flash attention is off: create the context with flash attention on";
-    }
-    if (cparams.n_seq_max != 1) {
-        return format("the context holds %u sequences, 1 is supported: make a context for each", cparams.n_seq_max);
-    }
-    if (cparams.ctx_other || cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
-        return "the context belongs to a draft model or shares another context's cache";
-    }
-    if (!hparams.causal_attn || headkv_access::model(kv).arch == LLM_ARCH_LLAMA_EMBED) {
-        return "the model attends to later tokens too, and reads no cache";
-    }
-    if (hparams.is_mla()) {
-        return "the model uses latent attention (MLA), which has no KV heads";
-    }
-    if (hparams.n_rel_attn_bkts > 0) {
-        return "the model adds a position bias to its attention, which flash attention does not take";
-    }
-    if (hparams.router_layer >= 0) {
-        return "the model keeps in its cache which adapter each token chose";
-    }
-    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
-        return "the model uses ALiBi, whose bias needs every position";
-    }
-    if (hparams.n_pos_per_embd() != 1) {
-        return "the model uses multi-dimensional positions (M-RoPE)";
-    }
-    if (hparams.ple_n_heads > 0) {
-        return "the model reads the tokens of earlier positions from the cache";
-    }
-    if (!headkv_access::is_plain(kv)) {
-        return "the cache is not a plain one (several streams, sliding window or shared layers)";
-    }
-    return "";
+    headkv_layer res;
+    res.il            = il;
+    res.n_head        = hparams.n_head(res.il);
+    res.n_head_kv     = hparams.n_head_kv(res.il);
+    res.n_embd_head_k = hparams.n_embd_head_k(res.il);
+    res.n_embd_head_v = hparams.n_embd_head_v(res.il);
+    res.row_bytes_k   = ggml_row_size(headkv_access::k(kv, il)->type, res.n_embd_head_k);
+    res.row_bytes_v   = v ? ggml_row_size(v->type, res.n_embd_head_v) : 0;
+    return res;
 }
 
 headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), n_cells_max(n_cells_max) {
-    const auto & hparams = headkv_access::hparams(kv);
-
-    for (uint32_t i = 0; i < headkv_access::n_layer(kv); ++i) {
+    for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
         const uint32_t il = headkv_access::il(kv, i);
-        if (hparams.n_head_kv(il) == 0) {
+        if (headkv_access::hparams(kv).n_head_kv(il) == 0) {
             continue; // upstream caches nothing for it, in an empty tensor
         }
-
-        headkv_layer_store layer;
-        layer.shape.il            = il;
-        layer.shape.n_head        = hparams.n_head(il);
-        layer.shape.n_head_kv     = hparams.n_head_kv(il);
-        layer.shape.n_embd_head_k = hparams.n_embd_head_k(il);
-        layer.shape.n_embd_head_v = hparams.n_embd_head_v(il);
-        layer.shape.row_bytes_k   = ggml_row_size(kv.type_k(), layer.shape.n_embd_head_k);
-        const ggml_tensor * v = headkv_access::v(kv, il);
-        layer.shape.row_bytes_v   = v ? ggml_row_size(v->type, layer.shape.n_embd_head_v) : 0;
-
-        layer_of[il] = layers.size();
-        layers.push_back(std::move(layer));
+        index_of[il] = shapes.size();
+        shapes.push_back(shape_of(kv, il));
     }
     account();
 }
@@ -110,22 +70,21 @@ void headkv_store::attach(llama_context & ctx) {
         return_memory_to_system();
     }
 
-    // what upstream allows only its own code to write: the graphs find the store through the context's parameters
+    // upstream allows only its own code to write this: the graphs find the store through the context's parameters
     lctx = &ctx;
     const_cast<llama_cparams &>(ctx.get_cparams()).headkv = this;
     bump_epoch();
     reset_peak();
 }
 
-const headkv_layer_store * headkv_store::layer(int il) const {
-    const auto it = layer_of.find(il);
-    return it == layer_of.end() ? nullptr : &layers[it->second];
-}
+//
+// facts
+//
 
 std::vector<uint32_t> headkv_store::n_head_kv() const {
     std::vector<uint32_t> res;
-    for (const auto & layer : layers) {
-        res.push_back(layer.shape.n_head_kv);
+    for (const auto & layer : shapes) {
+        res.push_back(layer.n_head_kv);
     }
     return res;
 }
@@ -136,7 +95,25 @@ uint32_t headkv_store::n_cells_used() const {
 
 uint32_t headkv_store::n_pos() const {
     // the tail may have been cut away whole
-    return std::max((uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1), n_pos_prefix);
+    return std::max((uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1), hot_rows.n_pos());
+}
+
+headkv_view headkv_store::view() const {
+    const auto used  = headkv_access::cells_of(kv, 0, n_pos());
+    const auto cells = std::make_shared<const std::vector<int32_t>>(used.begin(), used.end());
+
+    headkv_view res { n_pos(), {}, headkv_access::hadamard_v(kv), observation };
+    for (const auto & layer : shapes) {
+        const auto rows_of = [&](ggml_tensor * t) {
+            return headkv_rows(headkv_backend_of(lctx->get_sched(), t), t, layer.n_head_kv, cells);
+        };
+        res.layers.push_back({
+            layer,
+            { layer.il, rows_of(headkv_access::k(kv, layer.il)), rows_of(headkv_access::v(kv, layer.il)) },
+            headkv_access::model(kv).layers[layer.il].wo,
+        });
+    }
+    return res;
 }
 
 // graphs that were built before the epoch are not used again
@@ -146,277 +123,9 @@ void headkv_store::bump_epoch() {
     }
 }
 
-//
-// size of the tail
-//
-
-void headkv_store::reserve(uint32_t n_cells) {
-    if (n_cells > n_cells_max) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, format("%u cells are more than the context's %u", n_cells, n_cells_max) };
-    }
-    if (n_cells <= kv.get_size()) {
-        return;
-    }
-
-    n_cells_wanted = std::min(pad_cells(n_cells, !has_prefix()), n_cells_max);
-    lctx->memory_update(/*.optimize =*/ true);
-
-    if (kv.get_size() < n_cells) {
-        throw headkv_error { HEADKV_STATUS_NO_MEMORY, format("out of memory: the cache could not grow to %u cells", n_cells) };
-    }
-}
-
-uint32_t headkv_store::n_cells_to_grow(uint32_t n_need) const {
-    return std::min(pad_cells(n_need + n_need/8, !has_prefix()), n_cells_max);
-}
-
-bool headkv_store::grow() {
-    const uint32_t n_cells = n_cells_wanted;
-    n_cells_wanted = 0;
-
-    std::vector<uint32_t> keep;
-    for (uint32_t c = 0; c < kv.get_size(); ++c) {
-        if (!headkv_access::cells(kv).is_empty(c)) {
-            keep.push_back(c);
-        }
-    }
-
-    try {
-        auto tail = headkv_access::make_tail(kv, n_cells, keep);
-        account(headkv_bytes(tail.buffers));
-
-        bump_epoch();
-        headkv_access::swap_tail(kv, std::move(tail));
-    } catch (const headkv_error & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.message.c_str());
-        return false;
-    } catch (const std::exception & err) {
-        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
-        return false;
-    }
-    n_grow++;
-
-    return true;
-}
-
-//
-// scores
-//
-
-void headkv_store::arm(uint32_t n, headkv_reduce how) {
-    if (has_prefix()) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the cache is compressed already" };
-    }
-    disarm();
-    if (n == 0) {
-        return;
-    }
-
-    const uint32_t n_cells = n_cells_used() + n;
-    reserve(n_cells);
-
-    headkv_buffers buffers(layers.size());
-    for (size_t i = 0; i < layers.size(); ++i) {
-        auto & layer = layers[i];
-        const int64_t d = layer.shape.n_embd_head_k;
-
-        ggml_context * ctx = buffers.ctx_beside(headkv_access::k(kv, layer.shape.il));
-        switch (how) {
-            case HEADKV_REDUCE_MOMENTS: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, layer.shape.n_head); break;
-            case HEADKV_REDUCE_QUERIES: layer.score = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, layer.shape.n_head, n);     break;
-            default: layer.score = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, kv.get_size(), layer.shape.n_head);               break;
-        }
-        ggml_format_name(layer.score, "headkv_score_l%u", layer.shape.il);
-    }
-    try {
-        scores = buffers.alloc();
-    } catch (...) {
-        for (auto & layer : layers) {
-            layer.score = nullptr;
-        }
-        throw;
-    }
-
-    n_armed = n;
-    reduce  = how;
-    account();
-    bump_epoch();
-}
-
-void headkv_store::disarm() {
-    if (n_armed == 0) {
-        return;
-    }
-    lctx->synchronize();
-    bump_epoch();
-
-    for (auto & layer : layers) {
-        layer.score = nullptr;
-    }
-    scores.clear();
-    n_armed    = 0;
-    n_scored   = 0;
-    pos_scored = -1;
-}
-
-void headkv_store::forget_scored(int32_t p0) {
-    if (n_scored > 0 && p0 < (int32_t) n_pos()) {
-        pos_scored = -1;
-    }
-}
-
-//
-// compression
-//
-
-void headkv_store::check_can_compress(uint32_t n_obs_wanted) const {
-    if (has_prefix()) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "the cache is compressed already" };
-    }
-    const auto & cells = headkv_access::cells(kv);
-
-    if (cells.get_has_shift()) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE, "a position shift is pending: decode once before compressing" };
-    }
-    if (n_cells_used() != n_pos()) {
-        throw headkv_error { HEADKV_STATUS_WRONG_STATE,
-            format("the cache holds %u cells for %u positions: only one sequence without gaps can be compressed", n_cells_used(), n_pos()) };
-    }
-    if (n_obs_wanted >= n_pos()) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT,
-            format("n_obs = %u leaves nothing to compress of %u positions", n_obs_wanted, n_pos()) };
-    }
-}
-
-void headkv_store::compress(const headkv_compress_params & params) {
-    headkv_choose_check(params);
-    check_can_compress(params.score.n_obs);
-
-    headkv_plan plan;
-    std::string error;
-    const headkv_plan_request request {
-        n_pos(), params.score.n_obs, params.n_sink, params.n_rows, params.n_rows_size, params.spans, params.n_spans,
-    };
-    if (!headkv_plan_make(request, n_head_kv(), plan, error)) {
-        throw headkv_error { HEADKV_STATUS_INVALID_ARGUMENT, error };
-    }
-
-    const int64_t t_start = ggml_time_us();
-    lctx->synchronize();
-
-    auto pos = headkv_choose(*this, plan, params);
-
-    const double ms = (ggml_time_us() - t_start)/1000.0;
-
-    build_prefix(plan, std::move(pos), params.n_threads);
-    ms_select = ms;
-}
-
-void headkv_store::keep(const headkv_plan & plan, const int32_t * pos, uint32_t n_threads) {
-    check_can_compress(plan.n_obs);
-    lctx->synchronize();
-
-    headkv_positions_by_head rows(layers.size());
-    for (size_t i = 0; i < layers.size(); ++i) {
-        for (const uint32_t n : plan.layers[i].len) {
-            rows[i].emplace_back(pos, pos + n);
-            pos += n;
-        }
-    }
-    build_prefix(plan, std::move(rows), n_threads);
-    ms_select = 0;
-}
-
-ggml_backend_t headkv_store::backend_of(const ggml_tensor * t) const {
-    ggml_backend_sched_t     sched = lctx->get_sched();
-    const ggml_backend_dev_t dev   = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)); // null: main memory
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        const ggml_backend_dev_t own = ggml_backend_get_device(backend);
-        if (dev ? own == dev : ggml_backend_dev_type(own) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-            return backend;
-        }
-    }
-    throw headkv_error { HEADKV_STATUS_UNSUPPORTED, format("no backend of the context works on %s", ggml_backend_buffer_name(t->buffer)) };
-}
-
-void headkv_store::build_prefix(const headkv_plan & plan, headkv_positions_by_head pos, uint32_t n_threads) {
-    const int64_t t_start = ggml_time_us();
-
-    const auto cell_of = headkv_access::cells_of(kv, 0, plan.n_pos_prefix());
-
-    // 1. make everything new beside what is there
-    std::vector<headkv_layer_store> fresh = layers;
-
-    headkv_buffers buffers(3*layers.size());
-    for (size_t i = 0; i < fresh.size(); ++i) {
-        fresh[i].rows  = plan.layers[i];
-        fresh[i].pos   = std::move(pos[i]);
-        fresh[i].score = nullptr;
-        headkv_prefix_tensors(buffers.ctx_beside(headkv_access::k(kv, layers[i].shape.il)), fresh[i], kv.type_k(), kv.type_v());
-    }
-    std::vector<headkv_buffer> fresh_prefix = buffers.alloc();
-
-    headkv_prefix_fill(*this, fresh, cell_of, n_threads);
-    const int64_t t_gathered = ggml_time_us();
-
-    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
-    headkv_tail    tail    = headkv_access::make_tail(kv, n_cells, headkv_access::cells_of(kv, plan.n_pos_prefix(), plan.n_pos));
-
-    account(headkv_bytes(fresh_prefix) + headkv_bytes(tail.buffers));
-
-    // 2. nothing fails from here on. Old graphs are retired before the tensors that they point to are freed
-    disarm();
-    bump_epoch();
-    layers       = std::move(fresh);
-    prefix       = std::move(fresh_prefix);
-    n_pos_prefix = plan.n_pos_prefix();
-
-    headkv_access::swap_tail(kv, std::move(tail));
-    return_memory_to_system();
-
-    ms_gather = (t_gathered - t_start)/1000.0;
-    ms_shrink = (ggml_time_us() - t_gathered)/1000.0;
-}
-
-void headkv_store::drop_prefix() {
-    if (lctx) {
-        lctx->synchronize();
-    }
-    disarm();
-    if (!has_prefix()) {
-        return;
-    }
-    bump_epoch();
-
-    for (auto & layer : layers) {
-        layer.k = layer.v = layer.meta = nullptr;
-        layer.rows = headkv_layer_rows({});
-        layer.pos.clear();
-    }
-    prefix.clear();
-    n_pos_prefix = 0;
-    return_memory_to_system();
-}
-
-void headkv_store::set_composed(bool value) {
-    is_composed = value;
-    bump_epoch();
-}
-
-//
-// statistics
-//
-
-void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
-    for (const auto & buffer : prefix) {
-        sizes[ggml_backend_buffer_get_type(buffer.buf.get())] += buffer.size();
-    }
-}
-
 // bytes_extra: buffers that exist at this moment besides those of the store and the tail
 void headkv_store::account(size_t bytes_extra) {
-    bytes_peak = std::max<uint64_t>(bytes_peak, headkv_bytes(prefix) + headkv_access::bytes(kv) + headkv_bytes(scores) + bytes_extra);
+    bytes_peak = std::max<uint64_t>(bytes_peak, hot_rows.bytes() + headkv_access::bytes(kv) + observation.bytes() + bytes_extra);
 }
 
 void headkv_store::reset_peak() {
@@ -426,27 +135,274 @@ void headkv_store::reset_peak() {
 
 headkv_stats headkv_store::stats() const {
     uint64_t n_heads = 0;
-    uint64_t n_rows  = 0;
-    for (const auto & layer : layers) {
-        n_heads += layer.shape.n_head_kv;
-        n_rows  += layer.rows.n_rows();
+    for (const auto & layer : shapes) {
+        n_heads += layer.n_head_kv;
     }
 
     headkv_stats res = {};
     res.n_pos         = n_pos();
-    res.n_pos_prefix  = n_pos_prefix;
+    res.n_pos_prefix  = hot_rows.n_pos();
     res.n_cells       = kv.get_size();
     res.n_cells_used  = n_cells_used();
     res.n_rows_full   = n_pos()*n_heads;
-    res.n_rows_prefix = n_rows;
+    res.n_rows_prefix = hot_rows.n_rows();
     res.n_rows_tail   = n_cells_used()*n_heads;
-    res.bytes_prefix  = headkv_bytes(prefix);
+    res.bytes_prefix  = hot_rows.bytes();
     res.bytes_tail    = headkv_access::bytes(kv);
-    res.bytes_scores  = headkv_bytes(scores);
+    res.bytes_scores  = observation.bytes();
     res.bytes_peak    = bytes_peak;
     res.n_grow        = n_grow;
     res.ms_select     = ms_select;
     res.ms_gather     = ms_gather;
     res.ms_shrink     = ms_shrink;
     return res;
+}
+
+//
+// size of the tail
+//
+
+void headkv_store::reserve(uint32_t n_cells) {
+    if (n_cells > n_cells_max) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%u cells are more than the context's %u", n_cells, n_cells_max);
+    }
+    if (n_cells <= kv.get_size()) {
+        return;
+    }
+
+    n_cells_wanted = std::min(pad_cells(n_cells, !hot_rows.exist()), n_cells_max);
+    lctx->memory_update(/*.optimize =*/ true);
+
+    if (kv.get_size() < n_cells) {
+        headkv_fail(HEADKV_STATUS_NO_MEMORY, "out of memory: the cache could not grow to %u cells", n_cells);
+    }
+}
+
+bool headkv_store::want_cells(uint32_t n_tokens) {
+    const uint32_t n_need = n_cells_used() + n_tokens;
+    if (n_need <= kv.get_size() || n_need > n_cells_max) {
+        return false;
+    }
+    // some more than are needed, so that not every token grows the tail
+    n_cells_wanted = std::min(pad_cells(n_need + n_need/8, !hot_rows.exist()), n_cells_max);
+    return true;
+}
+
+bool headkv_store::update() {
+    if (n_cells_wanted == 0) {
+        return false;
+    }
+    const uint32_t n_cells = n_cells_wanted;
+    n_cells_wanted = 0;
+    try {
+        commit(headkv_transition_grow(kv, n_cells));
+    } catch (const std::exception & err) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        return false;
+    }
+    n_grow++;
+    return true;
+}
+
+bool headkv_store::make_room(uint32_t n_cells) {
+    if (n_cells <= kv.get_size()) {
+        return true;
+    }
+    if (!is_attached() || n_cells > n_cells_max) {
+        LLAMA_LOG_ERROR("%s: no room for %u cells (attached: %d, at most %u)\n", __func__, n_cells, is_attached(), n_cells_max);
+        return false;
+    }
+    n_cells_wanted = n_cells;
+    return update();
+}
+
+//
+// observation
+//
+
+void headkv_store::observe(uint32_t n_tokens, headkv_reduce what) {
+    if (hot_rows.exist()) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed already");
+    }
+    stop_observing();
+    if (n_tokens == 0) {
+        return;
+    }
+    reserve(n_cells_used() + n_tokens);
+
+    std::vector<headkv_observed> observed;
+    for (const auto & layer : shapes) {
+        observed.push_back({ layer, headkv_access::k(kv, layer.il) });
+    }
+    observation.start(n_tokens, what, observed);
+    account();
+    bump_epoch();
+}
+
+void headkv_store::stop_observing() {
+    if (!observation.is_on()) {
+        return;
+    }
+    lctx->synchronize();
+    bump_epoch();
+    observation.stop();
+}
+
+uint32_t headkv_store::n_ubatch_max(uint32_t n_ubatch) const {
+    return observation.is_on() ? headkv_observe_n_ubatch(observation, n_ubatch) : n_ubatch;
+}
+
+std::vector<float> headkv_store::attention(size_t i) const {
+    lctx->synchronize();
+    return headkv_score_attention(view(), i, observation.n_tokens());
+}
+
+std::vector<float> headkv_store::scores(size_t i, const headkv_score_params & params) const {
+    lctx->synchronize();
+    if (headkv_scorer_of(params).needs != HEADKV_REDUCE_MEAN) {
+        check_can_compress(params.n_obs);
+    }
+    return headkv_score_pooled(view(), i, params);
+}
+
+std::vector<float> headkv_store::semantics(size_t i, uint32_t n_top) const {
+    lctx->synchronize();
+    return headkv_score_semantics(view(), i, n_top);
+}
+
+//
+// compression
+//
+
+void headkv_store::check_can_compress(uint32_t n_obs) const {
+    if (hot_rows.exist()) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed already");
+    }
+    if (headkv_access::cells(kv).get_has_shift()) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "a position shift is pending: decode once before compressing");
+    }
+    if (n_cells_used() != n_pos()) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE,
+            "the cache holds %u cells for %u positions: only one sequence without gaps can be compressed", n_cells_used(), n_pos());
+    }
+    if (n_obs >= n_pos()) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_obs = %u leaves nothing to compress of %u positions", n_obs, n_pos());
+    }
+}
+
+void headkv_store::compress(const headkv_compress_params & params) {
+    headkv_select_check(params);
+    check_can_compress(params.score.n_obs);
+
+    const headkv_plan plan = headkv_plan_make({
+        n_pos(), params.score.n_obs, params.n_sink, params.n_rows, params.n_rows_size, params.spans, params.n_spans,
+    }, n_head_kv());
+
+    const int64_t t_start = ggml_time_us();
+    lctx->synchronize();
+    const headkv_view now = view();
+    auto pos = headkv_select(now, plan, params);
+    const double ms = (ggml_time_us() - t_start)/1000.0;
+
+    transition(now, plan, std::move(pos), params.n_threads);
+    ms_select = ms;
+}
+
+void headkv_store::keep(
+        uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size, const int32_t * pos, size_t pos_size, uint32_t n_threads) {
+    const headkv_plan plan = headkv_plan_make_explicit(n_pos(), n_obs, n_head_kv(), n_kept, n_kept_size, pos, pos_size);
+    check_can_compress(n_obs);
+    lctx->synchronize();
+
+    headkv_kept_positions rows(shapes.size());
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
+            rows[i].emplace_back(pos, pos + plan.layers[i].len(ih));
+            pos += plan.layers[i].len(ih);
+        }
+    }
+    transition(view(), plan, std::move(rows), n_threads);
+    ms_select = 0;
+}
+
+void headkv_store::transition(const headkv_view & now, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads) {
+    const int64_t t_start = ggml_time_us();
+
+    std::vector<headkv_layer_rows> sources;
+    for (const auto & layer : now.layers) {
+        sources.push_back(layer.rows);
+    }
+    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
+    auto           fresh   = headkv_transition_compress(kv, plan, std::move(pos), sources, n_cells, n_threads);
+
+    const int64_t t_made = ggml_time_us();
+    commit(std::move(fresh));
+    return_memory_to_system();
+
+    ms_gather = (t_made - t_start)/1000.0;
+    ms_shrink = (ggml_time_us() - t_made)/1000.0;
+}
+
+// nothing fails here. Old graphs are retired before the tensors that they point to are freed
+void headkv_store::commit(headkv_transition fresh) {
+    account(fresh.bytes());
+    if (fresh.hot) {
+        stop_observing();
+    }
+    bump_epoch();
+    if (fresh.hot) {
+        hot_rows = std::move(*fresh.hot);
+    }
+    headkv_access::swap_tail(kv, std::move(fresh.tail));
+}
+
+void headkv_store::clear() {
+    if (lctx) {
+        lctx->synchronize();
+    }
+    stop_observing();
+    if (!hot_rows.exist()) {
+        return;
+    }
+    bump_epoch();
+    hot_rows = headkv_hot();
+    return_memory_to_system();
+}
+
+bool headkv_store::remove(int32_t p0, int32_t p1) {
+    p0 = std::max(p0, 0); // as upstream reads it
+
+    const uint32_t n_pos_hot = hot_rows.n_pos();
+    if (p0 >= (int32_t) n_pos_hot) {
+        if (observation.n_seen() > 0 && p0 < (int32_t) n_pos()) {
+            observation.spoil();
+        }
+        return true;
+    }
+    if (p0 > 0 || (p1 >= 0 && p1 < (int32_t) n_pos())) {
+        LLAMA_LOG_DEBUG("%s: positions [%d, %d) start inside the hot rows' [0, %u): refused\n", __func__, p0, p1, n_pos_hot);
+        return false;
+    }
+    clear();
+    return true;
+}
+
+//
+// attention
+//
+
+void headkv_store::set_unfused(bool value) {
+    is_unfused = value;
+    bump_epoch();
+}
+
+ggml_tensor * headkv_store::attend(const llm_graph_context & g, ggml_tensor * fa, int il) {
+    const auto it = index_of.find(il);
+    if (it == index_of.end()) {
+        return fa;
+    }
+    if (observation.is_on()) {
+        headkv_observe_build(*g.res, observation, it->second, fa);
+    }
+    return hot_rows.exist() ? headkv_attn_build(*g.res, hot_rows.layer(it->second), fa, is_unfused) : fa;
 }

@@ -2,131 +2,116 @@
 //
 //     stock llama_kv_cache                      headkv_store
 //     +----------------------------+            +--------------------------------------------+
-//     | tail: cells, K/V tensors,  |  1 : 1     | prefix: per layer K rows, V rows, meta     |
-//     | masks, slots (upstream)    | ---------> | scores while armed, plan, positions, stats |
+//     | tail: cells, K/V tensors,  |  1 : 1     | hot rows: per layer K, V, row_ptr          |
+//     | masks, slots (upstream)    | ---------> | observation while tokens observe           |
 //     +----------------------------+            +--------------------------------------------+
 //
-// The store decides what exists and when; the tail reallocates the stock cache; observe and attn only
-// build graph nodes from what is here. All buffers are counted in the accounts, so that the statistics are measured.
+// The store decides what exists and when. It is told verbs, by the C ABI on one side and by upstream's call sites on the other;
+// what they come to is worked out below it. All buffers are counted, so that the statistics are measured.
 
 #pragma once
 
+#include "cache/transition.h"
 #include "headkv.h"
-#include "rows/buffer.h"
-#include "cache/select.h"
-#include "score/expected.h"
-#include "score/keys.h"
-#include "core/plan.h"
-#include "core/select.h"
+#include "rows/hot.h"
+#include "score/observation.h"
+#include "score/view.h"
 
 #include <map>
-#include <memory>
-#include <string>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 class llama_kv_cache;
 struct llama_context;
-
-// one layer of the cache and its prefix; tensors are null without a prefix
-struct headkv_layer_store {
-    headkv_layer shape;
-
-    ggml_tensor * k     = nullptr; // cache type [n_embd_head_k, max(1, n_rows)], head-contiguous
-    ggml_tensor * v     = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
-    ggml_tensor * meta  = nullptr; // I32 [2*n_head_kv]: first row of each head, then rows of each head
-    // only while armed: attention of the observing tokens, summed or its maximum, F32 [n_cells, n_head]; or, for moments,
-    // sums over their queries, F32 [n_embd_head_k, n_embd_head_k + 1, n_head]; or these, F32 [n_embd_head_k, n_head, n_armed];
-    // and what the graph told of them
-    ggml_tensor   * score = nullptr;
-    headkv_rotation rotation;
-    bool            is_rotation_known = false;
-    headkv_logits   logits;
-
-    headkv_layer_rows                 rows { {} };
-    std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
-};
+struct llm_graph_context;
 
 struct headkv_store {
+    // n_cells_max: the context's positions, more cells are never needed
     headkv_store(llama_kv_cache & kv, uint32_t n_cells_max);
 
-    llama_kv_cache & kv;
-    llama_context  * lctx = nullptr; // set when attached
-
-    std::vector<headkv_layer_store>   layers;
-    std::unordered_map<int, uint32_t> layer_of; // model layer -> index in layers
-
-    bool is_composed = false; // attention by stock ops instead of the fused kernel
-
-    // observing tokens
-    uint32_t n_armed      = 0;  // armed for so many; 0: not armed
-    headkv_reduce reduce  = HEADKV_REDUCE_MEAN;
-    uint32_t n_scored     = 0;  // of them decoded
-    int32_t  pos_scored   = -1; // first scored position
-
-    uint32_t n_pos_prefix = 0;  // 0: no prefix
-
-    // cells wanted by the next memory update; 0: none
-    uint32_t n_cells_wanted = 0;
-    uint32_t n_cells_max    = 0; // the context's positions: more cells are never needed
-
-    bool is_attached() const { return lctx != nullptr; }
-    bool has_prefix()  const { return n_pos_prefix > 0; }
-
-    const headkv_layer_store * layer(int il) const;
-    std::vector<uint32_t>      n_head_kv() const; // [n_layer]
-
-    uint32_t n_cells_used() const;
-    uint32_t n_pos() const; // positions seen by the sequence
-
-    // why this cache cannot be compressed; "" if it can
-    static std::string unsupported_reason(const llama_kv_cache & kv, const llama_context & lctx);
-
     void attach(llama_context & lctx);
+    bool is_attached() const { return lctx != nullptr; }
+
+    const std::vector<headkv_layer> & layers() const { return shapes; }
+    const headkv_hot                & hot()    const { return hot_rows; }
+
+    uint32_t     n_pos() const; // seen by the sequence
+    headkv_stats stats() const;
+    void         reset_peak();
+
+    // ---- the C ABI's verbs: they throw headkv_error, and change nothing then ----
 
     void reserve(uint32_t n_cells);
 
-    void arm(uint32_t n, headkv_reduce reduce);
-    void disarm();
+    void observe(uint32_t n_tokens, headkv_reduce what); // 0: no more
 
-    // positions from p0 on are removed: scores that they added to are of no use any more
-    void forget_scored(int32_t p0);
+    std::vector<float> attention(size_t i) const;
+    std::vector<float> scores   (size_t i, const headkv_score_params & params) const;
+    std::vector<float> semantics(size_t i, uint32_t n_top) const;
+
+    void compress(const headkv_compress_params & params);
+
+    // n_kept: [n_kept_size] hot rows of each KV head, pos: [pos_size] their positions
+    void keep(uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size, const int32_t * pos, size_t pos_size, uint32_t n_threads);
+
+    void set_unfused(bool value); // attention by stock ops instead of the fused kernel
+
+    // ---- upstream's verbs ----
+
+    void clear();
+
+    // the positions [p0, p1) are about to go, p1 < 0: all from p0 on. false: refused, nothing changed
+    bool remove(int32_t p0, int32_t p1);
+
+    // how many tokens may be in a ubatch, n_ubatch at most
+    uint32_t n_ubatch_max(uint32_t n_ubatch) const;
+
+    // true: n_tokens more do not fit, and the next update makes room
+    bool want_cells(uint32_t n_tokens);
+    bool is_update_due() const { return n_cells_wanted > 0; }
+    bool update(); // when no graph is alive. false: nothing to do, or out of memory
+
+    // makes room for n_cells at once; false: they cannot be had
+    bool make_room(uint32_t n_cells);
+
+    // the node that takes the place of attention node fa of model layer il
+    ggml_tensor * attend(const llm_graph_context & g, ggml_tensor * fa, int il);
+
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const { hot_rows.add_memory(sizes); }
+
+private:
+    llama_kv_cache & kv;
+    llama_context  * lctx = nullptr; // set when attached
+
+    const uint32_t n_cells_max;
+    uint32_t       n_cells_wanted = 0; // by the next update; 0: none
+
+    std::vector<headkv_layer>       shapes;
+    std::unordered_map<int, size_t> index_of; // model layer -> index in shapes
+
+    headkv_observation observation;
+    headkv_hot         hot_rows;
+
+    bool is_unfused = false;
+
+    uint64_t n_grow     = 0;
+    uint64_t bytes_peak = 0;
+    double   ms_select  = 0;
+    double   ms_gather  = 0;
+    double   ms_shrink  = 0;
+
+    uint32_t              n_cells_used() const;
+    std::vector<uint32_t> n_head_kv()    const; // [n_layer]
+
+    headkv_view view() const;
 
     // throws what speaks against compressing now, n_obs positions left out
     void check_can_compress(uint32_t n_obs) const;
 
-    // the context's own backend for the device on which t lies
-    ggml_backend_t backend_of(const ggml_tensor * t) const;
+    void stop_observing();
+    void transition(const headkv_view & view, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads);
+    void commit(headkv_transition fresh);
 
-    void compress(const headkv_compress_params & params);
-    void keep(const headkv_plan & plan, const int32_t * pos, uint32_t n_threads);
-
-    void drop_prefix();
-
-    void set_composed(bool value);
-
-    headkv_stats stats() const;
-    void         add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
-    void         reset_peak();
-
-    // cells to allocate when n_need are needed now: some more, so that not every token grows the tail
-    uint32_t n_cells_to_grow(uint32_t n_need) const;
-
-    // grow the tail to n_cells_wanted; called from the memory update, when no graph is alive. false: out of memory
-    bool grow();
-
-private:
-    std::vector<headkv_buffer> scores;
-    std::vector<headkv_buffer> prefix;
-
-    uint64_t n_grow       = 0;
-    uint64_t bytes_peak   = 0;
-    double   ms_select    = 0;
-    double   ms_gather    = 0;
-    double   ms_shrink    = 0;
-
-    void build_prefix(const headkv_plan & plan, headkv_positions_by_head pos, uint32_t n_threads);
     void bump_epoch();
     void account(size_t bytes_extra = 0);
 };

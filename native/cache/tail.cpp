@@ -19,7 +19,7 @@ std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cache & kv, int32_t
     return res;
 }
 
-std::vector<float> headkv_access::mixing_v(const llama_kv_cache & kv) {
+std::vector<float> headkv_access::hadamard_v(const llama_kv_cache & kv) {
     static constexpr int64_t N_MIXED = 64; // build_input_v_rot()
     return kv.attn_rot_v ? kv.attn_rot_hadamard.at(N_MIXED) : std::vector<float>();
 }

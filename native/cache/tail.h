@@ -4,9 +4,15 @@
 
 #pragma once
 
-#include "cache/store.h"
+#include "rows/buffer.h"
 
 #include "llama-kv-cache.h"
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+struct headkv_store;
 
 // a stretch of cells that are neighbours before and after
 struct headkv_cell_run {
@@ -44,8 +50,8 @@ struct headkv_access {
     static ggml_tensor * k(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].k; }
     static ggml_tensor * v(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].v; } // nullptr: MLA
 
-    // what mixes the elements of values before they are quantised, [n][n], its own inverse; empty: nothing
-    static std::vector<float> mixing_v(const llama_kv_cache & kv);
+    // the orthogonal matrix that mixes the elements of values before they are quantised, [n][n], its own inverse; empty: none
+    static std::vector<float> hadamard_v(const llama_kv_cache & kv);
 
     static const llama_kv_cells & cells(const llama_kv_cache & kv) { return kv.v_cells[0]; }
 

@@ -1,10 +1,10 @@
 #include "rows/buffer.h"
+#include "core/error.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
-#include <cstdio>
 
 static int32_t n_alloc_until_failure = 0;
 
@@ -18,9 +18,8 @@ ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_typ
     ggml_backend_buffer_ptr buf { is_failing ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft) };
     if (!buf) {
         const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
-        char message[256];
-        snprintf(message, sizeof(message), "out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft));
-        throw headkv_error { HEADKV_STATUS_NO_MEMORY, message };
+        headkv_fail(HEADKV_STATUS_NO_MEMORY,
+            "out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft));
     }
     ggml_backend_buffer_clear(buf.get(), 0);
 
@@ -54,4 +53,16 @@ std::vector<headkv_buffer> headkv_buffers::alloc() {
         buffers[i].buf = headkv_alloc(buffers[i].ctx.get(), bufts[i]);
     }
     return std::move(buffers);
+}
+
+ggml_backend_t headkv_backend_of(ggml_backend_sched_t sched, const ggml_tensor * t) {
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer)); // null: main memory
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
+        const ggml_backend_dev_t own = ggml_backend_get_device(backend);
+        if (dev ? own == dev : ggml_backend_dev_type(own) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            return backend;
+        }
+    }
+    headkv_fail(HEADKV_STATUS_UNSUPPORTED, "no backend of the context works on %s", ggml_backend_buffer_name(t->buffer));
 }

@@ -1,18 +1,12 @@
-// rows/buffer.h: memory for tensors, on the device where a layer's cache lies; and the error that says that there is none.
+// rows/buffer.h: memory for tensors, on the device where a layer's cache lies, and the backend that works there.
 
 #pragma once
 
-#include "headkv.h"
-
 #include "ggml-cpp.h"
 
-#include <string>
+#include <cstddef>
+#include <cstdint>
 #include <vector>
-
-struct headkv_error {
-    headkv_status status;
-    std::string   message;
-};
 
 // a backend buffer together with the context that holds its tensors
 struct headkv_buffer {
@@ -44,6 +38,9 @@ size_t headkv_bytes(const std::vector<headkv_buffer> & buffers);
 
 // allocate all tensors of ctx; throws headkv_error NO_MEMORY. Zeroed, so that rows nobody wrote hold no NaN
 ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// the scheduler's own backend for the device on which t lies; throws headkv_error UNSUPPORTED
+ggml_backend_t headkv_backend_of(ggml_backend_sched_t sched, const ggml_tensor * t);
 
 // for tests: the n-th allocation from now fails (1 is the next); 0 turns it off
 void headkv_alloc_fail(int32_t n);

@@ -1,4 +1,5 @@
 #include "rows/gather.h"
+#include "core/error.h"
 #include "rows/buffer.h"
 
 #include "ggml.h"
@@ -47,11 +48,11 @@ void headkv_gather_device(ggml_backend_t backend, const std::vector<headkv_gathe
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
     for (const auto & pair : pairs) {
         ggml_tensor * src = alias(ctx.get(), pair.src, pair.row_bytes, ggml_nbytes(pair.src)/pair.row_bytes);
-        ggml_tensor * dst = ggml_get_rows(ctx.get(), src, idx); // I32, written to the prefix itself
+        ggml_tensor * dst = ggml_get_rows(ctx.get(), src, idx); // I32, written to the hot rows themselves
         ggml_backend_tensor_alloc(pair.dst->buffer, dst, pair.dst->data);
         ggml_build_forward_expand(graph, dst);
     }
     if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
-        throw headkv_error { HEADKV_STATUS_COMPUTE, std::string("rows could not be gathered on ") + ggml_backend_name(backend) };
+        headkv_fail(HEADKV_STATUS_COMPUTE, "rows could not be gathered on %s", ggml_backend_name(backend));
     }
 }

@@ -1,10 +1,10 @@
-// rows/gather.h: copies rows of a cache into a prefix. Raw bytes, so that a quantised cache is not quantised again.
+// rows/gather.h: copies rows of a cache into hot rows. Raw bytes, so that a quantised cache is not quantised again.
 //
 // In main memory they are copied one by one. On a device a graph does it, and they never come to the host: both tensors are
 // looked at as I32 words, which GET_ROWS copies as they are:
 //
 //     src    cache   [n_embd_gqa, n_cells]    as I32 [row_bytes/4, n_head_kv*n_cells]   row = cell*n_head_kv + kv head
-//     dst    prefix  [n_embd_head, n_rows]    as I32 [row_bytes/4, n_rows]
+//     dst    hot     [n_embd_head, n_rows]    as I32 [row_bytes/4, n_rows]
 
 #pragma once
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "rows/buffer.h"
+#include "rows/source.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -22,12 +23,11 @@ public:
     // I32 [n]
     ggml_tensor * input(const int32_t * values, int64_t n);
 
-    // rows of a cache as numbers, F32 [n_embd_head, n, n_head_kv]: those of n cells, in this order.
-    // cache: any cache type [n_embd_gqa, n_cells]
-    ggml_tensor * rows(ggml_tensor * cache, const int32_t * cells, int64_t n, int64_t n_head_kv);
+    // rows of the positions [first, first + n) as numbers, F32 [n_embd_head, n, n_head_kv]; source must live until they are computed
+    ggml_tensor * rows(const headkv_rows & source, int64_t first, int64_t n);
 
-    // those of one KV head, F32 [n_embd_head, n]
-    ggml_tensor * rows_of_head(ggml_tensor * cache, const std::vector<int32_t> & cells, int64_t n_head_kv, int64_t ih);
+    // those of one KV head at some positions, F32 [n_embd_head, number of positions]
+    ggml_tensor * rows_of_head(const headkv_rows & source, const std::vector<int32_t> & pos, uint32_t ih);
 
     // the elements of res, F32; throws headkv_error NO_MEMORY, UNSUPPORTED, COMPUTE. To be called once
     std::vector<float> compute(ggml_tensor * res);

@@ -1,20 +1,58 @@
-// rows/hot.h: the tensors of a prefix, and what is in them: the kept rows of the cells, and where each head's begin.
+// rows/hot.h: the hot rows of a cache: of the positions before the tail, those that attention reads.
+//
+// Of each layer one array of K rows and one of V rows, raw bytes of the cache type, packed head after head (core/row_ptr.h), and
+// the positions that they came from.
 
 #pragma once
 
-#include "ggml.h"
+#include "core/plan.h"
+#include "rows/buffer.h"
+#include "rows/source.h"
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
-struct headkv_layer_store;
-struct headkv_store;
+// ascending, [n_layer][n_head_kv][rows]
+using headkv_kept_positions = std::vector<std::vector<std::vector<int32_t>>>;
 
-// tensors of one layer, whose rows are known; not yet allocated
-void headkv_prefix_tensors(ggml_context * ctx, headkv_layer_store & layer, ggml_type type_k, ggml_type type_v);
+struct headkv_hot_layer {
+    ggml_tensor * k       = nullptr; // cache type [n_embd_head_k, max(1, n_rows)]
+    ggml_tensor * v       = nullptr; // cache type [n_embd_head_v, max(1, n_rows)]
+    ggml_tensor * row_ptr = nullptr; // I32 [n_head_kv + 1]
 
-// copy the rows of the store's cells into the tensors of fresh, one for each layer of the store.
-// cell_of: of each position. May throw headkv_error COMPUTE, UNSUPPORTED
-void headkv_prefix_fill(
-        const headkv_store & store, const std::vector<headkv_layer_store> & fresh, const std::vector<uint32_t> & cell_of,
-        uint32_t n_threads);
+    headkv_row_ptr rows; // what row_ptr holds
+
+    std::vector<std::vector<int32_t>> pos; // [n_head_kv] positions of the rows, ascending
+};
+
+// rows of one layer to choose from
+struct headkv_layer_rows {
+    uint32_t    il;
+    headkv_rows k;
+    headkv_rows v;
+};
+
+class headkv_hot {
+public:
+    // none
+    headkv_hot() = default;
+
+    // copies of the rows at pos, one element of sources and pos a layer; throws headkv_error NO_MEMORY, COMPUTE, UNSUPPORTED
+    headkv_hot(const headkv_plan & plan, headkv_kept_positions pos, const std::vector<headkv_layer_rows> & sources, uint32_t n_threads);
+
+    bool     exist() const { return n_pos_hot > 0; }
+    uint32_t n_pos() const { return n_pos_hot; } // they stand for the positions [0, n_pos)
+
+    const headkv_hot_layer & layer(size_t i) const { return layers[i]; }
+
+    uint64_t n_rows() const;
+    size_t   bytes()  const { return headkv_bytes(buffers); }
+    void     add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
+
+private:
+    uint32_t n_pos_hot = 0;
+
+    std::vector<headkv_hot_layer> layers;
+    std::vector<headkv_buffer>    buffers;
+};

@@ -73,7 +73,7 @@ static mean_rotation average(ggml_backend_t backend, const headkv_rotation & rot
 }
 
 // multiply by the Walsh-Hadamard matrix, blocks of n elements, as upstream does before it quantises
-static void mix(double * x, int64_t n_embd_head, int64_t n) {
+static void hadamard(double * x, int64_t n_embd_head, int64_t n) {
     for (int64_t half = 1; half < n; half *= 2) {
         for (int64_t i = 0; i < n_embd_head; ++i) {
             if (i & half) {
@@ -89,7 +89,7 @@ static void mix(double * x, int64_t n_embd_head, int64_t n) {
 
 // R with R^T R = m, [n][n], m positive semidefinite but for noise: the direction with the most variance left comes first, and
 // none follows below `least`. In the order of the elements, a pivot of noise would be divided by, and the rows behind it grow
-static doubles factor(const doubles & m, int64_t n, double least) {
+static doubles cholesky(const doubles & m, int64_t n, double least) {
     doubles left(n);
     for (int64_t i = 0; i < n; ++i) {
         left[i] = m[i*n + i];
@@ -127,12 +127,12 @@ headkv_expected headkv_expect(
 
     const auto transform = [&](double * x) {
         turn.apply(x);
-        mix(x, d, rotation.n_hadamard);
+        hadamard(x, d, rotation.n_hadamard);
     };
 
     headkv_expected res;
     res.linear .resize(moments.n_head*d);
-    res.squared.resize(moments.n_head*d*d);
+    res.chol_cov.resize(moments.n_head*d*d);
     for (int64_t h = 0; h < moments.n_head; ++h) {
         const float * second = moments.sums.data() + h*(d + 1)*d;
 
@@ -148,7 +148,7 @@ headkv_expected headkv_expect(
             covariance[i] -= mean[i/d]*mean[i % d];
         }
 
-        doubles rows = factor(covariance, d, EPS_VARIANCE*largest);
+        doubles rows = cholesky(covariance, d, EPS_VARIANCE*largest);
         for (int64_t i = 0; i < d; ++i) {
             transform(rows.data() + i*d);
         }
@@ -158,7 +158,7 @@ headkv_expected headkv_expect(
             res.linear[h*d + i] = (float) (scale*mean[i]);
         }
         for (int64_t i = 0; i < d*d; ++i) {
-            res.squared[h*d*d + i] = (float) (scale*M_SQRT1_2*rows[i]);
+            res.chol_cov[h*d*d + i] = (float) (scale*M_SQRT1_2*rows[i]);
         }
     }
     return res;

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-// what a layer does to a query before it meets the keys
+// changes of a layer's queries before they meet the keys
 struct headkv_rotation {
     int32_t       rope[16]   = {};      // parameters of the ROPE node
     ggml_tensor * factors    = nullptr; // of its frequencies, F32, or nullptr
@@ -32,7 +32,7 @@ struct headkv_moments {
 
 struct headkv_expected {
     std::vector<float> linear;  // [n_head][n_embd_head]: s mean
-    std::vector<float> squared; // [n_head][n_embd_head][n_embd_head]: L
+    std::vector<float> chol_cov; // [n_head][n_embd_head][n_embd_head]: L
 };
 
 // the queries expected from position n_pos on; may throw headkv_error

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 // positions in one graph: some MiB of numbers
 static constexpr int64_t N_POS_AT_ONCE = 1024;
@@ -18,18 +19,18 @@ using build_fn = std::function<ggml_tensor *(headkv_graph & graph, ggml_tensor *
 using take_fn  = std::function<void(int64_t first, int64_t n, const std::vector<float> & values)>;
 
 static void for_pieces(const headkv_rows & rows, const build_fn & build, const take_fn & take) {
-    const int64_t n_pos = rows.cells.size();
+    const int64_t n_pos = rows.n_pos;
     for (int64_t first = 0; first < n_pos; first += N_POS_AT_ONCE) {
         const int64_t n = std::min(N_POS_AT_ONCE, n_pos - first);
 
         headkv_graph graph(rows.backend);
-        take(first, n, graph.compute(build(graph, graph.rows(rows.cache, rows.cells.data() + first, n, rows.n_head_kv))));
+        take(first, n, graph.compute(build(graph, graph.rows(rows, first, n))));
     }
 }
 
 // build: F32 [n_out, n, n_head_kv] of a piece. All pieces together: [n_head_kv][n_pos][n_out]
 static std::vector<float> map_rows(const headkv_rows & rows, int64_t n_out, const build_fn & build) {
-    const int64_t n_pos = rows.cells.size();
+    const int64_t n_pos = rows.n_pos;
 
     std::vector<float> res(rows.n_head_kv*n_pos*n_out);
     for_pieces(rows, build, [&](int64_t first, int64_t n, const std::vector<float> & values) {
@@ -52,9 +53,9 @@ static ggml_tensor * build_unit(headkv_graph & graph, ggml_tensor * x) {
 
 // mean direction of each head's rows, [n_head_kv][n_embd_head]; zeros where there is none
 static std::vector<float> mean_direction(const headkv_rows & rows) {
-    const int64_t n_embd_head = rows.cache->ne[0]/rows.n_head_kv;
+    const int64_t n_embd_head = rows.n_embd_head();
 
-    std::vector<double> sum(rows.cache->ne[0], 0.0);
+    std::vector<double> sum(rows.tensor->ne[0], 0.0);
     const auto build = [](headkv_graph & graph, ggml_tensor * x) {
         x = ggml_cont(graph.ctx(), ggml_transpose(graph.ctx(), build_unit(graph, x))); // F32 [n, n_embd_head, n_head_kv]
         return ggml_sum_rows(graph.ctx(), x);
@@ -76,7 +77,7 @@ static std::vector<float> mean_direction(const headkv_rows & rows) {
     return res;
 }
 
-std::vector<float> headkv_keys_likeness(const headkv_rows & rows) {
+std::vector<float> headkv_keys_cosine_to_mean(const headkv_rows & rows) {
     const std::vector<float> mean = mean_direction(rows);
 
     return map_rows(rows, 1, [&](headkv_graph & graph, ggml_tensor * x) {
@@ -86,7 +87,7 @@ std::vector<float> headkv_keys_likeness(const headkv_rows & rows) {
 }
 
 std::vector<float> headkv_keys_logits(
-        const headkv_rows & rows, int64_t n_gqa, const std::vector<float> & linear, const std::vector<float> & squared) {
+        const headkv_rows & rows, int64_t n_gqa, const std::vector<float> & linear, const std::vector<float> & chol_cov) {
     return map_rows(rows, n_gqa, [&](headkv_graph & graph, ggml_tensor * x) {
         ggml_context * ctx = graph.ctx();
 
@@ -94,7 +95,7 @@ std::vector<float> headkv_keys_logits(
         const int64_t n = x->ne[1];
 
         ggml_tensor * mean = ggml_mul_mat(ctx, graph.input(linear,  d, n_gqa,   x->ne[2]), x); // F32 [n_gqa,   n, n_head_kv]
-        ggml_tensor * turn = ggml_mul_mat(ctx, graph.input(squared, d, d*n_gqa, x->ne[2]), x); // F32 [d*n_gqa, n, n_head_kv]
+        ggml_tensor * turn = ggml_mul_mat(ctx, graph.input(chol_cov, d, d*n_gqa, x->ne[2]), x); // F32 [d*n_gqa, n, n_head_kv]
 
         turn = ggml_reshape_2d(ctx, turn, d, n_gqa*n*x->ne[2]);
         turn = ggml_sum_rows(ctx, ggml_sqr(ctx, turn));
@@ -127,10 +128,16 @@ static std::vector<float> causal_mask(int64_t n_obs, int64_t n_pos) {
     return res;
 }
 
+static std::vector<int32_t> all_positions(int64_t n_pos) {
+    std::vector<int32_t> res(n_pos);
+    std::iota(res.begin(), res.end(), 0);
+    return res;
+}
+
 std::vector<float> headkv_keys_attention(
         const headkv_rows & rows, int64_t ih, const std::vector<float> & queries, int64_t n_obs, const headkv_logits & logits) {
-    const int64_t n_pos = rows.cells.size();
-    const int64_t d     = rows.cache->ne[0]/rows.n_head_kv;
+    const int64_t n_pos = rows.n_pos;
+    const int64_t d     = rows.n_embd_head();
 
     const std::vector<float> own   = queries_of_head(queries, n_obs, rows.n_head_kv, ih, d);
     const std::vector<float> mask  = causal_mask(n_obs, n_pos);
@@ -139,28 +146,24 @@ std::vector<float> headkv_keys_attention(
     headkv_graph graph(rows.backend);
     ggml_context * ctx = graph.ctx();
 
-    ggml_tensor * k  = graph.rows_of_head(rows.cache, rows.cells, rows.n_head_kv, ih);
+    ggml_tensor * k  = graph.rows_of_head(rows, all_positions(n_pos), ih);
     ggml_tensor * kq = ggml_mul_mat(ctx, k, graph.input(own, d, n_obs*n_gqa, 1));
     ggml_prec_set_acc(kq, GGML_PREC_F32);
     kq = ggml_reshape_3d(ctx, kq, n_pos, n_obs, n_gqa);
 
-    const bool is_capped = logits.softcap != 0.0f;
-    if (is_capped) {
-        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, logits.scale/logits.softcap)), logits.softcap);
-    }
-    kq = ggml_soft_max_ext(ctx, kq, graph.input(mask, n_pos, n_obs, 1), is_capped ? 1.0f : logits.scale, 0.0f);
+    headkv_logits own_logits = logits;
     if (logits.sinks) {
-        ggml_soft_max_add_sinks(kq, ggml_view_1d(ctx, logits.sinks, n_gqa, ih*n_gqa*logits.sinks->nb[0]));
+        own_logits.sinks = ggml_view_1d(ctx, logits.sinks, n_gqa, ih*n_gqa*logits.sinks->nb[0]);
     }
-    return graph.compute(kq);
+    return graph.compute(headkv_build_softmax(ctx, kq, graph.input(mask, n_pos, n_obs, 1), own_logits));
 }
 
 // directions in the projection's input whose images are asked for: of the elements that the query heads of KV head ih take,
-// as the cache mixes them, [n_embd_head*n_gqa][n_in]. mixing: [n][n] or empty
-static std::vector<float> directions_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih, const std::vector<float> & mixing) {
+// as the cache mixes them, [n_embd_head*n_gqa][n_in]. hadamard: [n][n] or empty
+static std::vector<float> directions_of_head(int64_t n_in, int64_t n_head_kv, int64_t ih, const std::vector<float> & hadamard) {
     static const std::vector<float> unmixed = { 1.0f };
 
-    const std::vector<float> & mix = mixing.empty() ? unmixed : mixing;
+    const std::vector<float> & mix = hadamard.empty() ? unmixed : hadamard;
 
     const int64_t n_own = n_in/n_head_kv;
     const int64_t n_mix = (int64_t) std::sqrt((double) mix.size());
@@ -177,8 +180,8 @@ static std::vector<float> directions_of_head(int64_t n_in, int64_t n_head_kv, in
 // W^T W of the blocks W of the output projection that a KV head's query heads go through, [n_gqa][n_embd_head][n_embd_head].
 // The blocks are asked for by a product: backends know no other way to look at weights that they keep in an order of their own
 static std::vector<float> gram_of_head(
-        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, int64_t ih, const std::vector<float> & mixing) {
-    const std::vector<float> directions = directions_of_head(wo->ne[0], rows.n_head_kv, ih, mixing);
+        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, int64_t ih, const std::vector<float> & hadamard) {
+    const std::vector<float> directions = directions_of_head(wo->ne[0], rows.n_head_kv, ih, hadamard);
 
     headkv_graph graph(rows.backend);
     ggml_context * ctx = graph.ctx();
@@ -192,10 +195,10 @@ static std::vector<float> gram_of_head(
 }
 
 std::vector<float> headkv_keys_projected(
-        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, const std::vector<float> & mixing) {
+        const headkv_rows & rows, ggml_tensor * wo, int64_t n_gqa, const std::vector<float> & hadamard) {
     std::vector<float> grams; // [n_head_kv][n_gqa][n_embd_head][n_embd_head]
     for (int64_t ih = 0; ih < rows.n_head_kv; ++ih) {
-        const auto gram = gram_of_head(rows, wo, n_gqa, ih, mixing);
+        const auto gram = gram_of_head(rows, wo, n_gqa, ih, hadamard);
         grams.insert(grams.end(), gram.begin(), gram.end());
     }
     return map_rows(rows, 1, [&](headkv_graph & graph, ggml_tensor * v) {

@@ -1,6 +1,5 @@
 #include "score/observe.h"
-#include "attend/attn.h"
-#include "cache/store.h"
+#include "attend/node.h"
 
 #include "llama-graph.h"
 
@@ -16,48 +15,38 @@ static constexpr int64_t N_QUERIES_MAX = 2*N_QUERIES_AT_ONCE;
 // counts the observing tokens as they are evaluated: a graph that is reused is built once and evaluated more often
 class headkv_input_observed : public llm_graph_input_i {
 public:
-    headkv_input_observed(headkv_store & store) : store(store) {}
+    headkv_input_observed(headkv_observation & observation) : observation(observation) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        if (!ubatch) {
-            return;
+        if (ubatch) {
+            observation.see(*std::min_element(ubatch->pos, ubatch->pos + ubatch->n_tokens), ubatch->n_tokens);
         }
-        if (store.n_scored == 0) {
-            store.pos_scored = *std::min_element(ubatch->pos, ubatch->pos + ubatch->n_tokens);
-        }
-        store.n_scored += ubatch->n_tokens;
     }
 
     bool can_reuse(const llm_graph_params & params) override {
         // kept queries have a place of their own each
-        return store.reduce != HEADKV_REDUCE_QUERIES && store.n_scored + params.ubatch.n_tokens <= store.n_armed;
+        return observation.what() != HEADKV_REDUCE_QUERIES &&
+            observation.n_seen() + params.ubatch.n_tokens <= observation.n_tokens();
     }
 
 private:
-    headkv_store & store;
+    headkv_observation & observation;
 };
 
 // what queries [first, first + n) attend to, F32 [n_kv, n, n_head]
 static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa, int64_t first, int64_t n) {
-    ggml_tensor * q    = fa->src[0]; // F32 [n_embd_head_k, n_tokens, n_head]
-    ggml_tensor * k    = fa->src[1]; // cache type [n_embd_head_k, n_kv, n_head_kv]
-    ggml_tensor * mask = fa->src[3]; // F16 [n_kv, n_tokens]
+    const headkv_node node(fa);
+
+    ggml_tensor * q    = fa->src[HEADKV_SRC_Q];    // F32 [n_embd_head_k, n_tokens, n_head]
+    ggml_tensor * k    = fa->src[HEADKV_SRC_K];    // cache type [n_embd_head_k, n_kv, n_head_kv]
+    ggml_tensor * mask = fa->src[HEADKV_SRC_MASK]; // F16 [n_kv, n_tokens]
 
     q    = ggml_view_3d(ctx, q,    q->ne[0], n, q->ne[2], q->nb[1], q->nb[2], first*q->nb[1]);
     mask = ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], first*mask->nb[1]);
 
-    const headkv_attn_params params = headkv_attn_params_get(fa);
-
     ggml_tensor * kq = ggml_mul_mat(ctx, k, q); // F32 [n_kv, n, n_head]
     ggml_prec_set_acc(kq, GGML_PREC_F32);
-
-    if (params.softcap != 0.0f) {
-        kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, params.scale/params.softcap)), params.softcap);
-    }
-
-    kq = ggml_soft_max_ext(ctx, kq, mask, params.softcap != 0.0f ? 1.0f : params.scale, 0.0f);
-    ggml_soft_max_add_sinks(kq, fa->src[4]);
-    return kq;
+    return headkv_build_softmax(ctx, kq, mask, { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] });
 }
 
 // build_reduced() in host memory; every thread takes an equal slice of the positions
@@ -101,17 +90,17 @@ static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_
     return reduce == HEADKV_REDUCE_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
 }
 
-// score: F32 [n_cells, n_head], to which the attention of the node's queries is added
-static void build_attention_score(const llm_graph_context & g, ggml_tensor * score, const ggml_tensor * fa, headkv_reduce reduce) {
-    ggml_context * ctx = g.ctx0;
+// sums: F32 [n_cells, n_head], to which the attention of the node's queries is added
+static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, const ggml_tensor * fa, headkv_reduce reduce) {
+    ggml_context * ctx = graph.get_ctx();
 
-    const int64_t n_tokens = fa->src[0]->ne[1];
+    const int64_t n_tokens = fa->src[HEADKV_SRC_Q]->ne[1];
 
-    const bool is_host = ggml_backend_buffer_is_host(score->buffer);
+    const bool is_host = ggml_backend_buffer_is_host(sums->buffer);
 
-    score = ggml_view_2d(ctx, score, fa->src[1]->ne[1], score->ne[1], score->nb[1], 0); // F32 [n_kv, n_head]
+    sums = ggml_view_2d(ctx, sums, fa->src[HEADKV_SRC_K]->ne[1], sums->ne[1], sums->nb[1], 0); // F32 [n_kv, n_head]
 
-    ggml_tensor * all = score;
+    ggml_tensor * all = sums;
     for (int64_t first = 0; first < n_tokens; first += N_QUERIES_AT_ONCE) {
         const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
 
@@ -120,9 +109,9 @@ static void build_attention_score(const llm_graph_context & g, ggml_tensor * sco
         all = reduce == HEADKV_REDUCE_MAX
             ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, all)), all) // the larger of both
             : ggml_add(ctx, batch, all);
-        ggml_build_forward_expand(g.gf, all); // one matrix after the other
+        ggml_build_forward_expand(graph.get_gf(), all); // one matrix after the other
     }
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
+    ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, all, sums));
 }
 
 // the queries before they were rotated, F32 [n_embd_head_k, n_head, n_tokens], and what was done to them since; nullptr if
@@ -170,10 +159,10 @@ static ggml_tensor * find_unrotated(const ggml_tensor * q, headkv_rotation & rot
     return nullptr;
 }
 
-// score: F32 [n_embd_head_k, n_embd_head_k + 1, n_head], to which sums over the queries q before rotation are added:
+// sums: F32 [n_embd_head_k, n_embd_head_k + 1, n_head], to which sums over the queries q before rotation are added:
 // q q^T, and q itself as the last row
-static void build_moments(const llm_graph_context & g, ggml_tensor * score, ggml_tensor * q) {
-    ggml_context * ctx = g.ctx0;
+static void build_moments(llm_graph_result & graph, ggml_tensor * sums, ggml_tensor * q) {
+    ggml_context * ctx = graph.get_ctx();
 
     q = ggml_cont(ctx, ggml_permute(ctx, q, 1, 2, 0, 3)); // F32 [n_tokens, n_embd_head_k, n_head]
 
@@ -181,60 +170,62 @@ static void build_moments(const llm_graph_context & g, ggml_tensor * score, ggml
     ggml_prec_set_acc(second, GGML_PREC_F32);
 
     ggml_tensor * first = ggml_reshape_3d(ctx, ggml_sum_rows(ctx, q), q->ne[1], 1, q->ne[2]);
-    ggml_tensor * all   = ggml_add(ctx, ggml_concat(ctx, second, first, 1), score);
+    ggml_tensor * all   = ggml_add(ctx, ggml_concat(ctx, second, first, 1), sums);
 
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, all, score));
+    ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, all, sums));
 }
 
-// score: F32 [n_embd_head_k, n_head, n_armed], in which the queries q are put from number first on
-static void build_queries(const llm_graph_context & g, ggml_tensor * score, ggml_tensor * q, int64_t first) {
-    ggml_context * ctx = g.ctx0;
+// queries: F32 [n_embd_head_k, n_head, n_tokens], in which the queries q are put from number first on
+static void build_queries(llm_graph_result & graph, ggml_tensor * queries, ggml_tensor * q, int64_t first) {
+    ggml_context * ctx = graph.get_ctx();
 
-    ggml_tensor * dst = ggml_view_3d(ctx, score, score->ne[0], score->ne[1], q->ne[1], score->nb[1], score->nb[2], first*score->nb[2]);
-    ggml_build_forward_expand(g.gf, ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
+    ggml_tensor * dst = ggml_view_3d(ctx, queries, queries->ne[0], queries->ne[1], q->ne[1], queries->nb[1], queries->nb[2], first*queries->nb[2]);
+    ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
 }
 
-static bool is_attention(headkv_reduce reduce) {
-    return reduce == HEADKV_REDUCE_MEAN || reduce == HEADKV_REDUCE_MAX;
+static bool is_attention(headkv_reduce what) {
+    return what == HEADKV_REDUCE_MEAN || what == HEADKV_REDUCE_MAX;
 }
 
-uint32_t headkv_score_n_ubatch(const headkv_store & store, uint32_t n_ubatch) {
-    return is_attention(store.reduce) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
+uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, uint32_t n_ubatch) {
+    return is_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
 }
 
-void headkv_score_build(const llm_graph_context & g, headkv_store & store, const ggml_tensor * fa, int il) {
-    headkv_layer_store & layer = store.layers[store.layer_of.at(il)];
+void headkv_observe_build(llm_graph_result & graph, headkv_observation & observation, size_t i, const ggml_tensor * fa) {
+    headkv_observation::layer & layer = observation.at(i);
 
-    const int64_t n_tokens = fa->src[0]->ne[1];
-    const int64_t n_kv     = fa->src[1]->ne[1];
+    ggml_tensor * q = fa->src[HEADKV_SRC_Q];
 
-    // more tokens than are armed (the caller's batch is too long): no scores, which headkv_compress() notices; so it is
-    // when a worst-case graph is being reserved
-    if (store.n_scored + n_tokens > store.n_armed) {
+    const int64_t n_tokens = q->ne[1];
+    const int64_t n_kv     = fa->src[HEADKV_SRC_K]->ne[1];
+
+    // more tokens than are to observe (the caller's batch is too long): nothing is gathered, which scorers notice; so it is when a
+    // worst-case graph is being reserved
+    if (observation.n_seen() + n_tokens > observation.n_tokens()) {
         return;
     }
-    if (is_attention(store.reduce) && (n_kv > layer.score->ne[0] || n_tokens > N_QUERIES_MAX)) {
+    if (is_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n_tokens > N_QUERIES_MAX)) {
         return;
     }
 
-    if (il == (int) store.layers[0].shape.il) {
-        g.res->add_input(std::make_unique<headkv_input_observed>(store));
+    if (i == 0) {
+        graph.add_input(std::make_unique<headkv_input_observed>(observation));
     }
 
-    if (is_attention(store.reduce)) {
-        build_attention_score(g, layer.score, fa, store.reduce);
+    if (is_attention(observation.what())) {
+        build_attention_sums(graph, layer.gathered, fa, observation.what());
         return;
     }
-    const headkv_attn_params params = headkv_attn_params_get(fa);
-    layer.logits = { params.scale, params.softcap, fa->src[HEADKV_SRC_SINKS] };
+    const headkv_node node(fa);
+    layer.logits = { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] };
 
-    if (store.reduce == HEADKV_REDUCE_QUERIES) {
-        build_queries(g, layer.score, fa->src[0], store.n_scored);
+    if (observation.what() == HEADKV_REDUCE_QUERIES) {
+        build_queries(graph, layer.gathered, q, observation.n_seen());
         return;
     }
-    ggml_tensor * q = find_unrotated(fa->src[0], layer.rotation);
-    layer.is_rotation_known = q != nullptr;
-    if (q) {
-        build_moments(g, layer.score, q);
+    ggml_tensor * unrotated = find_unrotated(q, layer.rotation);
+    layer.is_rotation_known = unrotated != nullptr;
+    if (unrotated) {
+        build_moments(graph, layer.gathered, unrotated);
     }
 }

@@ -1,47 +1,61 @@
-// score/scorers.h: the scores of a layer: how much each position before the window is worth to each KV head.
+// score/scorers.h: the scores of a layer: how much each position before the window is worth to each KV head. One row of the table in
+// scorers.cpp and one function a scorer:
 //
-//     attention   what the armed tokens attended to, folded over the query heads       SnapKV, H2O, TOVA
+//     attention   what the observing tokens attended to, folded over the query heads   SnapKV, H2O, TOVA
 //     position    the later the better                                                 StreamingLLM
 //     knorm       short keys                                                           Knorm
 //     keydiff     keys unlike the others of their head                                 KeyDiff
 //     expected    what queries to come are expected to attend to, times |value|        Expected Attention
-//     critical    as attention; times |W_o value| when half of the rows are chosen     CriticalKV
-//     defensive   the largest attention of any armed query, times |W_o value|          LayerDefensiveKV
+//     critical    as attention; times |W_o value| when half of the rows are selected   CriticalKV
+//     defensive   the largest attention of any observing query, times |W_o value|      LayerDefensiveKV
 //
-// All may throw headkv_error.
+// All functions may throw headkv_error.
 
 #pragma once
 
 #include "headkv.h"
-#include "core/select.h"
+#include "score/view.h"
 
 #include <cstdint>
 #include <vector>
 
-struct headkv_store;
+struct headkv_scorer {
+    headkv_score kind;
 
-void             headkv_rate_check(const headkv_score_params & params);
-void             headkv_rate_check_kernel(const char * name, uint32_t kernel);
-headkv_pool_type headkv_rate_pool(const headkv_score_params & params);
+    int32_t needs; // what must have been observed: enum headkv_reduce (the mean stands for the maximum too), or -1
+
+    bool is_parallel; // computed from arrays on the host, so that layers may be scored at the same time
+    bool is_pooled;   // made of pooled rows already: not pooled again
+
+    // half of the evictable rows are selected by these scores, the others by these times what the values do to the output
+    bool is_critical;
+
+    const char * no_vote; // why heads cannot vote by these scores, or nullptr
+
+    // [n_head_kv][n_pos - n_obs] of layer i, not pooled
+    std::vector<float> (*score)(const headkv_view & view, size_t i, const headkv_score_params & params);
+};
+
+// checks the parameters too
+const headkv_scorer & headkv_scorer_of(const headkv_score_params & params);
+
+void headkv_check_kernel(const char * name, uint32_t kernel);
 
 // positions that are pooled into each score by the caller; 1 where the scores are made of pooled rows already
-uint32_t headkv_rate_kernel(const headkv_score_params & params);
+uint32_t headkv_score_kernel(const headkv_score_params & params);
 
-// is it computed from arrays on the host, so that layers may be rated at the same time?
-bool headkv_rate_is_parallel(const headkv_score_params & params);
-
-// what the armed tokens attended to, mean or maximum, [n_head][n_pos - n_obs] of layer i
-std::vector<float> headkv_rate_attention(const headkv_store & store, uint32_t i, uint32_t n_obs);
+// what the observing tokens attended to, mean or maximum, [n_head][n_pos - n_obs] of layer i
+std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, uint32_t n_obs);
 
 // what the values of the first n positions do behind the output projection, [n_head_kv][n] of layer i
-std::vector<float> headkv_rate_projected(const headkv_store & store, uint32_t i, size_t n);
+std::vector<float> headkv_score_projected(const headkv_view & view, size_t i, int64_t n);
 
 // what the KV heads of layer i see together, [n_head_kv][n_embd_head_v]: the values of the n_top positions with the largest
 // attention, each times this attention
-std::vector<float> headkv_rate_semantics(const headkv_store & store, uint32_t i, uint32_t n_top);
+std::vector<float> headkv_score_semantics(const headkv_view & view, size_t i, uint32_t n_top);
 
-// [n_head_kv][n_pos - n_obs] of layer i, not pooled
-std::vector<float> headkv_rate_folded(const headkv_store & store, uint32_t i, const headkv_score_params & params);
+// [n_head_kv][n_pos - n_obs] of layer i, not pooled, finite
+std::vector<float> headkv_score_layer(const headkv_view & view, size_t i, const headkv_score_params & params);
 
 // the same, pooled
-std::vector<float> headkv_rate(const headkv_store & store, uint32_t i, const headkv_score_params & params);
+std::vector<float> headkv_score_pooled(const headkv_view & view, size_t i, const headkv_score_params & params);

@@ -104,7 +104,7 @@ def test_only_scores_travel_when_rows_are_chosen(device: None, open_context: Mak
     with count_traffic() as traffic:
         context.native.compress(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(n_obs=N_OBS), 2)
     assert 0 < traffic.bytes_to_host <= sum(TINY.n_head) * N_CTX * F32
-    assert all(name.startswith("headkv_score") for name in traffic.names.split(", ")), traffic.names
+    assert all(name.startswith("headkv_observed") for name in traffic.names.split(", ")), traffic.names
 
 
 @pytest.mark.parametrize("name", ["knorm", "keydiff"])

@@ -1,4 +1,4 @@
-// attention-problem.h: random attention over prefix and tail, and what float64 says of it. For the tests of the kernels.
+// attention-problem.h: random attention over hot rows and tail, and what float64 says of it. For the tests of the kernels.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 static constexpr float SOFTCAP = 30.0f;
 
-static const int LENGTHS[][3] = { // prefix rows of the KV heads
+static const int LENGTHS[][3] = { // hot rows of the KV heads
     { 97, 1, 17 }, { 0, 0, 0 }, { 0, 200, 0 }, { 17, 0, 97 }, { 64, 63, 65 }, { 1, 1, 1 }, { 128, 0, 0 },
 };
 
@@ -68,7 +68,7 @@ static rows random_rows(ggml_type type, int n_elements, int n, std::mt19937 & rn
 
 struct problem {
     test_case t;
-    std::vector<rows>     k, v; // [N_HEAD_KV], len + n_kv rows each: prefix first, then the tail
+    std::vector<rows>     k, v; // [N_HEAD_KV], len + n_kv rows each: hot rows first, then the tail
     std::vector<float>    q;    // [n_tok][n_head][n_k]
     std::vector<float>    mask; // [n_tok][n_kv]
     std::vector<float>    sinks;
@@ -146,28 +146,23 @@ static std::vector<double> reference(const problem & p) {
     return out;
 }
 
-static const int GAPS[] = { 3, 1, 2, 5 }; // poisoned prefix rows before each head and after the last
+static const int GAPS[] = { 3, 5 }; // poisoned rows before the first head and after the last
 
-// rows of the prefix, head after head
-[[maybe_unused]] static std::vector<uint8_t> prefix(const problem & p, const std::vector<rows> & all) {
-    std::vector<uint8_t> data;
+// hot rows, head after head
+[[maybe_unused]] static std::vector<uint8_t> hot(const problem & p, const std::vector<rows> & all) {
+    std::vector<uint8_t> data(GAPS[0]*all[0].bytes(), 0xff);
     for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        data.insert(data.end(), GAPS[ih]*all[ih].bytes(), 0xff);
         data.insert(data.end(), all[ih].data.begin(), all[ih].data.begin() + p.t.len[ih]*all[ih].bytes());
     }
-    data.insert(data.end(), GAPS[N_HEAD_KV]*all[0].bytes(), 0xff);
+    data.insert(data.end(), GAPS[1]*all[0].bytes(), 0xff);
     return data;
 }
 
-// off and len of the same
-[[maybe_unused]] static std::vector<int32_t> meta(const problem & p) {
-    std::vector<int32_t> res(2*N_HEAD_KV);
-    int row = 0;
+// first row of each head, and the end
+[[maybe_unused]] static std::vector<int32_t> row_ptr(const problem & p) {
+    std::vector<int32_t> res = { GAPS[0] };
     for (int ih = 0; ih < N_HEAD_KV; ih++) {
-        row += GAPS[ih];
-        res[ih]             = row;
-        res[N_HEAD_KV + ih] = p.t.len[ih];
-        row += p.t.len[ih];
+        res.push_back(res.back() + p.t.len[ih]);
     }
     return res;
 }

@@ -4,11 +4,13 @@
 //
 // A graph holds as many layers as a 512 MiB cache has, each with rows of its own, so that rows come from memory as in a
 // real model, not from a cache that a single layer would stay in. Stock: [cells][n_head_kv][n_embd_head] as llama.cpp
-// stores them, no cell masked. Ours: the same number of rows, N_TAIL of them in the tail, the others in the prefix, shared
+// stores them, no cell masked. Ours: the same number of rows, N_TAIL of them in the tail, the others hot, shared
 // evenly or unevenly (one KV head of each layer has 100 times the rows of the others). Medians and best over RUNS.
 //
 // On a busy machine set OMP_WAIT_POLICY=passive: a thread that spins at a barrier takes the core from the one it waits for,
 // and both sides then measure the scheduler (8 ms for every node).
+
+#include "attend/node.h"
 
 #include "ggml-cpu.h"
 #include "ggml.h"
@@ -82,21 +84,18 @@ struct bench {
     void add_stock() { ggml_build_forward_expand(graph, node(n_rows)); }
 
     void add_ours(bool is_uneven) {
-        const int n_prefix = (n_rows - N_TAIL)*m.n_head_kv;
-        ggml_tensor * t    = node(N_TAIL);
-        ggml_tensor * meta = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 2*m.n_head_kv);
-        int32_t * off = (int32_t *) meta->data;
-        int row = 0;
+        const int n_hot = (n_rows - N_TAIL)*m.n_head_kv;
+        ggml_tensor * t       = node(N_TAIL);
+        ggml_tensor * row_ptr = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, m.n_head_kv + 1);
+        int32_t * first = (int32_t *) row_ptr->data;
+        const int share = is_uneven ? n_hot/(m.n_head_kv - 1 + 100) : n_hot/m.n_head_kv;
         for (int ih = 0; ih < m.n_head_kv; ih++) {
-            const int share = n_prefix/(m.n_head_kv - 1 + 100);
-            const int len   = ih == m.n_head_kv - 1 ? n_prefix - row : is_uneven ? share : n_prefix/m.n_head_kv;
-            off[ih]               = row;
-            off[m.n_head_kv + ih] = len;
-            row += len;
+            first[ih] = ih*share;
         }
-        t->src[5] = rows(n_prefix);
-        t->src[6] = rows(n_prefix);
-        t->src[7] = meta;
+        first[m.n_head_kv] = n_hot;
+        t->src[HEADKV_SRC_K_HOT]   = rows(n_hot);
+        t->src[HEADKV_SRC_V_HOT]   = rows(n_hot);
+        t->src[HEADKV_SRC_ROW_PTR] = row_ptr;
         ggml_build_forward_expand(graph, t);
     }
 

@@ -4,7 +4,7 @@
 //     bench-device NAME TYPE SIZE N_HEAD_KV GROUP ROWS SHAPE     ROWS: of each KV head on average
 //
 // SHAPE: stock    upstream's node, ROWS cells for each head
-//        even     prefix with ROWS rows for each head
+//        even     hot rows: ROWS for each head
 //        uneven   as many rows in all, one head with 100 times as many as each of the others
 //        copy     ROWS*N_HEAD_KV rows copied within the device: its bandwidth
 //
@@ -35,16 +35,15 @@ static void fill(ggml_tensor * t, std::mt19937 & rng) {
     }
 }
 
-static std::vector<int32_t> make_meta(int64_t n_head_kv, int64_t n_rows, bool is_uneven) {
+static std::vector<int32_t> make_row_ptr(int64_t n_head_kv, int64_t n_rows, bool is_uneven) {
     std::vector<int32_t> len(n_head_kv, n_rows/n_head_kv);
     if (is_uneven) {
         std::fill(len.begin(), len.end(), n_rows/(n_head_kv - 1 + 100));
         len[0] = n_rows - len[1]*(n_head_kv - 1);
     }
-    std::vector<int32_t> meta;
-    for (int64_t ih = 0, off = 0; ih < n_head_kv; off += len[ih++]) { meta.push_back(off); }
-    meta.insert(meta.end(), len.begin(), len.end());
-    return meta;
+    std::vector<int32_t> row_ptr = { 0 };
+    for (const int32_t n : len) { row_ptr.push_back(row_ptr.back() + n); }
+    return row_ptr;
 }
 
 // microseconds of the graph in the median round
@@ -81,12 +80,12 @@ static double time_nodes(ggml_backend_t backend, const node_shape & s, size_t by
         if (!n.is_supported) {
             return NAN;
         }
-        for (ggml_tensor * t : { n.q, n.k, n.v, n.k_prefix, n.v_prefix }) {
+        for (ggml_tensor * t : { n.q, n.k, n.v, n.k_hot, n.v_hot }) {
             if (t) { fill(t, rng); }
         }
-        if (n.meta) {
-            const auto meta = make_meta(s.n_head_kv, s.n_rows, is_uneven);
-            device_node::set(n.meta, meta.data(), meta.size()*sizeof(int32_t));
+        if (n.row_ptr) {
+            const auto row_ptr = make_row_ptr(s.n_head_kv, s.n_rows, is_uneven);
+            device_node::set(n.row_ptr, row_ptr.data(), row_ptr.size()*sizeof(int32_t));
         }
     }
     ggml_context_ptr ctx { ggml_init({ ggml_graph_overhead(), nullptr, true }) };

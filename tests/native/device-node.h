@@ -1,7 +1,9 @@
-// device-node.h: attention nodes with and without a prefix in the memory of any backend's device. For the test and the benchmark of
+// device-node.h: attention nodes with and without hot rows in the memory of any backend's device. For the test and the benchmark of
 // kernels that run on one.
 
 #pragma once
+
+#include "attend/node.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -26,7 +28,7 @@ struct node_shape {
     ggml_type type_k, type_v;
     int64_t   n_k, n_v, n_head_kv, group, n_tok;
     int64_t   n_kv;   // tail cells
-    int64_t   n_rows; // of the prefix; 0: stock attention, without prefix
+    int64_t   n_rows; // hot rows; 0: stock attention
     bool      has_mask, has_sinks;
     float     scale, softcap;
 };
@@ -49,9 +51,9 @@ public:
         ggml_flash_attn_ext_add_sinks(node, sinks);
         ggml_prec_set_acc(node, GGML_PREC_F32);
         if (s.n_rows > 0) {
-            k_prefix = node->src[5] = ggml_new_tensor_2d(c, s.type_k, s.n_k, s.n_rows);
-            v_prefix = node->src[6] = ggml_new_tensor_2d(c, s.type_v, s.n_v, s.n_rows);
-            meta     = node->src[7] = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2*s.n_head_kv);
+            k_hot   = node->src[HEADKV_SRC_K_HOT]   = ggml_new_tensor_2d(c, s.type_k, s.n_k, s.n_rows);
+            v_hot   = node->src[HEADKV_SRC_V_HOT]   = ggml_new_tensor_2d(c, s.type_v, s.n_v, s.n_rows);
+            row_ptr = node->src[HEADKV_SRC_ROW_PTR] = ggml_new_tensor_1d(c, GGML_TYPE_I32, s.n_head_kv + 1);
         }
         is_supported = ggml_backend_supports_op(backend, node);
         buf.reset(ggml_backend_alloc_ctx_tensors(c, backend));
@@ -75,7 +77,7 @@ public:
     static void set(ggml_tensor * t, const void * data, size_t bytes) { ggml_backend_tensor_set(t, data, 0, bytes); }
 
     ggml_tensor * q, * k, * v, * mask, * sinks, * node;
-    ggml_tensor * k_prefix = nullptr, * v_prefix = nullptr, * meta = nullptr;
+    ggml_tensor * k_hot = nullptr, * v_hot = nullptr, * row_ptr = nullptr;
 
     bool is_supported;
 

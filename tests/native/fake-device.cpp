@@ -2,6 +2,8 @@
 // only while the device computes or its buffers' functions copy: whoever takes a tensor on it for host memory crashes, as on
 // a GPU. Which backend it says to be is up to the test. POSIX.
 
+#include "attend/node.h"
+
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml.h"
@@ -15,7 +17,7 @@
 #include <string>
 #include <vector>
 
-enum refusal { REFUSE_NOTHING, REFUSE_PREFIX, REFUSE_ATTENTION };
+enum refusal { REFUSE_NOTHING, REFUSE_HOT, REFUSE_ATTENTION };
 
 static refusal refused = REFUSE_NOTHING;
 
@@ -179,7 +181,7 @@ static void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
 }
 
 static bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
-    const bool is_refused = refused == REFUSE_ATTENTION || (refused == REFUSE_PREFIX && op->src[5]);
+    const bool is_refused = refused == REFUSE_ATTENTION || (refused == REFUSE_HOT && op->src[HEADKV_SRC_K_HOT]);
     if (op->op == GGML_OP_FLASH_ATTN_EXT && is_refused) {
         return false;
     }

@@ -4,9 +4,10 @@
 // `test-attention` runs each combination once; `test-attention C` only case C; `test-attention C END` the cases [C, END),
 // which may lie beyond the first round. Exit code 0: all cases passed.
 //
-// Rows that must not be read are poisoned with NaN: prefix rows outside [off, off + len), tail cells that every token
+// Rows that must not be read are poisoned with NaN: rows before the first head's and after the last's, tail cells that every token
 // masks. Stock flash attention runs on the same rows (without poison, one mask per query head) as a yardstick.
 
+#include "attend/node.h"
 #include "attention-problem.h"
 
 #include "ggml-cpu.h"
@@ -115,8 +116,8 @@ static ggml_tensor * to_tensor(ggml_tensor * t, const void * data) {
     return t;
 }
 
-static ggml_tensor * prefix_tensor(graph & g, const problem & p, const std::vector<rows> & all) {
-    const std::vector<uint8_t> data = prefix(p, all);
+static ggml_tensor * hot_tensor(graph & g, const problem & p, const std::vector<rows> & all) {
+    const std::vector<uint8_t> data = hot(p, all);
     return to_tensor(ggml_new_tensor_2d(g.ctx, all[0].type, all[0].n_elements, data.size()/all[0].bytes()), data.data());
 }
 
@@ -138,9 +139,9 @@ static std::vector<float> ours(const problem & p) {
         ggml_fp32_to_fp16_row(p.mask.data(), (ggml_fp16_t *) mask->data, ggml_nelements(mask));
     }
     ggml_tensor * node = g.attention(p, tail(p.k), tail(p.v), mask);
-    node->src[5] = prefix_tensor(g, p, p.k);
-    node->src[6] = prefix_tensor(g, p, p.v);
-    node->src[7] = to_tensor(ggml_new_tensor_1d(g.ctx, GGML_TYPE_I32, 2*N_HEAD_KV), meta(p).data());
+    node->src[HEADKV_SRC_K_HOT]   = hot_tensor(g, p, p.k);
+    node->src[HEADKV_SRC_V_HOT]   = hot_tensor(g, p, p.v);
+    node->src[HEADKV_SRC_ROW_PTR] = to_tensor(ggml_new_tensor_1d(g.ctx, GGML_TYPE_I32, N_HEAD_KV + 1), row_ptr(p).data());
     return g.compute(node, t.nth);
 }
 
@@ -191,7 +192,7 @@ int main(int argc, char ** argv) {
         worst_stock = std::max(worst_stock, e_stock);
         if (!ok) { n_failed++; }
         if (!ok || end == begin + 1) {
-            printf("%s case %d: K %s x %d, V %s x %d, group %d, tokens %d, threads %d, prefix %d/%d/%d, tail %d, mask %d, "
+            printf("%s case %d: K %s x %d, V %s x %d, group %d, tokens %d, threads %d, hot %d/%d/%d, tail %d, mask %d, "
                     "softcap %d, sinks %d: nmse %g, stock %g\n", ok ? "ok" : "FAILED", c, ggml_type_name(t.type_k), t.n_k,
                     ggml_type_name(t.type_v), t.n_v, t.group, t.n_tok, t.nth, t.len[0], t.len[1], t.len[2], t.n_kv, t.mask,
                     t.has_softcap, t.has_sinks, e, e_stock);

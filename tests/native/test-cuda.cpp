@@ -131,9 +131,9 @@ template <class Row> static void run_for_size(const headkv::attn_args & args, in
 static std::vector<float> ours(const problem & p, int seed) {
     const test_case & t = p.t;
     std::mt19937 rng(seed);
-    const auto kp = prefix(p, p.k), vp = prefix(p, p.v);
+    const auto k_hot = hot(p, p.k), v_hot = hot(p, p.v);
     const auto k  = tail(p, p.k, rng), v = tail(p, p.v, rng);
-    const auto m  = meta(p);
+    const auto ptr = row_ptr(p);
     std::vector<ggml_fp16_t> mask(p.mask.size());
     ggml_fp32_to_fp16_row(p.mask.data(), mask.data(), mask.size());
     std::vector<float> dst((size_t) t.n_tok*p.n_head()*t.n_v, std::numeric_limits<float>::quiet_NaN());
@@ -145,20 +145,19 @@ static std::vector<float> ours(const problem & p, int seed) {
     args.v           = (const char *) v.data();
     args.mask        = t.mask == MASK_NONE ? nullptr : (const char *) mask.data();
     args.sinks       = t.has_sinks ? p.sinks.data() : nullptr;
-    args.k_prefix    = (const char *) kp.data();
-    args.v_prefix    = (const char *) vp.data();
-    args.off         = m.data();
-    args.len         = m.data() + N_HEAD_KV;
+    args.k_hot       = (const char *) k_hot.data();
+    args.v_hot       = (const char *) v_hot.data();
+    args.row_ptr     = ptr.data();
     args.dst         = dst.data();
     args.nb_q_tok    = (int64_t) p.n_head()*t.n_k*sizeof(float);
     args.nb_q_head   = (int64_t) t.n_k*sizeof(float);
     args.nb_k_row    = args.nb_v_row    = N_HEAD_KV*bytes;
     args.nb_k_head   = args.nb_v_head   = bytes;
-    args.nb_k_prefix = args.nb_v_prefix = bytes;
+    args.nb_k_hot    = args.nb_v_hot    = bytes;
     args.nb_mask     = t.n_kv*sizeof(ggml_fp16_t);
     args.n_kv        = t.n_kv;
     args.n_head_kv   = N_HEAD_KV;
-    args.group       = t.group;
+    args.n_gqa       = t.group;
     args.n_tok       = t.n_tok;
     args.n_tile      = (args.n_query() + headkv::MAX_TILE - 1)/headkv::MAX_TILE;
     args.n_block     = t.nth;
@@ -195,7 +194,7 @@ int main(int argc, char ** argv) {
         worst = std::max(worst, e);
         if (!ok) { n_failed++; }
         if (!ok || end == begin + 1) {
-            printf("%s case %d: %s x %d, group %d, tokens %d, blocks %d, prefix %d/%d/%d, tail %d, mask %d, softcap %d, sinks %d: "
+            printf("%s case %d: %s x %d, group %d, tokens %d, blocks %d, hot %d/%d/%d, tail %d, mask %d, softcap %d, sinks %d: "
                     "nmse %g\n", ok ? "ok" : "FAILED", c, ggml_type_name(t.type_k), t.n_k, t.group, t.n_tok, t.nth,
                     t.len[0], t.len[1], t.len[2], t.n_kv, t.mask, t.has_softcap, t.has_sinks, e);
         }

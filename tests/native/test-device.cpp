@@ -51,8 +51,7 @@ template <class T> static void set(ggml_tensor * t, const std::vector<T> & data)
 // false: the device does not take the node
 static bool compute(ggml_backend_t backend, const problem & p, std::vector<float> & out) {
     const test_case & t = p.t;
-    int64_t n_rows = GAPS[N_HEAD_KV];
-    for (int ih = 0; ih < N_HEAD_KV; ih++) { n_rows += GAPS[ih] + t.len[ih]; }
+    const int64_t n_rows = row_ptr(p).back() + GAPS[1];
 
     device_node n(backend, { t.type_k, t.type_v, t.n_k, t.n_v, N_HEAD_KV, t.group, t.n_tok, t.n_kv, n_rows,
         t.mask != MASK_NONE, t.has_sinks, p.scale, t.has_softcap ? SOFTCAP : 0.0f });
@@ -62,9 +61,9 @@ static bool compute(ggml_backend_t backend, const problem & p, std::vector<float
     set(n.q, p.q);
     set(n.k, tail(p, p.k));
     set(n.v, tail(p, p.v));
-    set(n.k_prefix, prefix(p, p.k));
-    set(n.v_prefix, prefix(p, p.v));
-    set(n.meta, meta(p));
+    set(n.k_hot, hot(p, p.k));
+    set(n.v_hot, hot(p, p.v));
+    set(n.row_ptr, row_ptr(p));
     if (n.mask) {
         std::vector<ggml_fp16_t> mask(p.mask.size());
         ggml_fp32_to_fp16_row(p.mask.data(), mask.data(), mask.size());
@@ -109,7 +108,7 @@ int main(int argc, char ** argv) {
         worst = std::max(worst, e);
         if (!ok) { n_failed++; }
         if (!ok || end == begin + 1) {
-            printf("%s case %d: %s x %d, group %d, tokens %d, prefix %d/%d/%d, tail %d, mask %d, softcap %d, sinks %d: %s, nmse %g\n",
+            printf("%s case %d: %s x %d, group %d, tokens %d, hot %d/%d/%d, tail %d, mask %d, softcap %d, sinks %d: %s, nmse %g\n",
                     ok ? "ok" : "FAILED", c, ggml_type_name(t.type_k), t.n_k, t.group, t.n_tok, t.len[0], t.len[1], t.len[2], t.n_kv,
                     t.mask, t.has_softcap, t.has_sinks, is_supported ? "computed" : "refused by the device", e);
         }

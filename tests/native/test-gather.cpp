@@ -1,6 +1,7 @@
 // test-gather.cpp: rows gathered by a graph, as on a device, are the bytes that memcpy finds. The CPU backend plays the device.
 
 #include "check.h"
+#include "core/error.h"
 #include "held-tensor.h"
 
 #include "rows/gather.h"

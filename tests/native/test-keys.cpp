@@ -50,7 +50,7 @@ static void test_attention(ggml_backend_t backend, float softcap, bool has_sinks
     const headkv_logits logits { SCALE, softcap, has_sinks ? x.sinks.t : nullptr };
 
     for (int64_t ih = 0; ih < N_HEAD_KV; ih++) {
-        const auto got = headkv_keys_attention({ backend, x.k.t, N_HEAD_KV, x.cells }, ih, x.queries, N_OBS, logits);
+        const auto got = headkv_keys_attention(headkv_rows(backend, x.k.t, N_HEAD_KV, std::make_shared<const std::vector<int32_t>>(x.cells)), ih, x.queries, N_OBS, logits);
         CHECK_EQUAL(got.size(), (size_t) N_GQA*N_OBS*N_POS);
 
         double worst = 0.0;

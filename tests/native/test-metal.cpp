@@ -9,6 +9,7 @@
 //
 // Prefix rows outside [off, off + len) are poisoned with NaN.
 
+#include "attend/node.h"
 #include "attention-problem.h"
 
 #include "ggml-alloc.h"
@@ -70,7 +71,7 @@ struct device_graph {
     ggml_backend_t          backend;
     ggml_context_ptr        ctx { ggml_init({ 64*ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
     ggml_backend_buffer_ptr buf;
-    ggml_tensor * q, * k, * v, * mask = nullptr, * sinks = nullptr, * k_prefix, * v_prefix, * meta;
+    ggml_tensor * q, * k, * v, * mask = nullptr, * sinks = nullptr, * k_hot, * v_hot, * row_ptr;
 
     device_graph(ggml_backend_t backend, const test_case & t) : backend(backend) {
         int n = 0;
@@ -79,9 +80,9 @@ struct device_graph {
         q        = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, t.n_k, t.group*N_HEAD_KV, t.n_tok);
         k        = ggml_new_tensor_3d(ctx.get(), t.type_k, t.n_k, N_HEAD_KV, t.n_kv);
         v        = ggml_new_tensor_3d(ctx.get(), t.type_v, t.n_v, N_HEAD_KV, t.n_kv);
-        k_prefix = ggml_new_tensor_2d(ctx.get(), t.type_k, t.n_k, n);
-        v_prefix = ggml_new_tensor_2d(ctx.get(), t.type_v, t.n_v, n);
-        meta     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, 2*N_HEAD_KV);
+        k_hot    = ggml_new_tensor_2d(ctx.get(), t.type_k, t.n_k, n);
+        v_hot    = ggml_new_tensor_2d(ctx.get(), t.type_v, t.n_v, n);
+        row_ptr  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, N_HEAD_KV + 1);
         mask     = t.mask == MASK_NONE ? nullptr : ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F16, t.n_kv, t.n_tok);
         sinks    = t.has_sinks ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, t.group*N_HEAD_KV) : nullptr;
     }
@@ -89,10 +90,10 @@ struct device_graph {
     ggml_tensor * node(const test_case & t, float scale) {
         const auto heads = [&](ggml_tensor * x) { return ggml_permute(ctx.get(), x, 0, 2, 1, 3); };
         ggml_tensor * fa = ggml_flash_attn_ext(ctx.get(), heads(q), heads(k), heads(v), mask, scale, 0.0f, t.has_softcap ? SOFTCAP : 0.0f);
-        fa->src[4] = sinks;
-        fa->src[5] = k_prefix;
-        fa->src[6] = v_prefix;
-        fa->src[7] = meta;
+        fa->src[HEADKV_SRC_SINKS]   = sinks;
+        fa->src[HEADKV_SRC_K_HOT]   = k_hot;
+        fa->src[HEADKV_SRC_V_HOT]   = v_hot;
+        fa->src[HEADKV_SRC_ROW_PTR] = row_ptr;
         return fa;
     }
 
@@ -118,9 +119,9 @@ struct device_graph {
         set(q, p.q);
         set(k, cells(p, p.k));
         set(v, cells(p, p.v));
-        set(k_prefix, prefix(p, p.k));
-        set(v_prefix, prefix(p, p.v));
-        set(meta, ::meta(p));
+        set(k_hot, hot(p, p.k));
+        set(v_hot, hot(p, p.v));
+        set(row_ptr, ::row_ptr(p));
         if (mask) {
             std::vector<ggml_fp16_t> x(p.mask.size());
             ggml_fp32_to_fp16_row(p.mask.data(), x.data(), (int64_t) x.size());

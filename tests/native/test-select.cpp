@@ -1,6 +1,7 @@
 // test-select.cpp: fold, pooling and selection on small traceable inputs and against slow versions on random ones.
 
 #include "check.h"
+#include "core/parallel.h"
 #include "core/select.h"
 
 #include <algorithm>
@@ -19,32 +20,32 @@ static void test_fold() {
     const floats attn = { 2, 4, 6,   4, 0, 2,   8, 8, 8,   0, 2, 4 };
     floats score(6);
 
-    headkv_fold({ 4, 2, 3 }, headkv_fold_type::mean, attn.data(), score.data());
+    headkv_fold_heads({ 4, 2, 3 }, HEADKV_FOLD_MEAN, attn.data(), score.data());
     CHECK_EQUAL(score, (floats { 3, 2, 4, 4, 5, 6 }));
 
-    headkv_fold({ 4, 2, 3 }, headkv_fold_type::max, attn.data(), score.data());
+    headkv_fold_heads({ 4, 2, 3 }, HEADKV_FOLD_MAX, attn.data(), score.data());
     CHECK_EQUAL(score, (floats { 4, 4, 6, 8, 8, 8 }));
 
-    headkv_fold({ 4, 2, 3 }, headkv_fold_type::layer, attn.data(), score.data());
+    headkv_fold_heads({ 4, 2, 3 }, HEADKV_FOLD_LAYER, attn.data(), score.data());
     CHECK_EQUAL(score, (floats { 3.5f, 3.5f, 5, 3.5f, 3.5f, 5 }));
 }
 
 static void test_pool() {
     floats score = { 1, 0, 0, 6, 0 };
-    headkv_pool_row(headkv_pool_type::max, 3, score.data(), score.size());
+    headkv_pool_row(HEADKV_POOL_MAX, 3, score.data(), score.size());
     CHECK_EQUAL(score, (floats { 1, 1, 6, 6, 6 }));
 
     score = { 1, 0, 0, 6, 0 };
-    headkv_pool_row(headkv_pool_type::avg, 3, score.data(), score.size()); // the ends divide by what is there
+    headkv_pool_row(HEADKV_POOL_AVG, 3, score.data(), score.size()); // the ends divide by what is there
     CHECK_EQUAL(score, (floats { 0.5f, 1.0f/3, 2, 2, 3 }));
 
     score = { 3, 1 };
-    headkv_pool_row(headkv_pool_type::max, 1, score.data(), score.size());
+    headkv_pool_row(HEADKV_POOL_MAX, 1, score.data(), score.size());
     CHECK_EQUAL(score, (floats { 3, 1 }));
 
-    headkv_pool_row(headkv_pool_type::max, 7, score.data(), score.size()); // kernel wider than the row
+    headkv_pool_row(HEADKV_POOL_MAX, 7, score.data(), score.size()); // kernel wider than the row
     CHECK_EQUAL(score, (floats { 3, 3 }));
-    headkv_pool_row(headkv_pool_type::max, 7, nullptr, 0);
+    headkv_pool_row(HEADKV_POOL_MAX, 7, nullptr, 0);
 }
 
 using spans = std::vector<headkv_span>;

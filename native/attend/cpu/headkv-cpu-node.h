@@ -1,12 +1,13 @@
 // headkv-cpu-node.h: a node as the kernel sees it: its shapes, the work buffer, its items and the rows of an item.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / group, query head j % group). An *item* is a
-// (KV head, tile) pair. Its rows are numbered from 0: the prefix rows of the head, then the tail cells that some query of the tile
+// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). An *item* is a
+// (KV head, tile) pair. Its rows are numbered from 0: the hot rows of the head, then the tail cells that some query of the tile
 // sees; a row_reader hands them out in blocks, as pointers, whatever their strides.
 
 #ifndef HEADKV_CPU_NODE_H
 #define HEADKV_CPU_NODE_H
 
+#include "attend/node.h"
 #include "headkv-cpu-simd.h"
 
 #include "ggml.h"
@@ -24,17 +25,8 @@ constexpr size_t  CACHE_LINE = 64;
 constexpr uint16_t MASK_HIDDEN = 0xfc00; // -INF as f16
 
 // what every thread knows of the node
-struct node_view {
-    const ggml_tensor * q;
-    const ggml_tensor * k;
-    const ggml_tensor * v;
-    const ggml_tensor * mask;
-    const ggml_tensor * sinks;
-    const ggml_tensor * k_prefix;
-    const ggml_tensor * v_prefix;
-
-    const int32_t * off; // [n_head_kv]
-    const int32_t * len; // [n_head_kv]
+struct node_view : headkv_node {
+    const int32_t * rows; // row_ptr: [n_head_kv + 1]
 
     int64_t n_k;      // elements of a K row
     int64_t n_v;      // elements of a V row
@@ -42,34 +34,24 @@ struct node_view {
     int64_t ld_v;
     int64_t n_kv;     // tail cells
     int64_t n_head_kv;
-    int64_t group;    // query heads of a KV head
-    int64_t n_query;  // queries of a KV head: n_tok*group
+    int64_t n_gqa;    // query heads of a KV head
+    int64_t n_query;  // queries of a KV head: n_tok*n_gqa
     int64_t n_tile;   // tiles of a KV head
 
-    float scale;
-    float softcap;    // 0: none
-
-    explicit node_view(const ggml_tensor * dst) :
-        q(dst->src[0]), k(dst->src[1]), v(dst->src[2]), mask(dst->src[3]), sinks(dst->src[4]),
-        k_prefix(dst->src[5]), v_prefix(dst->src[6]) {
-        off       = (const int32_t *) dst->src[7]->data;
+    explicit node_view(const ggml_tensor * dst) : headkv_node(dst) {
+        rows      = (const int32_t *) row_ptr->data;
         n_head_kv = k->ne[2];
-        len       = off + n_head_kv;
         n_k       = k->ne[0];
         n_v       = v->ne[0];
         ld_k      = vec_pad(n_k);
         ld_v      = vec_pad(n_v);
         n_kv      = k->ne[1];
-        group     = q->ne[2]/n_head_kv;
-        n_query   = q->ne[1]*group;
+        n_gqa     = headkv_node::n_gqa();
+        n_query   = q->ne[1]*n_gqa;
         n_tile    = (n_query + TILE - 1)/TILE;
-
-        memcpy(&scale,   (const float *) dst->op_params + 0, sizeof(float));
-        memcpy(&softcap, (const float *) dst->op_params + 2, sizeof(float));
-        if (softcap != 0.0f) {
-            scale /= softcap;
-        }
     }
+
+    int64_t n_hot(int64_t ih) const { return rows[ih + 1] - rows[ih]; } // rows of a KV head
 
     int64_t tile_begin(int64_t tile) const { return tile*n_query/n_tile; }
 
@@ -150,8 +132,8 @@ struct item {
     item(const node_view & node, int64_t i) : ih(i/node.n_tile), tile(i%node.n_tile) {
         begin     = node.tile_begin(tile);
         end       = node.tile_begin(tile + 1);
-        tok_begin = begin/node.group;
-        tok_end   = (end - 1)/node.group + 1;
+        tok_begin = begin/node.n_gqa;
+        tok_end   = (end - 1)/node.n_gqa + 1;
     }
 
     int64_t n_query() const { return end - begin; }
@@ -159,7 +141,7 @@ struct item {
 
 struct row_block {
     int          n;
-    int          n_prefix;  // the first n_prefix rows come from the prefix, the others are tail cells
+    int          n_hot;  // the first n_hot rows are hot, the others are tail cells
     bool         has_mask;  // some query of the tile does not see some tail cell, or sees it with a bias
     const char * k[BLOCK];
     const char * v[BLOCK];
@@ -202,11 +184,11 @@ inline int64_t count_visible(const node_view & node, const item & it) {
 class row_reader {
 public:
     row_reader(const node_view & node, const item & it, int64_t begin, int64_t end) :
-        node(node), it(it), n_left(end - begin), prefix(begin) {
-        const int64_t n_prefix = node.len[it.ih];
-        if (begin > n_prefix) {
-            prefix = n_prefix;
-            skip   = begin - n_prefix;
+        node(node), it(it), n_left(end - begin), hot(begin) {
+        const int64_t n_hot = node.n_hot(it.ih);
+        if (begin > n_hot) {
+            hot  = n_hot;
+            skip   = begin - n_hot;
         }
     }
 
@@ -217,24 +199,24 @@ public:
         }
         block.n        = 0;
         block.has_mask = false;
-        add_prefix(block);
-        block.n_prefix = block.n;
+        add_hot(block);
+        block.n_hot = block.n;
         add_tail(block);
         n_left -= block.n;
         return true;
     }
 
 private:
-    void add_prefix(row_block & block) {
-        const int64_t n = std::min<int64_t>({ BLOCK, n_left, node.len[it.ih] - prefix });
-        const char *  k = (const char *) node.k_prefix->data + (node.off[it.ih] + prefix)*node.k_prefix->nb[1];
-        const char *  v = (const char *) node.v_prefix->data + (node.off[it.ih] + prefix)*node.v_prefix->nb[1];
+    void add_hot(row_block & block) {
+        const int64_t n = std::min<int64_t>({ BLOCK, n_left, node.n_hot(it.ih) - hot });
+        const char *  k = (const char *) node.k_hot->data + (node.rows[it.ih] + hot)*node.k_hot->nb[1];
+        const char *  v = (const char *) node.v_hot->data + (node.rows[it.ih] + hot)*node.v_hot->nb[1];
         for (int64_t i = 0; i < n; i++) {
-            block.k[i] = k + i*node.k_prefix->nb[1];
-            block.v[i] = v + i*node.v_prefix->nb[1];
+            block.k[i] = k + i*node.k_hot->nb[1];
+            block.v[i] = v + i*node.v_hot->nb[1];
         }
         block.n = (int) n;
-        prefix += n;
+        hot += n;
     }
 
     void add_tail(row_block & block) {
@@ -267,7 +249,7 @@ private:
     const item &      it;
 
     int64_t n_left;
-    int64_t prefix;   // next prefix row of the head
+    int64_t hot;      // next hot row of the head
     int64_t cell = 0; // next tail cell to look at
     int64_t skip = 0; // visible tail cells before the first one to read
 };

@@ -1,4 +1,4 @@
-// headkv-cpu.cpp: the fused CPU kernel of a ragged prefix and its tail; headkv-cpu.h has the contract of the node.
+// headkv-cpu.cpp: the fused CPU kernel of hot rows and tail; attend/node.h has the contract of the node.
 //
 // All items (headkv-cpu-node.h: some queries of a KV head and the rows they see), laid end to end, form one line of rows,
 // and every thread takes an equal slice of it, wherever heads begin and end:
@@ -28,35 +28,6 @@
 namespace headkv {
 
 constexpr int64_t FEW_QUERIES = 24; // measured: up to here dot products beat the other layout, by 1.5 at 8 queries
-
-static void check(const ggml_tensor * dst) {
-    const ggml_tensor * q = dst->src[0];
-    const ggml_tensor * k = dst->src[1];
-    const ggml_tensor * v = dst->src[2];
-    const ggml_tensor * mask  = dst->src[3];
-    const ggml_tensor * sinks = dst->src[4];
-    const ggml_tensor * kp    = dst->src[5];
-    const ggml_tensor * vp    = dst->src[6];
-    const ggml_tensor * meta  = dst->src[7];
-
-    GGML_ASSERT(q->type == GGML_TYPE_F32 && q->nb[0] == sizeof(float));
-    GGML_ASSERT(q->ne[3] == 1 && k->ne[3] == 1 && v->ne[3] == 1);
-    GGML_ASSERT(q->ne[0] == k->ne[0] && q->ne[2] % k->ne[2] == 0);
-    GGML_ASSERT(v->ne[1] == k->ne[1] && v->ne[2] == k->ne[2]);
-    GGML_ASSERT(k->nb[0] == ggml_type_size(k->type) && v->nb[0] == ggml_type_size(v->type));
-    GGML_ASSERT(!mask  || (mask->type == GGML_TYPE_F16 && mask->nb[0] == 2 && mask->ne[2] == 1 && mask->ne[3] == 1));
-    GGML_ASSERT(!mask  || (mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1]));
-    GGML_ASSERT(!sinks || (sinks->type == GGML_TYPE_F32 && sinks->ne[0] == q->ne[2]));
-    GGML_ASSERT(vp && kp->type == k->type && vp->type == v->type && kp->ne[0] == k->ne[0] && vp->ne[0] == v->ne[0]);
-    GGML_ASSERT(ggml_is_contiguous(kp) && ggml_is_contiguous(vp));
-    GGML_ASSERT(meta && meta->type == GGML_TYPE_I32 && ggml_is_contiguous(meta) && meta->ne[0] == 2*k->ne[2]);
-    GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float));
-    GGML_ASSERT(dst->ne[0] == v->ne[0] && dst->ne[1] == q->ne[2] && dst->ne[2] == q->ne[1]);
-
-    float max_bias;
-    memcpy(&max_bias, (const float *) dst->op_params + 1, sizeof(float));
-    GGML_ASSERT(max_bias == 0.0f);
-}
 
 static bool is_float(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
@@ -98,8 +69,8 @@ static void few_softmax(const node_view & node, const item & it, scratch & s, co
             }
         }
         if (block.has_mask) {
-            const uint16_t * mask = node.mask_row((it.begin + i)/node.group);
-            for (int r = block.n_prefix; r < block.n; r++) {
+            const uint16_t * mask = node.mask_row((it.begin + i)/node.n_gqa);
+            for (int r = block.n_hot; r < block.n; r++) {
                 x[r] += GGML_CPU_FP16_TO_FP32(mask[block.cell[r]]);
             }
         }
@@ -161,9 +132,9 @@ static void many_scores(const node_view & node, const item & it, scratch & s, co
         return;
     }
     for (int64_t i = 0, j = it.begin; j < it.end; ) {
-        const uint16_t * mask  = node.mask_row(j/node.group);
-        const int64_t    n_tok = std::min((j/node.group + 1)*node.group, it.end) - j; // queries of this token
-        for (int r = block.n_prefix; r < block.n; r++) {
+        const uint16_t * mask  = node.mask_row(j/node.n_gqa);
+        const int64_t    n_tok = std::min((j/node.n_gqa + 1)*node.n_gqa, it.end) - j; // queries of this token
+        for (int r = block.n_hot; r < block.n; r++) {
             const float bias = GGML_CPU_FP16_TO_FP32(mask[block.cell[r]]);
             for (int64_t g = 0; g < n_tok; g++) {
                 s.score[r*nq + i + g] += bias;
@@ -212,14 +183,15 @@ static void load_queries(const node_view & node, const item & it, scratch & s) {
     const int64_t nq   = vec_pad(it.n_query());
     const int64_t ld_i = few ? node.ld_k : 1;
     const int64_t ld_d = few ? 1 : nq;
+    const float   scale = node.logit_scale();
 
     std::fill_n(s.q, nq*node.ld_k, 0.0f);
     for (int64_t i = 0; i < it.n_query(); i++) {
-        const int64_t tok  = (it.begin + i)/node.group;
-        const int64_t head = (it.begin + i)%node.group + it.ih*node.group;
+        const int64_t tok  = (it.begin + i)/node.n_gqa;
+        const int64_t head = (it.begin + i)%node.n_gqa + it.ih*node.n_gqa;
         const float * q    = (const float *) ((const char *) node.q->data + tok*node.q->nb[1] + head*node.q->nb[2]);
         for (int64_t d = 0; d < node.n_k; d++) {
-            s.q[i*ld_i + d*ld_d] = q[d]*node.scale;
+            s.q[i*ld_i + d*ld_d] = q[d]*scale;
         }
     }
 }
@@ -251,7 +223,7 @@ static void attend(const node_view & node, const item & it, int64_t begin, int64
 
         // V comes from memory while K is computed, K of the next block while V is: a tenth to a fifth faster than to rely on
         // the hardware, which sees a new stream every 64 rows
-        prefetch_rows(node.v->type, block.v, block.n, node.v_prefix->nb[1]);
+        prefetch_rows(node.v->type, block.v, block.n, node.v_hot->nb[1]);
         if (few) {
             few_scores (node, it, s, block);
             few_softmax(node, it, s, block, part);
@@ -261,7 +233,7 @@ static void attend(const node_view & node, const item & it, int64_t begin, int64
         }
         has_block = reader.next(next);
         if (has_block) {
-            prefetch_rows(node.k->type, next.k, next.n, node.k_prefix->nb[1]);
+            prefetch_rows(node.k->type, next.k, next.n, node.k_hot->nb[1]);
         }
         if (few) {
             few_values (node, it, s, block, part);
@@ -274,8 +246,8 @@ static void attend(const node_view & node, const item & it, int64_t begin, int64
 // query i of an item is done: acc / sum, with the sink of its head in the sum
 static void write_query(
         const node_view & node, const item & it, int64_t i, float top, float sum, const float * acc, ggml_tensor * dst) {
-    const int64_t tok  = (it.begin + i)/node.group;
-    const int64_t head = (it.begin + i)%node.group + it.ih*node.group;
+    const int64_t tok  = (it.begin + i)/node.n_gqa;
+    const int64_t head = (it.begin + i)%node.n_gqa + it.ih*node.n_gqa;
     float factor = 1.0f;
     if (node.sinks) {
         const float sink    = ((const float *) node.sinks->data)[head];
@@ -315,7 +287,7 @@ struct line {
     }
 
     int64_t n_item() const { return node.n_head_kv*node.n_tile; }
-    int64_t length(int64_t i) const { return node.len[i/node.n_tile] + n_visible[i%node.n_tile]; }
+    int64_t length(int64_t i) const { return node.n_hot(i/node.n_tile) + n_visible[i%node.n_tile]; }
     int64_t slice_begin(int64_t ith) const { return n_rows*ith/nth; }
 
     // the thread that owns row x of the line
@@ -415,8 +387,8 @@ size_t headkv_cpu_work_size(const struct ggml_tensor * node, int n_tasks) {
 void headkv_cpu_flash_attn(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     using namespace headkv;
 
-    check(dst);
     const node_view node(dst);
+    GGML_ASSERT(node.is_valid());
     scratch s = scratch_of(node, params->wdata, params->ith);
     for (int64_t tile = 0; tile < node.n_tile; tile++) {
         s.n_visible[tile] = count_visible(node, item(node, tile));

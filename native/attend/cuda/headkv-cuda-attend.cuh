@@ -23,8 +23,8 @@ struct output {
     float   factor;
 
     HEADKV_METHOD output(const attn_args & args, int n_embd_head, int ih, int j, float top, float sum) {
-        const int tok  = j/args.group;
-        const int head = j%args.group + ih*args.group;
+        const int tok  = j/args.n_gqa;
+        const int head = j%args.n_gqa + ih*args.n_gqa;
         float scale = 1.0f;
         if (args.sinks) {
             const float sink    = args.sinks[head];
@@ -32,7 +32,7 @@ struct output {
             scale = expf(top - top_new);
             sum   = sum*scale + expf(sink - top_new);
         }
-        x      = args.dst + ((int64_t) tok*args.group*args.n_head_kv + head)*n_embd_head;
+        x      = args.dst + ((int64_t) tok*args.n_gqa*args.n_head_kv + head)*n_embd_head;
         factor = sum > 0.0f ? scale/sum : 0.0f;
     }
 };
@@ -68,9 +68,9 @@ struct attend {
         int begin;   // first query
         int end;
         int n_rows;
-        int n_prefix;
-        const char * k_prefix; // of the head
-        const char * v_prefix;
+        int n_hot;
+        const char * k_hot; // of the head
+        const char * v_hot;
         const char * k;
         const char * v;
 
@@ -78,9 +78,9 @@ struct attend {
             begin    = args.tile_begin(tile);
             end      = args.tile_begin(tile + 1);
             n_rows   = args.n_rows(ih);
-            n_prefix = args.len[ih];
-            k_prefix = args.k_prefix + args.off[ih]*args.nb_k_prefix;
-            v_prefix = args.v_prefix + args.off[ih]*args.nb_v_prefix;
+            n_hot = args.n_hot(ih);
+            k_hot = args.k_hot + args.row_ptr[ih]*args.nb_k_hot;
+            v_hot = args.v_hot + args.row_ptr[ih]*args.nb_v_hot;
             k        = args.k + ih*args.nb_k_head;
             v        = args.v + ih*args.nb_v_head;
         }
@@ -88,12 +88,12 @@ struct attend {
         // rows beyond the last are read as the last one; their scores are thrown away
         HEADKV_METHOD const char * k_row(const attn_args & args, int row) const {
             row = row < n_rows ? row : n_rows - 1;
-            return row < n_prefix ? k_prefix + row*args.nb_k_prefix : k + (row - n_prefix)*args.nb_k_row;
+            return row < n_hot ? k_hot + row*args.nb_k_hot : k + (row - n_hot)*args.nb_k_row;
         }
 
         HEADKV_METHOD const char * v_row(const attn_args & args, int row) const {
             row = row < n_rows ? row : n_rows - 1;
-            return row < n_prefix ? v_prefix + row*args.nb_v_prefix : v + (row - n_prefix)*args.nb_v_row;
+            return row < n_hot ? v_hot + row*args.nb_v_hot : v + (row - n_hot)*args.nb_v_row;
         }
     };
 
@@ -211,8 +211,8 @@ struct attend {
             const int j = it.begin + 16*m + l/4 + r%2*8;
             float x[2] = { 0.0f, 0.0f };
             if (j < it.end) {
-                const int    tok  = j/args.group;
-                const int    head = j%args.group + it.ih*args.group;
+                const int    tok  = j/args.n_gqa;
+                const int    head = j%args.n_gqa + it.ih*args.n_gqa;
                 const float * q   = (const float *) (args.q + tok*args.nb_q_tok + head*args.nb_q_head);
                 x[0] = q[k_element(s, l%4, r/2, 0)]*args.scale;
                 x[1] = q[k_element(s, l%4, r/2, 1)]*args.scale;
@@ -252,9 +252,9 @@ struct attend {
         }
     }
 
-    // what stands in the mask for query j (of the KV head) and a row; prefix rows are seen by all, rows beyond the last by none
+    // what stands in the mask for query j (of the KV head) and a row; hot rows are seen by all, rows beyond the last by none
     HEADKV_METHOD float bias(const item & it, int j, int row) const {
-        if (row < it.n_prefix) {
+        if (row < it.n_hot) {
             return 0.0f;
         }
         if (row >= it.n_rows) {
@@ -264,11 +264,11 @@ struct attend {
             return 0.0f;
         }
         j = j < it.end ? j : it.end - 1;
-        return half_to_float(((const uint16_t *) (args.mask + j/args.group*args.nb_mask))[row - it.n_prefix]);
+        return half_to_float(((const uint16_t *) (args.mask + j/args.n_gqa*args.nb_mask))[row - it.n_hot]);
     }
 
     HEADKV_METHOD void finish_scores(const item & it, int row, float (* s)[4]) const {
-        const bool in_prefix = row + STRIP <= it.n_prefix; // the same for all lanes
+        const bool is_hot = row + STRIP <= it.n_hot; // the same for all lanes
         HEADKV_UNROLL
         for (int j = 0; j < 2; j++) {
             HEADKV_UNROLL
@@ -276,7 +276,7 @@ struct attend {
                 if (args.softcap != 0.0f) { // tanh by one exp: with -use_fast_math, tanhf() has 11 bits
                     s[j][c] = args.softcap*(1.0f - 2.0f/(expf(2.0f*s[j][c]) + 1.0f));
                 }
-                if (!in_prefix) {
+                if (!is_hot) {
                     s[j][c] += bias(it, it.begin + 16*warp_q + g + c/2*8, row + 8*j + 2*t + c%2);
                 }
             }

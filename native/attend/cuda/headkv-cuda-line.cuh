@@ -1,7 +1,7 @@
 // headkv-cuda-line.cuh: the node as the kernel sees it, and who works which rows. Integers only, the same on CPU and GPU.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / group, query head j % group). An *item* is a
-// (KV head, tile) pair. Its rows are numbered from 0: the prefix rows of the head, then all tail cells; 16 rows
+// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). An *item* is a
+// (KV head, tile) pair. Its rows are numbered from 0: the hot rows of the head, then all tail cells; 16 rows
 // are a *strip*, the last one of an item may be shorter. The strips of all items, laid end to end, form one line, and
 // every block takes an equal slice of it, wherever heads begin and end:
 //
@@ -34,10 +34,9 @@ struct attn_args {
     const char *    v;
     const char *    mask;     // F16 [n_kv, n_tok] or null
     const float *   sinks;    // [n_head] or null
-    const char *    k_prefix; // rows, head after head
-    const char *    v_prefix;
-    const int32_t * off;      // [n_head_kv]
-    const int32_t * len;      // [n_head_kv]
+    const char *    k_hot;    // rows, head after head
+    const char *    v_hot;
+    const int32_t * row_ptr;  // [n_head_kv + 1]
     float *         dst;      // [n_embd_head, n_head, n_tok]
 
     float * part_acc;         // [2*n_block][max_tile_queries][n_embd_head] sum of exp(score - top)*V
@@ -47,12 +46,12 @@ struct attn_args {
     int64_t nb_q_tok, nb_q_head;       // bytes from one to the next
     int64_t nb_k_row, nb_k_head;
     int64_t nb_v_row, nb_v_head;
-    int64_t nb_k_prefix, nb_v_prefix;
+    int64_t nb_k_hot, nb_v_hot;
     int64_t nb_mask;
 
     int n_kv;
     int n_head_kv;
-    int group;                // query heads of a KV head
+    int n_gqa;                // query heads of a KV head
     int n_tok;
     int n_tile;               // tiles of a KV head
     int n_block;              // blocks launched
@@ -61,7 +60,7 @@ struct attn_args {
     float scale;
     float softcap;            // 0: none
 
-    HEADKV_BOTH int n_query() const { return n_tok*group; }
+    HEADKV_BOTH int n_query() const { return n_tok*n_gqa; }
 
     HEADKV_BOTH int tile_begin(int tile) const { return (int) ((int64_t) tile*n_query()/n_tile); }
 
@@ -73,7 +72,8 @@ struct attn_args {
         return tile;
     }
 
-    HEADKV_BOTH int n_rows  (int ih) const { return len[ih] + n_kv; }
+    HEADKV_BOTH int n_hot   (int ih) const { return row_ptr[ih + 1] - row_ptr[ih]; }
+    HEADKV_BOTH int n_rows  (int ih) const { return n_hot(ih) + n_kv; }
     HEADKV_BOTH int n_strips(int ih) const { return (n_rows(ih) + STRIP - 1)/STRIP; }
 };
 

@@ -1,7 +1,7 @@
-// headkv-cuda.h: attention over a ragged prefix and a tail of ordinary cells, on NVIDIA GPUs.
+// headkv-cuda.h: attention over hot rows and a tail of ordinary cells, on NVIDIA GPUs.
 //
 // A GGML_OP_FLASH_ATTN_EXT node with src[5] set is ours; ggml-cuda/fattn.cu calls the functions below for it. The node is that
-// of cpu/headkv-cpu.h, with these limits (headkv_cuda_supported() says false to anything else):
+// of attend/node.h, with these limits (headkv_cuda_supported() says false to anything else):
 //
 //     q     any number of tokens; n_head / n_head_kv at most 64
 //     k, v  equal types: F16, BF16, Q8_0, Q4_0; equal head sizes: 64, 80, 96, 128, 256; at least one tail cell

@@ -44,22 +44,26 @@ struct row_q4_0 {
 // chunks
 //
 
-static int n_rows(constant headkv_metal_args & args, device const int * len, int ih) {
-    return len[ih] + args.n_kv;
+static int n_hot(device const int * row_ptr, int ih) {
+    return row_ptr[ih + 1] - row_ptr[ih];
+}
+
+static int n_rows(constant headkv_metal_args & args, device const int * row_ptr, int ih) {
+    return n_hot(row_ptr, ih) + args.n_kv;
 }
 
 // rows of a chunk. Rounding up makes fewer of them, so that there are at most n_split + n_head_kv
-static int chunk_size(constant headkv_metal_args & args, device const int * len) {
+static int chunk_size(constant headkv_metal_args & args, device const int * row_ptr) {
     int n = 0;
     for (int ih = 0; ih < args.n_head_kv; ih++) {
-        n += n_rows(args, len, ih);
+        n += n_rows(args, row_ptr, ih);
     }
     const int size = (n + args.n_split - 1)/args.n_split;
     return (size + HEADKV_METAL_CHUNK - 1)/HEADKV_METAL_CHUNK*HEADKV_METAL_CHUNK;
 }
 
-static int n_chunks(constant headkv_metal_args & args, device const int * len, int ih, int size) {
-    return (n_rows(args, len, ih) + size - 1)/size;
+static int n_chunks(constant headkv_metal_args & args, device const int * row_ptr, int ih, int size) {
+    return (n_rows(args, row_ptr, ih) + size - 1)/size;
 }
 
 // rows [begin, end) of a KV head; ih = n_head_kv if there is none left for this worker
@@ -69,14 +73,14 @@ struct chunk {
     int end;
 };
 
-static chunk find_chunk(constant headkv_metal_args & args, device const int * len, int worker) {
-    const int size = chunk_size(args, len);
+static chunk find_chunk(constant headkv_metal_args & args, device const int * row_ptr, int worker) {
+    const int size = chunk_size(args, row_ptr);
     chunk c;
     for (c.ih = 0; c.ih < args.n_head_kv; c.ih++) {
-        const int n = n_chunks(args, len, c.ih, size);
+        const int n = n_chunks(args, row_ptr, c.ih, size);
         if (worker < n) {
             c.begin = worker*size;
-            c.end   = min(c.begin + size, n_rows(args, len, c.ih));
+            c.end   = min(c.begin + size, n_rows(args, row_ptr, c.ih));
             return c;
         }
         worker -= n;

@@ -1,9 +1,9 @@
-// headkv-metal.h: attention over a ragged prefix and a tail of ordinary cells, on Apple GPUs.
+// headkv-metal.h: attention over hot rows and a tail of ordinary cells, on Apple GPUs.
 //
 // A GGML_OP_FLASH_ATTN_EXT node with src[5] set is ours; ggml-metal calls the functions below for it. The node is that of
-// cpu/headkv-cpu.h, with these limits (headkv_metal_supported() says false to anything else):
+// attend/node.h, with these limits (headkv_metal_supported() says false to anything else):
 //
-//     q     at most 8 tokens, or any number of them in a node with sinks, which no composed graph can do
+//     q     at most 8 tokens, or any number of them in a node with sinks, which no unfused graph can do
 //     k, v  equal types: F16, BF16, Q8_0, Q4_0; equal head sizes: 64, 80, 96, 128, 256; at least one tail cell
 //     mask  a cell at -INF counts for nothing, but may be read: it must not hold NaN or infinity
 //     GPU   with SIMD-group reduction (Apple7, Metal3), and a compiler that accepts our kernels

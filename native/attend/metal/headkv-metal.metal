@@ -1,7 +1,7 @@
-// headkv-metal.metal: attention of the queries over prefix and tail, in two kernels.
+// headkv-metal.metal: attention of the queries over hot rows and tail, in two kernels.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / group, query head j % group). The rows of a head
-// are numbered from 0: its prefix rows, then all tail cells. The rows of every head are cut into *chunks*, of one size for
+// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). The rows of a head
+// are numbered from 0: its hot rows, then all tail cells. The rows of every head are cut into *chunks*, of one size for
 // all heads, so that a long head among short ones is worked by more threadgroups:
 //
 //     rows     |        head 0        | head 1 |            head 2             |
@@ -31,14 +31,14 @@ constant float MASKED   = -65504.0f;  // in the mask, and all below: -INF there
 
 // rows of a head in memory
 struct head_rows {
-    device const char * prefix;
+    device const char * hot;
     device const char * tail;
-    uint64_t nb_prefix;
+    uint64_t nb_hot;
     uint64_t nb_tail;
-    int n_prefix;
+    int n_hot;
 
     device const char * at(int row) const {
-        return row < n_prefix ? prefix + row*nb_prefix : tail + (row - n_prefix)*nb_tail;
+        return row < n_hot ? hot + row*nb_hot : tail + (row - n_hot)*nb_tail;
     }
 };
 
@@ -50,9 +50,9 @@ kernel void headkv_attend(
         device const char  * k            [[buffer(2)]],
         device const char  * v            [[buffer(3)]],
         device const char  * mask         [[buffer(4)]],
-        device const char  * k_prefix     [[buffer(5)]],
-        device const char  * v_prefix     [[buffer(6)]],
-        device const int   * meta         [[buffer(7)]],
+        device const char  * k_hot        [[buffer(5)]],
+        device const char  * v_hot        [[buffer(6)]],
+        device const int   * row_ptr      [[buffer(7)]],
         device       float * part         [[buffer(8)]],
         threadgroup float4 * shared       [[threadgroup(0)]],
         uint3  group_position [[threadgroup_position_in_grid]],
@@ -68,11 +68,8 @@ kernel void headkv_attend(
     const short tx = lane%NL;
     const short ty = lane/NL;
 
-    device const int * off = meta;
-    device const int * len = meta + args.n_head_kv;
-
     const int   tile = group_position.y;
-    const chunk c    = find_chunk(args, len, group_position.x);
+    const chunk c    = find_chunk(args, row_ptr, group_position.x);
     if (c.ih == args.n_head_kv) {
         return;
     }
@@ -84,7 +81,7 @@ kernel void headkv_attend(
     for (short i = sg*32 + lane; i < TQ*P; i += n_sg*32) {
         const int j = first + i/P;
         if (i/P < n_q) {
-            device const char * x = q + j/args.group*args.nb_q_tok + (c.ih*args.group + j%args.group)*args.nb_q_head;
+            device const char * x = q + j/args.n_gqa*args.nb_q_tok + (c.ih*args.n_gqa + j%args.n_gqa)*args.nb_q_head;
             shared[i] = ((device const float4 *) x)[i%P]*args.scale;
         } else {
             shared[i] = float4(0.0f);
@@ -93,18 +90,18 @@ kernel void headkv_attend(
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     head_rows k_rows;
-    k_rows.prefix    = k_prefix + off[c.ih]*args.nb_k_prefix;
+    k_rows.hot    = k_hot + row_ptr[c.ih]*args.nb_k_hot;
     k_rows.tail      = k + c.ih*args.nb_k_head;
-    k_rows.nb_prefix = args.nb_k_prefix;
+    k_rows.nb_hot = args.nb_k_hot;
     k_rows.nb_tail   = args.nb_k_row;
-    k_rows.n_prefix  = len[c.ih];
+    k_rows.n_hot  = n_hot(row_ptr, c.ih);
 
     head_rows v_rows;
-    v_rows.prefix    = v_prefix + off[c.ih]*args.nb_v_prefix;
+    v_rows.hot    = v_hot + row_ptr[c.ih]*args.nb_v_hot;
     v_rows.tail      = v + c.ih*args.nb_v_head;
-    v_rows.nb_prefix = args.nb_v_prefix;
+    v_rows.nb_hot = args.nb_v_hot;
     v_rows.nb_tail   = args.nb_v_row;
-    v_rows.n_prefix  = len[c.ih];
+    v_rows.n_hot  = n_hot(row_ptr, c.ih);
 
     float  top[TQ];
     float  sum[TQ]; // of the rows that the lane owns
@@ -119,14 +116,14 @@ kernel void headkv_attend(
 
     for (int row0 = c.begin + sg*32; row0 < c.end; row0 += n_sg*32) {
         const int own  = row0 + tx*NE + ty;
-        const int cell = own - k_rows.n_prefix;
+        const int cell = own - k_rows.n_hot;
 
         float bias[TQ];
         float bias_max = NO_SCORE;
         HEADKV_UNROLL (short i = 0; i < TQ; i++) {
             bias[i] = own < c.end && i < n_q ? 0.0f : NO_SCORE;
             if (args.has_mask && cell >= 0 && bias[i] == 0.0f) {
-                const float m = ((device const half *) (mask + (first + i)/args.group*args.nb_mask))[cell];
+                const float m = ((device const half *) (mask + (first + i)/args.n_gqa*args.nb_mask))[cell];
                 bias[i] = m > MASKED ? m : NO_SCORE;
             }
             bias_max = max(bias_max, bias[i]);
@@ -255,7 +252,7 @@ kernel void headkv_attend(
 kernel void headkv_combine(
         constant headkv_metal_args & args [[buffer(0)]],
         device const float * sinks        [[buffer(1)]],
-        device const int   * meta         [[buffer(2)]],
+        device const int   * row_ptr      [[buffer(2)]],
         device const float * part         [[buffer(3)]],
         device       float * dst          [[buffer(4)]],
         uint3  group_position [[threadgroup_position_in_grid]],
@@ -263,13 +260,12 @@ kernel void headkv_combine(
     const int j  = group_position.x; // query of the head
     const int ih = group_position.y;
 
-    device const int * len = meta + args.n_head_kv;
-    const int size = chunk_size(args, len);
+    const int size = chunk_size(args, row_ptr);
     int first = 0;
     for (int i = 0; i < ih; i++) {
-        first += n_chunks(args, len, i, size);
+        first += n_chunks(args, row_ptr, i, size);
     }
-    const int n = n_chunks(args, len, ih, size);
+    const int n = n_chunks(args, row_ptr, ih, size);
 
     const int n_piece = args.n_embd_head/4;
     const int n_slot  = (args.n_query + args.tile - 1)/args.tile*args.n_worker*args.tile;
@@ -277,7 +273,7 @@ kernel void headkv_combine(
     device const float4 * part_acc   = (device const float4 *) part;
     device const float2 * part_state = (device const float2 *) (part_acc + (uint64_t) n_slot*n_piece);
 
-    const int head = ih*args.group + j%args.group;
+    const int head = ih*args.n_gqa + j%args.n_gqa;
 
     float top = args.has_sinks ? sinks[head] : NO_SCORE;
     for (int i = lane; i < n; i += 32) {
@@ -294,7 +290,7 @@ kernel void headkv_combine(
 
     const float factor = sum > 0.0f ? 1.0f/sum : 0.0f; // a query that sees nothing gets zeros
 
-    device float4 * out = (device float4 *) dst + (uint64_t) (j/args.group*args.group*args.n_head_kv + head)*n_piece;
+    device float4 * out = (device float4 *) dst + (uint64_t) (j/args.n_gqa*args.n_gqa*args.n_head_kv + head)*n_piece;
     for (int piece = lane; piece < n_piece; piece += 32) {
         float4 acc = float4(0.0f);
         for (int i = 0; i < n; i++) {

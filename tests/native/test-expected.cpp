@@ -1,4 +1,4 @@
-// test-expect.cpp: queries expected at later positions, against rotations written out pair by pair.
+// test-expected.cpp: queries expected at later positions, against rotations written out pair by pair.
 
 #include "check.h"
 #include "score/expected.h"
@@ -66,7 +66,7 @@ static void test_mean_and_covariance(ggml_backend_t backend, int32_t n_dims, boo
         for (int64_t j = 0; j < D; ++j) { // L^T L
             double sum = 0.0;
             for (int64_t r = 0; r < D; ++r) {
-                sum += (double) res.squared[r*D + i]*res.squared[r*D + j];
+                sum += (double) res.chol_cov[r*D + i]*res.chol_cov[r*D + j];
             }
             CHECK(std::fabs(sum - 0.5*scale*scale*e_turned[i]*e_turned[j]) < 1e-4);
         }
@@ -99,7 +99,7 @@ static void test_rounded_sums_of_few_queries(ggml_backend_t backend) {
         for (int64_t i = 0; i < D*D; ++i) {
             double sum = 0.0;
             for (int64_t r = 0; r < D; ++r) {
-                sum += (double) res.squared[r*D + i/D]*res.squared[r*D + i % D];
+                sum += (double) res.chol_cov[r*D + i/D]*res.chol_cov[r*D + i % D];
             }
             CHECK(std::fabs(2.0*sum - truth[i]) < 10*rounding);
         }
