@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from pyheadkv.calibrate.prompts import Prompter, align
 from pyheadkv.errors import CalibrationError, UsageError
+from pyheadkv.evaluate.asking import AFTER, Asker
+from pyheadkv.evaluate.cases import Case
 from tests.unit.fake_vocabulary import CONTROL, NORMAL
 
 BOS = 0
@@ -131,3 +133,11 @@ def test_count_is_of_the_text_alone() -> None:
     prompter: Any = Prompter(FakeTokenizer(None))
     assert prompter.count("The code is 47.") == 7
     assert np.array_equal(prompter.prompt("a", "").positions("a"), [1])
+
+
+def test_a_question_comes_after_a_text_that_the_template_trims() -> None:
+    llama: Any = FakeTokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}</s>{% endfor %}")
+    case = Case("1", "t", "k", "\n the code is 4711.", "Which code?", ("4711",), "all_substr", 4)
+    asked = Asker(llama).ask(case, AFTER)
+    assert b"".join(llama.pieces[token] for token in asked.tokens) == b"<|user|>the code is 4711."
+    assert b"".join(llama.pieces[token] for token in asked.rest) == b"\n\nWhich code?</s>"
