@@ -10,19 +10,19 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from pyheadkv import _library
+from pyheadkv.engine import library as _library
 from pyheadkv.errors import LibraryError
 
 if TYPE_CHECKING:
-    from pyheadkv.allocators import Allocator, AllocRequest, Param, register_allocator
-    from pyheadkv.budget import Budget
+    from pyheadkv.chat.session import HeadKV, load
     from pyheadkv.errors import HeadKVError
-    from pyheadkv.plan import Plan, make_plan
-    from pyheadkv.policy import Policy, parse_policy, register_policy
+    from pyheadkv.model.shape import ModelShape, shape_from_metadata
+    from pyheadkv.policy.allocators import Allocator, AllocRequest, Param, register_allocator
+    from pyheadkv.policy.budget import Budget
+    from pyheadkv.policy.plan import Plan, make_plan
+    from pyheadkv.policy.policy import Policy, parse_policy, register_policy
+    from pyheadkv.policy.scorers import Scorer
     from pyheadkv.profile import Profile, read_profile, write_profile
-    from pyheadkv.scorers import Scorer
-    from pyheadkv.session import HeadKV, load
-    from pyheadkv.shape import ModelShape, shape_from_metadata
 
 __version__ = "0.1.0"
 
@@ -49,15 +49,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "pyheadkv.allocators": ("Allocator", "AllocRequest", "Param", "register_allocator"),
-    "pyheadkv.budget": ("Budget",),
+    "pyheadkv.policy.allocators": ("Allocator", "AllocRequest", "Param", "register_allocator"),
+    "pyheadkv.policy.budget": ("Budget",),
     "pyheadkv.errors": ("HeadKVError",),
-    "pyheadkv.plan": ("Plan", "make_plan"),
-    "pyheadkv.policy": ("Policy", "parse_policy", "register_policy"),
+    "pyheadkv.policy.plan": ("Plan", "make_plan"),
+    "pyheadkv.policy.policy": ("Policy", "parse_policy", "register_policy"),
     "pyheadkv.profile": ("Profile", "read_profile", "write_profile"),
-    "pyheadkv.scorers": ("Scorer",),
-    "pyheadkv.session": ("HeadKV", "load"),
-    "pyheadkv.shape": ("ModelShape", "shape_from_metadata"),
+    "pyheadkv.policy.scorers": ("Scorer",),
+    "pyheadkv.chat.session": ("HeadKV", "load"),
+    "pyheadkv.model.shape": ("ModelShape", "shape_from_metadata"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyheadkv.drawing import new_figure, save_figure
 from pyheadkv.errors import BenchError
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
+from pyheadkv.plots.figure import new_figure, save_figure
 
 STOCK = "stock"
 _MIB = 2**20

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
 
 NOTE = "Medians over the rounds, quartiles in brackets. stock / ours: above 1 is faster than stock."
 RANDOM_NOTE = "Random weights: only times and bytes mean something, and only those of a layer hold for the whole model."

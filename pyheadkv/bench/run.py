@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pyheadkv.bench.reading import Reading, read_apart
 from pyheadkv.bench.setup import Setup, Trial
 from pyheadkv.bench.speed import Race, Speed, Spread
-from pyheadkv.jsonl import Record
-from pyheadkv.plan import Plan
+from pyheadkv.files.jsonl import Record
+from pyheadkv.policy.plan import Plan
 
 Progress = Callable[[int, int, str], None]
 _RSS = ("rss_loaded", "rss_whole", "rss_read", "rss_decoded", "rss_peak")

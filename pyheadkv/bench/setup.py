@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyheadkv.budget import Budget
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.load import FIRST_CELLS, opened
 from pyheadkv.errors import BenchError, UsageError
-from pyheadkv.loading import FIRST_CELLS, opened
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import Policy
+from pyheadkv.model.shape import ModelShape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.policy import Policy
 from pyheadkv.profile import Profile
-from pyheadkv.session import HeadKV
-from pyheadkv.shape import ModelShape
 
 if TYPE_CHECKING:
     import llama_cpp

@@ -14,9 +14,9 @@ from pathlib import Path
 import gguf
 
 from pyheadkv.bench.random_model import RandomModel, write_model
-from pyheadkv.cache_folder import cache_folder
 from pyheadkv.errors import BenchError, UsageError
-from pyheadkv.targets import check_target
+from pyheadkv.files.cache_folder import cache_folder
+from pyheadkv.files.targets import check_target
 
 N_VOCAB = 1024
 N_CTX = 131072

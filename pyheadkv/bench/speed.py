@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyheadkv.bench.setup import Setup, Trial, check_compressed, finish, make_session
-from pyheadkv.compression import arm
-from pyheadkv.plan import Plan
-from pyheadkv.reader import Reader
+from pyheadkv.cache.select import arm
+from pyheadkv.engine.llama import Reader
+from pyheadkv.policy.plan import Plan
 
 if TYPE_CHECKING:
     import llama_cpp

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.compression import attention_of
+from pyheadkv.cache.select import attention_of
+from pyheadkv.engine.llama import Reader, context_length, cut_back
 from pyheadkv.errors import CalibrationError
-from pyheadkv.reader import Reader, context_length, cut_back
 
 if TYPE_CHECKING:
     import llama_cpp

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import CalibrationError
-from pyheadkv.jsonl import JsonLines, Record
+from pyheadkv.files.jsonl import JsonLines, Record
 
 VERSION = 1
 

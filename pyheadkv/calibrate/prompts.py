@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyheadkv.calibrate.scores import Positions
+from pyheadkv.engine.template import ChatPrompt, ChatTemplate, plain_prompt, template_source
 from pyheadkv.errors import CalibrationError
-from pyheadkv.template import ChatPrompt, ChatTemplate, plain_prompt, template_source
 
 if TYPE_CHECKING:
     import llama_cpp

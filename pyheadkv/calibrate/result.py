@@ -13,7 +13,7 @@ from pyheadkv.calibrate.scores import Floats, by_layer, fold_groups, normalised
 from pyheadkv.calibrate.settings import Settings
 from pyheadkv.calibrate.trust import split_half
 from pyheadkv.errors import CalibrationError
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
 from pyheadkv.profile import Profile, format_mix
 
 RETRIEVAL, RETRIEVAL_REASONING, RECONSTRUCTION = "retrieval", "retrieval-reasoning", "reconstruction"

@@ -20,9 +20,9 @@ from pyheadkv.calibrate.result import RECONSTRUCTION, Heads, make_profile
 from pyheadkv.calibrate.retrieval import measure_question
 from pyheadkv.calibrate.scores import Floats
 from pyheadkv.calibrate.settings import EXCERPT_ROOM, Settings
-from pyheadkv.jsonl import Record
+from pyheadkv.engine.llama import context_length
+from pyheadkv.files.jsonl import Record
 from pyheadkv.profile import Profile
-from pyheadkv.reader import context_length
 
 if TYPE_CHECKING:
     import llama_cpp

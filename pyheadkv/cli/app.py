@@ -16,7 +16,7 @@ from pyheadkv import __version__
 from pyheadkv.cli.options import BenchOptions, CacheOptions, CalibrateOptions, ChatOptions, EvalOptions, ExportOptions
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
 from pyheadkv.errors import HeadKVError, LibraryError
-from pyheadkv.shape import MAX_CTX
+from pyheadkv.model.shape import MAX_CTX
 
 app = typer.Typer(
     add_completion=False,
@@ -82,8 +82,8 @@ def _known_errors(command: Callable[..., None]) -> Callable[..., None]:
 def _print_version(is_asked: bool) -> None:
     if not is_asked:
         return
-    from pyheadkv._library import LLAMA_CPP_COMMIT
-    from pyheadkv.native import abi_version
+    from pyheadkv.engine.library import LLAMA_CPP_COMMIT
+    from pyheadkv.engine.native import abi_version
 
     try:
         native = f"ABI {abi_version()}"

@@ -12,18 +12,18 @@ from pyheadkv.bench import Setup, Trial, run_bench
 from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
-from pyheadkv.budget import Budget
 from pyheadkv.cli.eval import contender, make_folder, parse_lengths, split_policies
 from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.engine.load import usable_threads
+from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import BenchError, UsageError
-from pyheadkv.jsonl import JsonLines, Record
-from pyheadkv.loading import usable_threads
-from pyheadkv.lookup import find_profile
-from pyheadkv.models import resolve_model
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.files.jsonl import JsonLines, Record
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import supported_shape
+from pyheadkv.policy.budget import Budget
 from pyheadkv.profile import Profile
-from pyheadkv.shape import supported_shape
+from pyheadkv.profile.find import find_profile
 
 RESULTS, PICTURE = "bench.jsonl", "bench.png"  # in the folder of --output
 WIDTH = 240  # tables are Markdown and keep their lines; a narrow terminal folds them

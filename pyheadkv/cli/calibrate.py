@@ -10,15 +10,14 @@ from pyheadkv.calibrate import Settings, calibrate
 from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.options import CalibrateOptions
 from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.engine.load import opened
+from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ProfileError, UsageError
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.loading import opened
-from pyheadkv.model_file import check_has_vocabulary
-from pyheadkv.models import resolve_model
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.files.targets import check_target
+from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.shape import supported_shape
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
-from pyheadkv.shape import supported_shape
-from pyheadkv.targets import check_target
 
 N_LEADING = 10
 

@@ -14,28 +14,28 @@ from typing import Any
 from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
-from pyheadkv import demo
-from pyheadkv.budget import Budget
-from pyheadkv.cli.conversation import Conversation
+from pyheadkv.chat import demo
+from pyheadkv.chat.conversation import Conversation
+from pyheadkv.chat.sampling import SETTINGS, Sampling, sampling_of_file
+from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.cli.first_message import open_first, shown_name, with_text
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.cli.wrap import wrap_for_stdout
+from pyheadkv.engine.llama import context_length
+from pyheadkv.engine.native import builtin_chat_names
+from pyheadkv.engine.sources import resolve_model
+from pyheadkv.engine.template import check_template
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
-from pyheadkv.lookup import find_profile
-from pyheadkv.model_file import check_has_vocabulary
-from pyheadkv.models import resolve_model
-from pyheadkv.native import builtin_chat_names, read_gguf_metadata
-from pyheadkv.plain_text import Limit, is_terminal, open_text, read_text, typed_text
-from pyheadkv.plan import check_budget, choose_budget
-from pyheadkv.policy import Policy, parse_policy
+from pyheadkv.files.plain_text import Limit, is_terminal, open_text, read_text, typed_text
+from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
+from pyheadkv.model.shape import supported_shape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import check_budget, choose_budget
+from pyheadkv.policy.policy import Policy, parse_policy
 from pyheadkv.profile import Profile
-from pyheadkv.reader import context_length
-from pyheadkv.sampling import SETTINGS, Sampling, sampling_of_file
-from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import supported_shape
-from pyheadkv.template import check_template
+from pyheadkv.profile.find import find_profile
 
 _HELP = {
     "/read FILE": "put a text file into the next message",

@@ -9,9 +9,9 @@ from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.choose import choose_settings
 from pyheadkv.evaluate.results import Results
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile
-from pyheadkv.shape import shape_from_metadata
 
 N_TOKENS = 2048  # of the prompts
 MIN_ROOM = 512  # of a context beyond the prompts

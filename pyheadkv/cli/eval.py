@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pyheadkv.budget import Budget
 from pyheadkv.cli import eval_report
 from pyheadkv.cli.options import EvalOptions
 from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.engine.load import opened
+from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import EvaluationError, HeadKVError, ProfileError, UsageError
 from pyheadkv.evaluate.asking import QUESTIONS
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
@@ -23,17 +24,15 @@ from pyheadkv.evaluate.runner import Contender, Runner
 from pyheadkv.evaluate.sweep import Measurer, Sweep, Trial, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.jsonl import Record
-from pyheadkv.loading import opened
-from pyheadkv.lookup import find_profile
-from pyheadkv.model_file import check_has_vocabulary
-from pyheadkv.models import resolve_model
-from pyheadkv.native import read_gguf_metadata
-from pyheadkv.policy import parse_policy, settle
+from pyheadkv.files.jsonl import Record
+from pyheadkv.files.targets import check_target
+from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.shape import CACHE_TYPES, ModelShape, supported_shape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy, settle
 from pyheadkv.profile import Profile
-from pyheadkv.shape import CACHE_TYPES, ModelShape, supported_shape
-from pyheadkv.targets import check_target
+from pyheadkv.profile.find import find_profile
 
 ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 MIN_LENGTH = 128

@@ -13,8 +13,8 @@ from pyheadkv.evaluate.compare import comparisons
 from pyheadkv.evaluate.plots import write_bytes, write_curves, write_depths
 from pyheadkv.evaluate.report import byte_sheets, markdown, sheets, tables
 from pyheadkv.evaluate.results import FULL, Cell, cells, label_of
-from pyheadkv.jsonl import Record
-from pyheadkv.targets import check_target
+from pyheadkv.files.jsonl import Record
+from pyheadkv.files.targets import check_target
 
 REPORT, CURVES, BYTES, DEPTHS = FILES = ("report.md", "quality.png", "bytes.png", "depths.png")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyheadkv.budget import Budget
 from pyheadkv.cli.options import ExportOptions
 from pyheadkv.cli.render import console, note
+from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import UsageError
 from pyheadkv.export import check_output, export_model, remove_profile
-from pyheadkv.gguf_header import open_header
-from pyheadkv.models import resolve_model
+from pyheadkv.model.gguf_header import open_header
+from pyheadkv.model.shape import shape_from_metadata
+from pyheadkv.policy.budget import Budget
 from pyheadkv.profile import Profile, mix_profile, read_profile
-from pyheadkv.shape import shape_from_metadata
 
 PROFILE_SUFFIX = ".headkv.json"
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pyheadkv.chat.demo import named_file
 from pyheadkv.cli.options import ChatOptions
-from pyheadkv.demo import named_file
 from pyheadkv.errors import UsageError
-from pyheadkv.plain_text import Limit, TextSource, is_terminal, open_stdin, open_text, typed_text
+from pyheadkv.files.plain_text import Limit, TextSource, is_terminal, open_stdin, open_text, typed_text
 
 NamedText = tuple[str, str]  # name of a file, and its text
 

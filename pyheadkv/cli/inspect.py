@@ -12,16 +12,16 @@ from rich.console import Console
 
 from pyheadkv.cli.options import CacheOptions
 from pyheadkv.cli.render import mib, note
+from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ModelError, ProfileError, UsageError
-from pyheadkv.heatmap import HeatMap
-from pyheadkv.lookup import find_profile
-from pyheadkv.models import resolve_model
-from pyheadkv.native import read_gguf_metadata
-from pyheadkv.plan import Plan, check_budget, choose_budget, make_plan
-from pyheadkv.policy import parse_policy
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.model.weights import slow_weights_note, weight_types
+from pyheadkv.plots.heatmap import HeatMap
+from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
+from pyheadkv.policy.policy import parse_policy
 from pyheadkv.profile import Profile, format_mix, mix_profile
-from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
-from pyheadkv.weights import slow_weights_note, weight_types
+from pyheadkv.profile.find import find_profile
 
 
 @dataclass

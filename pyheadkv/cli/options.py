@@ -23,7 +23,7 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What only `chat` asks; sampling has the settings that were given, by the names in `pyheadkv.sampling`."""
+    """What only `chat` asks; sampling has the settings that were given, by the names in `pyheadkv.chat.sampling`."""
 
     n_threads: int | None
     n_gpu_layers: int

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from pyheadkv.catalogue import Entry, Settings, allocator_entries, policy_entries, scorer_entries
-from pyheadkv.policy import parse_policy
+from pyheadkv.policy.catalogue import Entry, Settings, allocator_entries, policy_entries, scorer_entries
+from pyheadkv.policy.policy import parse_policy
 
 _ABOUT_SETTINGS = """\
 Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, mix, n_obs, \

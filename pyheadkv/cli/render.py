@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pyheadkv.stats import SessionStats
+from pyheadkv.cache.stats import SessionStats
 
 _MIB = 1024 * 1024
 

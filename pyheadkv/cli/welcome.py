@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pyheadkv import demo
+from pyheadkv.chat import demo
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli.render import mib
-from pyheadkv.reader import context_length
-from pyheadkv.session import HeadKV
+from pyheadkv.engine.llama import context_length
 
 
 def welcome_lines(headkv: HeadKV) -> list[str]:

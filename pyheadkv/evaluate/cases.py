@@ -21,8 +21,8 @@ from typing import Any
 
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import CLASS_METRICS, METRICS
-from pyheadkv.jsonl import JsonLines
-from pyheadkv.plain_text import Limit, open_text
+from pyheadkv.files.jsonl import JsonLines
+from pyheadkv.files.plain_text import Limit, open_text
 
 KL = "kl"
 KNOWN = (*METRICS, *CLASS_METRICS, KL)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.asking import IN
 from pyheadkv.evaluate.cases import KL
@@ -23,8 +22,9 @@ from pyheadkv.evaluate.results import FULL, Results
 from pyheadkv.evaluate.runner import Contender, Runner
 from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases
-from pyheadkv.jsonl import Record
-from pyheadkv.policy import parse_policy
+from pyheadkv.files.jsonl import Record
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy
 from pyheadkv.profile import Profile, Setting, format_mix
 
 # cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from pyheadkv.evaluate.metrics import mean_and_error
 from pyheadkv.evaluate.results import label_of
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
 
 MAIN = ("score", "kl")  # the figures that are compared
 MIN_CASES = 5  # of fewer, all alike by chance, the standard error says nothing

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.allocators import get_allocator
-from pyheadkv.compression import Floats, arm, compress
-from pyheadkv.plan import Plan
-from pyheadkv.reader import Reader, cut_back
-from pyheadkv.repeat import Repetition
-from pyheadkv.scorers import Scorer
+from pyheadkv.cache.reconstruct import Repetition
+from pyheadkv.cache.select import Floats, arm, compress
+from pyheadkv.engine.llama import Reader, cut_back
+from pyheadkv.policy.allocators import get_allocator
+from pyheadkv.policy.plan import Plan
+from pyheadkv.policy.scorers import Scorer
 
 if TYPE_CHECKING:
     import llama_cpp

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.examine import examine
 from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.runner import Outcome
+from pyheadkv.policy.budget import Budget
 
 CACHE = "kvpress"  # stands where cache types stand
 LIBRARIES = ("torch", "transformers", "kvpress")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyheadkv.drawing import new_figure, save_figure
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.compare import MAIN
 from pyheadkv.evaluate.results import FULL, Cell, label_of
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
+from pyheadkv.plots.figure import new_figure, save_figure
 
 N_DEPTHS = 5
 _DASHES = ("-", "--", ":", "-.")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.metrics import mean_and_error
-from pyheadkv.jsonl import JsonLines, Record
+from pyheadkv.files.jsonl import JsonLines, Record
 
 KEY = ("run", "question", "case", "mark", "policy", "budget")
 CELL = ("question", "task", "length", "cache", "policy", "budget")  # what a mean is over

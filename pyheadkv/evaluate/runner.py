@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
-from pyheadkv.budget import Budget
+from pyheadkv.engine.llama import context_length
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import KL, Case
@@ -21,11 +21,11 @@ from pyheadkv.evaluate.engine import Engine, Kept
 from pyheadkv.evaluate.examine import Examined, examine
 from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.tasks.make import Sizes
-from pyheadkv.plan import make_plan
-from pyheadkv.policy import Policy
+from pyheadkv.model.shape import ModelShape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.policy import Policy
 from pyheadkv.profile import Profile
-from pyheadkv.reader import context_length
-from pyheadkv.shape import ModelShape
 
 if TYPE_CHECKING:
     import llama_cpp

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-from pyheadkv.budget import Budget
 from pyheadkv.evaluate.cases import KL, Case
 from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.results import FULL, Results, key_of
 from pyheadkv.evaluate.runner import Outcome
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
+from pyheadkv.policy.budget import Budget
 
 FORMAT = 2  # of records: those of another format are measured again
 MEASURE_COST = 0.3  # of one measurement, in times that its prompt takes to read; only the time left depends on it

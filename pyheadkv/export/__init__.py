@@ -14,11 +14,11 @@ from pathlib import Path
 from pyheadkv.errors import ExportError
 from pyheadkv.export.files import Copy, OnProgress, check_targets, copy_all
 from pyheadkv.export.header import new_header
-from pyheadkv.fingerprint import check_fingerprint, fingerprint
-from pyheadkv.gguf_header import Header, open_header, part_name, split_paths, split_stem
-from pyheadkv.metadata import PREFIX, MetadataValue, profile_from_metadata, profile_to_metadata
+from pyheadkv.model.fingerprint import check_fingerprint, fingerprint
+from pyheadkv.model.gguf_header import Header, open_header, part_name, split_paths, split_stem
+from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile
-from pyheadkv.shape import shape_from_metadata
+from pyheadkv.profile.gguf_keys import PREFIX, MetadataValue, profile_from_metadata, profile_to_metadata
 
 __all__ = ["check_output", "export_model", "remove_profile"]
 

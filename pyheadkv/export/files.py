@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyheadkv.errors import ExportError
-from pyheadkv.targets import check_target
+from pyheadkv.files.targets import check_target
 
 _CHUNK_BYTES = 8 << 20
 _PART = ".part"

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pyheadkv.gguf_header import ARRAY, F32, MAGIC, PREAMBLE, STRING, U32, Header
-from pyheadkv.metadata import PREFIX, MetadataValue
+from pyheadkv.model.gguf_header import ARRAY, F32, MAGIC, PREAMBLE, STRING, U32, Header
+from pyheadkv.profile.gguf_keys import PREFIX, MetadataValue
 
 
 def new_header(header: Header, values: Mapping[str, MetadataValue]) -> bytes:

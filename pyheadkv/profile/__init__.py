@@ -1,7 +1,7 @@
 """Profiles: the measured importance of every KV head of one model, and the files they come in.
 
 `profile` holds the dataclasses, `checks` what is accepted, `file` the JSON form (*.headkv.json). The form inside a GGUF
-file is pyheadkv.metadata.
+file is pyheadkv.profile.gguf_keys.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.model.shape import ModelShape
 from pyheadkv.profile.profile import Profile, Scores, Setting, check_mix, is_kind
-from pyheadkv.shape import ModelShape
 
 VERSION = 1
 SUM_TOLERANCE = 1e-3  # room for values rounded to a few digits, or to f32

@@ -21,7 +21,7 @@ JSON; here for a model of two layers with 2 and 1 KV heads and twice as many que
 
 ``scores[i][ih]`` belongs to KV head ih of the i-th layer that has a cache; finite, >= 0, summing to 1 (within
 `SUM_TOLERANCE`, which leaves room for values rounded to a few digits). All after ``scores`` may be absent.
-The keys are those of the GGUF form (pyheadkv.metadata).
+The keys are those of the GGUF form (pyheadkv.profile.gguf_keys).
 
 `read_profile` also takes the score files of the HeadKV repository (`published`).
 """
@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import ProfileError
-from pyheadkv.plain_text import read_text
+from pyheadkv.files.plain_text import read_text
+from pyheadkv.files.targets import check_target
+from pyheadkv.model.shape import ModelShape
 from pyheadkv.profile.checks import body_of, profile_from_body
 from pyheadkv.profile.profile import Profile
 from pyheadkv.profile.published import is_published, profile_from_published
-from pyheadkv.shape import ModelShape
-from pyheadkv.targets import check_target
 
 
 def read_profile(path: str | Path, shape: ModelShape) -> Profile:

@@ -25,7 +25,7 @@ class Setting:
     max_keep_ratio
         the range ends with this share of the rows (it starts where the setting before it ends)
     policy
-        text for `pyheadkv.policy.parse_policy`
+        text for `pyheadkv.policy.policy.parse_policy`
     mix
         weight of each kind of scores; empty: the profile's scores as they are
     figures
@@ -55,7 +55,7 @@ class Profile:
     beta
         the headkv allocator's parameter that goes with them, if they came with one
     fingerprint
-        of the model they were measured on (`pyheadkv.fingerprint`), if known
+        of the model they were measured on (`pyheadkv.model.fingerprint`), if known
     source
         where they were read from, for messages
     kinds

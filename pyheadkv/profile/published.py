@@ -16,9 +16,9 @@ import re
 from collections.abc import Mapping
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.profile.checks import finite, short
 from pyheadkv.profile.profile import Profile
-from pyheadkv.shape import LayerShape, ModelShape
 
 METHOD = "published"
 _KEY = re.compile(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})")

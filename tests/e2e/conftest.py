@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pyheadkv.engine.native import abi_version, debug_alloc_fail
+from pyheadkv.engine.sources import demo_model
 from pyheadkv.errors import LibraryError, ModelError
-from pyheadkv.models import demo_model
-from pyheadkv.native import abi_version, debug_alloc_fail
 from tests.e2e.context import Context
 from tests.tiny import Tiny, write_refused, write_tiny
 

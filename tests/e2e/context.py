@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.native import Native, context_cells
-from pyheadkv.shape import CACHE_TYPES
+from pyheadkv.engine.native import Native, context_cells
+from pyheadkv.model.shape import CACHE_TYPES
 
 Logits = npt.NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 
-from pyheadkv._library import library_dir, prepare
+from pyheadkv.engine.library import library_dir, prepare
 from tests.conftest import ROOT
 
 LIBRARY = ROOT / "build" / "release" / "tests" / "native" / "libtest-devices.so"

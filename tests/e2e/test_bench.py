@@ -12,11 +12,11 @@ from pyheadkv.bench import Setup, Trial, run_bench
 from pyheadkv.bench.random_model import RandomModel, write_model
 from pyheadkv.bench.reading import read_apart
 from pyheadkv.bench.setup import ROOM
-from pyheadkv.budget import Budget
 from pyheadkv.errors import BenchError
-from pyheadkv.native import read_gguf_metadata
-from pyheadkv.policy import parse_policy
-from pyheadkv.shape import supported_shape
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import supported_shape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy
 from tests.e2e.conftest import WriteTiny
 from tests.tiny import Tiny
 

@@ -24,6 +24,7 @@ from pyheadkv.calibrate.pages import make_page
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.calibrate.retrieval import measure_question, question_prompt
 from pyheadkv.errors import CalibrationError, UsageError
+from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.profile import read_profile, write_profile
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +131,7 @@ def test_calibration_of_the_demo_model(llama: Any, tmp_path: Path) -> None:
     assert correlation["reconstruction"] == pytest.approx(np.corrcoef(*halves)[0, 1], abs=1e-3)
     assert correlation["reconstruction"] > 0.97
     write_profile(tmp_path / "p.json", profile)
-    shape = pyheadkv.shape_from_metadata(pyheadkv.native.read_gguf_metadata(llama.model_path))
+    shape = pyheadkv.shape_from_metadata(read_gguf_metadata(llama.model_path))
     again = read_profile(tmp_path / "p.json", shape)
     assert np.concatenate(again.scores) == pytest.approx(np.concatenate(profile.scores))
 

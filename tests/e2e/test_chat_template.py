@@ -10,10 +10,10 @@ from typing import Any
 import gguf
 import pytest
 
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.native import log_lines
+from pyheadkv.engine.template import ChatTemplate
 from pyheadkv.errors import ModelError
-from pyheadkv.native import log_lines
-from pyheadkv.session import HeadKV, load
-from pyheadkv.template import ChatTemplate
 from tests.tiny import Tiny, write_tiny
 from tests.unit.chat_families import FAMILIES, Family
 from tests.unit.fake_vocabulary import CONTROL, UNKNOWN

@@ -15,9 +15,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from pyheadkv.demo import QUESTION
+from pyheadkv.chat.demo import QUESTION
+from pyheadkv.engine.sources import DEMO_FAST_GGUF, resolve_model
 from pyheadkv.errors import ModelError
-from pyheadkv.models import DEMO_FAST_GGUF, resolve_model
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pyheadkv.cli.app"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens, relative_error
 from tests.e2e.devices import (
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 def test_refused_device_names_the_reason_and_still_decodes(
     no_device: None, open_context: MakeContext, what: str
 ) -> None:
-    from pyheadkv.native import Native
+    from pyheadkv.engine.native import Native
 
     devices, options, reason = REFUSED[what]
     expected = open_device(open_context, n_gpu_layers=0).decode(TOKENS[:N_PROMPT])
@@ -201,7 +201,7 @@ def test_refused_device_names_the_reason_and_still_decodes(
 
 
 def test_rows_of_odd_bytes_are_refused(no_device: None, open_context: MakeContext) -> None:
-    from pyheadkv.native import Native
+    from pyheadkv.engine.native import Native
 
     tiny = Tiny(head_size=96)
     with fake_devices():

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pyheadkv.budget import Budget
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.native import Native
 from pyheadkv.errors import EvaluationError, NativeError
 from pyheadkv.evaluate.asking import AFTER, Asked
 from pyheadkv.evaluate.cases import Case
@@ -20,11 +21,11 @@ from pyheadkv.evaluate.examine import examine
 from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.runner import Contender, Reading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
-from pyheadkv.native import Native, read_gguf_metadata
-from pyheadkv.plan import make_plan
-from pyheadkv.policy import parse_policy
-from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import shape_from_metadata
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import shape_from_metadata
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.policy import parse_policy
 from tests.tiny import Tiny, write_tiny
 
 TINY = Tiny(n_vocab=256)

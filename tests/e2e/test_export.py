@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import prepare
+from pyheadkv.engine.sources import DEMO_GGUF_SHA256
 from pyheadkv.export import export_model, remove_profile
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.gguf_header import open_header
-from pyheadkv.metadata import read_gguf_profile
-from pyheadkv.models import DEMO_GGUF_SHA256
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.gguf_header import open_header
+from pyheadkv.model.shape import ModelShape, shape_from_metadata
 from pyheadkv.profile import Profile, write_profile
-from pyheadkv.shape import ModelShape, shape_from_metadata
+from pyheadkv.profile.gguf_keys import read_gguf_profile
 from tests.tiny import Tiny, make_weights, write_tiny
 
 ROOT = Path(__file__).parents[2]

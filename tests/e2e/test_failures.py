@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
+from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
+from pyheadkv.engine.native import Native, debug_alloc_fail
 from pyheadkv.errors import NativeError
-from pyheadkv.native import Native, debug_alloc_fail
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits
 from tests.e2e.ragged import N_OBS, N_POS, chat_tokens, flat, make_kept

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv.scorers import Scorer
-from pyheadkv.shape import CACHE_TYPES
+from pyheadkv.model.shape import CACHE_TYPES
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits, make_tokens, relative_error
 from tests.e2e.ragged import N_POS, chat_tokens, decode_batches

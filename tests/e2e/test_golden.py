@@ -23,11 +23,11 @@ from typing import Any
 
 import pytest
 
-from pyheadkv.allocators import get_allocator
-from pyheadkv.plan import make_plan
-from pyheadkv.policy import Policy, policy_names
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.policy.allocators import get_allocator
+from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.policy import Policy, policy_names
 from pyheadkv.profile import Profile
-from pyheadkv.session import HeadKV
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.test_full import text_tokens

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pyheadkv.policy import Policy
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.policy.policy import Policy
 from pyheadkv.profile import Profile
-from pyheadkv.session import HeadKV
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.test_projection import assert_best

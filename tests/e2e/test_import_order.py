@@ -31,7 +31,7 @@ def site(library: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_either_order_works(site: Path, order: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMA_CPP", "HEADKV"))}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (site, ROOT)))
-    code = f"{order}; from pyheadkv.native import abi_version; abi_version(); print(llama_cpp.__file__)"
+    code = f"{order}; from pyheadkv.engine.native import abi_version; abi_version(); print(llama_cpp.__file__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(site)

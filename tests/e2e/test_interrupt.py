@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from pyheadkv.calibrate.observer import Observer
-from pyheadkv.native import Native
-from pyheadkv.session import HeadKV, load
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.native import Native
 from tests.e2e.test_session import N_PROMPT, answer, logits, prompt_of, tiny
 
 __all__ = ["tiny"]

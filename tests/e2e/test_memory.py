@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv.native import Native
-from pyheadkv.scorers import Scorer
-from pyheadkv.shape import CACHE_TYPES
+from pyheadkv.engine.native import Native
+from pyheadkv.model.shape import CACHE_TYPES
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.ragged import N_OBS, N_POS, N_PREFIX, chat_tokens, flat, make_kept

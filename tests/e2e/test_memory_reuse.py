@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens, relative_error
 from tests.reference.llama import Compressed, forward

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv._library import library_dir
+from pyheadkv.engine.library import library_dir
+from pyheadkv.engine.native import Native
 from pyheadkv.errors import ModelError
-from pyheadkv.native import Native
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits, make_tokens, relative_error
 from tests.e2e.devices import has_device

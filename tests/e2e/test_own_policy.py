@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pyheadkv import allocators, policy
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import PolicyError
-from pyheadkv.session import HeadKV
+from pyheadkv.policy import allocators, policy
 from tests.e2e.conftest import MakeContext, WriteTiny
 from tests.e2e.context import make_tokens
 from tests.tiny import Tiny

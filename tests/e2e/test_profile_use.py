@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.native import Native
 from pyheadkv.errors import ProfileError
 from pyheadkv.export import export_model
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.lookup import find_profile
-from pyheadkv.native import Native, read_gguf_metadata
-from pyheadkv.plan import make_plan
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.shape import shape_from_metadata
+from pyheadkv.policy.plan import make_plan
 from pyheadkv.profile import Profile, Setting, write_profile
-from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import shape_from_metadata
+from pyheadkv.profile.find import find_profile
 from tests.reference.select import select_positions
 from tests.tiny import Tiny, write_tiny
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import NativeError
-from pyheadkv.roles import HeadRoles
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.test_scorers import ERRORS, N_POS, N_SINK, SHAPES, observe, output_projection, spread_error

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import NativeError
-from pyheadkv.scorers import Scorer
-from pyheadkv.session import HeadKV
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.test_scorers import N_POS, N_SINK, SHAPES

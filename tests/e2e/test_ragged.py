@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyheadkv.shape import CACHE_TYPES
+from pyheadkv.model.shape import CACHE_TYPES
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import relative_error
 from tests.e2e.ragged import N_POS, N_PREFIX, chat_tokens, compressed, make_kept, run_ragged

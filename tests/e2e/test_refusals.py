@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError, NativeError
-from pyheadkv.roles import HeadRoles
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits
 from tests.e2e.ragged import N_OBS, N_POS, N_PREFIX, chat_tokens, flat, make_kept
@@ -275,7 +275,7 @@ REASONS = {
 def test_unsupported_model_is_refused_and_still_decodes(
     open_context: MakeContext, refused_path: Callable[[str], Path], arch: str, n_cells: int
 ) -> None:
-    from pyheadkv.native import Native
+    from pyheadkv.engine.native import Native
 
     path = refused_path(arch)
     stock, context = open_context(path, attach=False), open_context(path, attach=False, n_cells=n_cells)
@@ -294,7 +294,7 @@ def test_unsupported_model_is_refused_and_still_decodes(
 def test_unsupported_context_is_refused_and_still_decodes(
     open_context: MakeContext, options: dict[str, Any], reason: str
 ) -> None:
-    from pyheadkv.native import Native
+    from pyheadkv.engine.native import Native
 
     stock = open_context(TINY, **options, attach=False)
     context = open_context(TINY, **options, attach=False)

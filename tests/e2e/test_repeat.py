@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv._abi import STATUS_NO_MEMORY
-from pyheadkv.compression import pooled
+from pyheadkv.cache.reconstruct import Repetition
+from pyheadkv.cache.select import pooled
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.abi import STATUS_NO_MEMORY
+from pyheadkv.engine.native import debug_alloc_fail
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.evaluate.engine import Engine
-from pyheadkv.native import debug_alloc_fail
-from pyheadkv.plan import make_plan
-from pyheadkv.policy import parse_policy
-from pyheadkv.repeat import Repetition
-from pyheadkv.scorers import Scorer
-from pyheadkv.session import HeadKV
+from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.reference.repeat import repeated_scores

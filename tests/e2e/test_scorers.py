@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import NativeError
-from pyheadkv.policy import Policy, policy_names
-from pyheadkv.scorers import SCORERS, Scorer
-from pyheadkv.session import HeadKV
+from pyheadkv.policy.policy import Policy, policy_names
+from pyheadkv.policy.scorers import SCORERS, Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
 from tests.reference import score as reference

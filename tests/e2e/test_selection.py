@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pyheadkv.roles import HeadRoles
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
 from tests.reference.attention import window_attention

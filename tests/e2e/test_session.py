@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv._abi import STATUS_NO_MEMORY
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.abi import STATUS_NO_MEMORY
+from pyheadkv.engine.native import debug_alloc_fail
 from pyheadkv.errors import ModelError, NativeError, UsageError
-from pyheadkv.native import debug_alloc_fail, read_gguf_metadata
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile, write_profile
-from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import shape_from_metadata
 from tests.tiny import Tiny, write_tiny
 
 TINY = Tiny(n_vocab=256)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv._library import library_dir
-from pyheadkv.native import context_cells
+from pyheadkv.engine.library import library_dir
+from pyheadkv.engine.native import context_cells
 from tests.e2e.conftest import MakeContext, WriteTiny
 from tests.e2e.context import Context, make_tokens, relative_error
 from tests.reference.llama import forward

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pyheadkv.scorers import SCORERS, Scorer
+from pyheadkv.policy.scorers import SCORERS, Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
 from tests.e2e.test_full import text_tokens

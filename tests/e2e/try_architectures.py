@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.native import Native, log_lines
 from pyheadkv.errors import ModelError
-from pyheadkv.native import Native, log_lines, read_gguf_metadata
-from pyheadkv.session import HeadKV, load
-from pyheadkv.shape import shape_from_metadata, unsupported_reason
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import shape_from_metadata, unsupported_reason
 from tests import architectures
 from tests.e2e.context import make_tokens, relative_error
 

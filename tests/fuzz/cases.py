@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.export.header import new_header
-from pyheadkv.gguf_header import Entry, open_header
-from pyheadkv.metadata import profile_to_metadata
+from pyheadkv.model.gguf_header import Entry, open_header
+from pyheadkv.model.shape import ModelShape, shape_from_metadata
 from pyheadkv.profile import Profile, Setting
 from pyheadkv.profile.checks import body_of
-from pyheadkv.shape import ModelShape, shape_from_metadata
+from pyheadkv.profile.gguf_keys import profile_to_metadata
 from tests.tiny import Tiny
 from tests.unit.small_gguf import write_model
 

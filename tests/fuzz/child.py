@@ -17,12 +17,12 @@ from pathlib import Path
 
 from pyheadkv.errors import HeadKVError
 from pyheadkv.export.header import new_header
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.gguf_header import open_header
-from pyheadkv.metadata import profile_to_metadata, read_gguf_profile
-from pyheadkv.native import read_gguf_metadata
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.gguf_header import open_header
+from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
 from pyheadkv.profile import Profile, read_profile
-from pyheadkv.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.profile.gguf_keys import profile_to_metadata, read_gguf_profile
 from tests.fuzz.cases import Base, make_base, make_case
 
 MEMORY_BYTES = 256 << 20  # above what the process has when the first file is read; the files are of some 10 kB

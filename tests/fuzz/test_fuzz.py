@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyheadkv.engine.native import abi_version
 from pyheadkv.errors import LibraryError
-from pyheadkv.native import abi_version
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 2000  # cases in one process

@@ -32,7 +32,7 @@ def test_paths_in_readme_exist(root: Path, name: str) -> None:
     [
         ("see `native/headkv-gone.cpp`.", ["native/headkv-gone.cpp"]),
         ("run scripts/gone --all", ["scripts/gone"]),
-        ("[allocators](pyheadkv/allocators/gone.py)", ["pyheadkv/allocators/gone.py"]),
+        ("[allocators](pyheadkv/policy/allocators/gone.py)", ["pyheadkv/policy/allocators/gone.py"]),
         ("rows are in headkv-gone.h, not elsewhere", ["headkv-gone.h"]),
         ("`tests/gone-*.cpp`", ["tests/gone-*.cpp"]),
         (

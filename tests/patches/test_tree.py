@@ -407,7 +407,7 @@ def test_series_applies_to_the_pin(root: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_pin_is_the_same_everywhere(root: Path) -> None:
-    from pyheadkv import _library
+    from pyheadkv.engine import library as _library
 
     wanted = pin.read_pin(root / "patches")
     assert (wanted.version, wanted.commit) == (_library.LLAMA_CPP_PYTHON_VERSION, _library.LLAMA_CPP_COMMIT)

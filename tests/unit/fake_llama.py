@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pyheadkv import session
-from pyheadkv._abi import STATUS_WRONG_STATE
+from pyheadkv.chat import session
+from pyheadkv.engine.abi import STATUS_WRONG_STATE
+from pyheadkv.engine.native import Stats
 from pyheadkv.errors import NativeError
-from pyheadkv.native import Stats
-from pyheadkv.scorers import Scorer
-from pyheadkv.shape import LayerShape
+from pyheadkv.model.shape import LayerShape
+from pyheadkv.policy.scorers import Scorer
 
 LAYERS = (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64))
 N_HEADS = 4
@@ -62,7 +62,7 @@ class FakeMemory:
 
 
 class FakeNative:
-    """Stands in for pyheadkv.native.Native on the memory of a FakeLlama."""
+    """Stands in for pyheadkv.engine.native.Native on the memory of a FakeLlama."""
 
     def __init__(self, llama: FakeLlama) -> None:
         self.memory = llama.memory

@@ -1,4 +1,4 @@
-"""The hand-written declarations in pyheadkv/_abi.py say what native/headkv.h says."""
+"""The hand-written declarations in pyheadkv/engine/abi.py say what native/headkv.h says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import cffi
 import pytest
 
-from pyheadkv import _abi
+from pyheadkv.engine import abi as _abi
 
 HEADER = (Path(__file__).parents[2] / "native" / "headkv.h").read_text(encoding="utf-8")
 BODY = re.sub(r"(?m)^#.*$|//.*$", "", HEADER).replace('extern "C" {', "")

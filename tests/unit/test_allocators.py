@@ -9,16 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pyheadkv.allocators import (
+from pyheadkv.errors import BudgetError, PolicyError, ProfileError
+from pyheadkv.policy.allocators import (
     Allocator,
     AllocRequest,
     allocator_names,
     get_allocator,
     register_allocator,
 )
-from pyheadkv.allocators.apportion import apportion
-from pyheadkv.allocators.headkv import headkv_targets
-from pyheadkv.errors import BudgetError, PolicyError, ProfileError
+from pyheadkv.policy.allocators.apportion import apportion
+from pyheadkv.policy.allocators.headkv import headkv_targets
 from tests.reference import allocate as reference
 
 FEWER = settings(max_examples=40)  # the slow reference and the ordering need not be asked more often

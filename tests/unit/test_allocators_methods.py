@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyheadkv.allocators import AllocRequest, allocator_names, get_allocator
-from pyheadkv.allocators.adakv import scaled_scores
-from pyheadkv.allocators.headkv import sharpened
-from pyheadkv.allocators.pyramid import pyramid_targets
-from pyheadkv.allocators.taskkv import heterogeneous_heads, n_heterogeneous
 from pyheadkv.errors import BudgetError, PolicyError
+from pyheadkv.policy.allocators import AllocRequest, allocator_names, get_allocator
+from pyheadkv.policy.allocators.adakv import scaled_scores
+from pyheadkv.policy.allocators.headkv import sharpened
+from pyheadkv.policy.allocators.pyramid import pyramid_targets
+from pyheadkv.policy.allocators.taskkv import heterogeneous_heads, n_heterogeneous
 from tests.reference import allocate as reference
 from tests.reference import allocate_prompt as prompt_reference
 

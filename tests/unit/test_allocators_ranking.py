@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyheadkv.allocators.ranking import Ranking
+from pyheadkv.policy.allocators.ranking import Ranking
 from tests.reference import allocate_prompt as reference
 
 Layers = list[npt.NDArray[np.float32]]

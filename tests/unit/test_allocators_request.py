@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv.allocators import Allocator, AllocRequest, Param, allocator_names, get_allocator
-from pyheadkv.allocators.inputs import head_shares, open_scores
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
+from pyheadkv.policy.allocators import Allocator, AllocRequest, Param, allocator_names, get_allocator
+from pyheadkv.policy.allocators.inputs import head_shares, open_scores
 from tests.reference import allocate_prompt as reference
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda s: (s[0], s[0] + s[1])), max_size=4)

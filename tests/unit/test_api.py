@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import pyheadkv
-import pyheadkv.allocators as allocators_module
-import pyheadkv.policy as policy_module
+import pyheadkv.policy.allocators as allocators_module
+import pyheadkv.policy.policy as policy_module
 from pyheadkv import errors
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.model.shape import LayerShape, ModelShape
 
 NEEDS_A_MODEL = {"HeadKV", "load"}  # their examples are compiled, not run
 SHAPE = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from pyheadkv import reader, session
 from pyheadkv.bench import reading, run, setup
 from pyheadkv.bench.reading import measure_ours, measure_stock, read_apart
 from pyheadkv.bench.run import run_bench
 from pyheadkv.bench.setup import Setup, Trial
 from pyheadkv.bench.speed import Spread
-from pyheadkv.budget import Budget
+from pyheadkv.chat import session
+from pyheadkv.engine import llama as reader
 from pyheadkv.errors import BenchError, BudgetError, HeadKVError, ProfileError, UsageError
-from pyheadkv.jsonl import Record
-from pyheadkv.policy import parse_policy
-from pyheadkv.shape import ModelShape
+from pyheadkv.files.jsonl import Record
+from pyheadkv.model.shape import ModelShape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy
 from tests.unit.fake_llama import LAYERS, ROW_BYTES, VOCABULARY, FakeLlama, FakeNative, without_library
 
 SHAPE = ModelShape("llama", "fake", 1024, LAYERS)

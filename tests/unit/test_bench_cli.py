@@ -17,7 +17,7 @@ from pyheadkv.bench.setup import Setup
 from pyheadkv.bench.speed import Speed, Spread
 from pyheadkv.cli import bench as command
 from pyheadkv.cli.app import app
-from pyheadkv.jsonl import Record
+from pyheadkv.files.jsonl import Record
 
 METADATA: dict[str, object] = {
     "general.architecture": "llama",

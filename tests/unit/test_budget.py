@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv.budget import Budget, BudgetLike, rows_to_bytes
 from pyheadkv.errors import BudgetError
-from pyheadkv.plan import check_budget, choose_budget, make_plan
-from pyheadkv.policy import Policy
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy.budget import Budget, BudgetLike, rows_to_bytes
+from pyheadkv.policy.plan import check_budget, choose_budget, make_plan
+from pyheadkv.policy.policy import Policy
 
 SMOLLM2 = ModelShape("llama", "", 8192, tuple(LayerShape(il, 9, 3, 64, 64) for il in range(30)))
 # rows of 512, 160 and 128 bytes in f16

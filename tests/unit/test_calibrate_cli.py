@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pyheadkv import loading
 from pyheadkv.calibrate import Settings
 from pyheadkv.cli import calibrate as command
 from pyheadkv.cli.app import app
 from pyheadkv.cli.render import note
+from pyheadkv.engine import load as loading
 from pyheadkv.errors import CalibrationError
 from pyheadkv.profile import Profile
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateSyntaxError
 
+from pyheadkv.engine.native import builtin_chat, builtin_chat_names
+from pyheadkv.engine.template import ChatTemplate, deferred_compilation, plain_prompt
 from pyheadkv.errors import ModelError, UsageError
-from pyheadkv.native import builtin_chat, builtin_chat_names
-from pyheadkv.template import ChatTemplate, deferred_compilation, plain_prompt
 from tests.unit.chat_families import FAMILIES, Family
 from tests.unit.fake_vocabulary import CONTROL, FIRST_CHAR, FakeVocabulary
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pyheadkv import lookup
 from pyheadkv.cli import chat, first_message, inspect
 from pyheadkv.cli.app import app
 from pyheadkv.cli.options import CacheOptions, ChatOptions
 from pyheadkv.errors import NativeError
+from pyheadkv.profile import find as lookup
 
 METADATA: dict[str, object] = {
     "general.architecture": "llama",

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from pyheadkv.chat.conversation import Conversation
+from pyheadkv.chat.sampling import Sampling
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli import chat
 from pyheadkv.cli.chat import Talk
-from pyheadkv.cli.conversation import Conversation
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.errors import ModelError, UsageError
-from pyheadkv.sampling import Sampling
-from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import FakeLlama, without_library
 from tests.unit.fake_vocabulary import CONTROL, FakeVocabulary
 

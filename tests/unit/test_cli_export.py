@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from pyheadkv.cli import calibrate, inspect
 from pyheadkv.cli.app import app
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.gguf_header import open_header
-from pyheadkv.metadata import profile_from_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.gguf_header import open_header
+from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile, Setting, write_profile
-from pyheadkv.shape import shape_from_metadata
+from pyheadkv.profile.gguf_keys import profile_from_metadata
 from tests.tiny import Tiny
 from tests.unit.small_gguf import write_model
 

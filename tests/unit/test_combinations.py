@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pyheadkv.allocators import AllocRequest, allocator_names, get_allocator
 from pyheadkv.errors import PolicyError
-from pyheadkv.policy import Policy, parse_policy
-from pyheadkv.scorers import SCORERS
+from pyheadkv.policy.allocators import AllocRequest, allocator_names, get_allocator
+from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.scorers import SCORERS
 
 BETWEEN_HEADS = "knorm scores cannot be compared between heads"
 NO_MEAN = "needs the mean attention of the window: not with "

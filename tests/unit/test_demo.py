@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pyheadkv import demo
+from pyheadkv.chat import demo
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli.chat import Talk
 from pyheadkv.cli.first_message import open_first
 from pyheadkv.cli.render import ReadingBar
 from pyheadkv.cli.welcome import welcome_lines
-from pyheadkv.models import DEMO_GGUF
-from pyheadkv.plain_text import Limit
-from pyheadkv.session import HeadKV
+from pyheadkv.engine.sources import DEMO_GGUF
+from pyheadkv.files.plain_text import Limit
 from tests.unit.fake_llama import without_library
 from tests.unit.test_cli_chat import OPTIONS, ChatLlama
 

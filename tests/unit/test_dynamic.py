@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pyheadkv.budget import Budget
-from pyheadkv.compression import compress
+from pyheadkv.cache.select import compress
 from pyheadkv.errors import PolicyError
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import parse_policy
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.policy import parse_policy
 from tests.reference.select import Floats
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64)))

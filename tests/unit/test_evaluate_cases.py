@@ -13,7 +13,7 @@ from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.tasks import GROUPS, TASKS, Prose, Sizes, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks import phrases as own
-from pyheadkv.plain_text import TextSource
+from pyheadkv.files.plain_text import TextSource
 
 SIZES = Sizes(lambda text: len(re.findall(r"\w+|[^\w\s]", text)), 10)
 ROW = {

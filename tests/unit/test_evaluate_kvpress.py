@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate import kvpress
 from pyheadkv.evaluate.asking import Asked
@@ -21,6 +20,7 @@ from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.kvpress import PressRunner, libraries, parse_press
 from pyheadkv.evaluate.results import Results
 from pyheadkv.evaluate.sweep import Sweep, run_sweep
+from pyheadkv.policy.budget import Budget
 
 N_VOCAB = 50
 NEEDLE, NOTHING, END = 42, 7, 0

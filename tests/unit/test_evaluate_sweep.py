@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from pyheadkv.budget import Budget
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate import choose
 from pyheadkv.evaluate.cases import Case
@@ -22,7 +21,8 @@ from pyheadkv.evaluate.results import FULL, Results, cells
 from pyheadkv.evaluate.runner import Contender, Outcome
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Sizes
-from pyheadkv.policy import parse_policy
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy
 from pyheadkv.profile import Profile
 
 BUDGETS = [Budget.parse("50%"), Budget.parse("10%")]

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from pyheadkv.errors import ExportError, HeadKVError, ModelError, ProfileError
 from pyheadkv.export import export_model, files, remove_profile
-from pyheadkv.fingerprint import fingerprint
-from pyheadkv.gguf_header import Header, open_header
-from pyheadkv.metadata import profile_from_metadata
+from pyheadkv.model.fingerprint import fingerprint
+from pyheadkv.model.gguf_header import Header, open_header
+from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile, Setting
-from pyheadkv.shape import shape_from_metadata
+from pyheadkv.profile.gguf_keys import profile_from_metadata
 from tests.tiny import Tiny
 from tests.unit.small_gguf import write_model
 

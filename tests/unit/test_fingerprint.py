@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError, ProfileError
-from pyheadkv.fingerprint import check_fingerprint, fingerprint
+from pyheadkv.model.fingerprint import check_fingerprint, fingerprint
 from tests.tiny import Weights, make_weights
 from tests.unit.small_gguf import TINY
 from tests.unit.small_gguf import write_model as write

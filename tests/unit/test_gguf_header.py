@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError
-from pyheadkv.gguf_header import open_header
+from pyheadkv.model.gguf_header import open_header
 
 VALUES: dict[str, tuple[Any, gguf.GGUFValueType]] = {
     "x.u8": (200, gguf.GGUFValueType.UINT8),

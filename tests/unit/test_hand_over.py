@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv import stats
-from pyheadkv._abi import FOLDS, POOLS, SCORES, STATUS_OK
-from pyheadkv.compression import compress
-from pyheadkv.native import Native
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import parse_policy
+from pyheadkv.cache import stats
+from pyheadkv.cache.select import compress
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.abi import FOLDS, POOLS, SCORES, STATUS_OK
+from pyheadkv.engine.native import Native
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.scorers import Scorer
 from pyheadkv.profile import Profile
-from pyheadkv.scorers import Scorer
-from pyheadkv.session import HeadKV
-from pyheadkv.shape import LayerShape, ModelShape
 from tests.unit.fake_llama import FakeLlama, FakeNative, without_library
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64)))
@@ -130,7 +130,7 @@ def test_each_part_of_a_turn_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -
             super().compress(*arguments)
 
     without_library(monkeypatch)
-    monkeypatch.setattr("pyheadkv.session.Native", SlowNative)
+    monkeypatch.setattr("pyheadkv.chat.session.Native", SlowNative)
     monkeypatch.setattr(stats.time, "perf_counter", lambda: clock.s)
     llama = SlowLlama()
     with HeadKV(llama, policy="snapkv") as headkv:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from pyheadkv.errors import ExportError, UsageError
-from pyheadkv.heatmap import HeatMap
+from pyheadkv.plots.heatmap import HeatMap
 
 MAP = HeatMap((0, 2, 17), ((0.0, 0.5), (0.1,), (0.02, 0.38)), ((20, 400), (60,), (20, 300)), "headkv, 10%")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyheadkv.errors import CalibrationError
-from pyheadkv.jsonl import JsonLines
+from pyheadkv.files.jsonl import JsonLines
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pyheadkv import _library
+from pyheadkv.engine import library as _library
 from pyheadkv.errors import LibraryError
 
 
@@ -40,7 +40,7 @@ def test_llama_cpp_is_sent_to_our_library(built: Path) -> None:
 
 def test_without_a_setting_the_library_is_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADKV_LIB_DIR", raising=False)
-    assert _library.library_dir() == Path(_library.__file__).parent / "lib"
+    assert _library.library_dir() == Path(_library.__file__).parents[1] / "lib"
 
 
 def test_no_library_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from pyheadkv import loading
+from pyheadkv.engine import load as loading
 from pyheadkv.errors import ModelError, UsageError
 
 METADATA = {"general.architecture": "llama", "llama.block_count": 1}

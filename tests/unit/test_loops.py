@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv.loops import LoopWatch
+from pyheadkv.chat.loops import LoopWatch
 
 POEM = "\n".join(
     f"{line}\nRow, row, row your boat, and sing the old refrain,\nrow, row, row your boat, till we are home again."

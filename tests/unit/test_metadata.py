@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyheadkv.errors import ProfileError
-from pyheadkv.metadata import MetadataValue, profile_from_metadata, profile_to_metadata
+from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.profile import Profile, Setting
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.profile.gguf_keys import MetadataValue, profile_from_metadata, profile_to_metadata
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 4, 1, 64, 64)))
 FULL = Profile(

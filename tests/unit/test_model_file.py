@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyheadkv.errors import ModelError
-from pyheadkv.model_file import check_generates, check_is_model, has_vocabulary
+from pyheadkv.model.file import check_generates, check_is_model, has_vocabulary
 
 PATH = Path("m.gguf")
 LLAMA = {"general.architecture": "llama", "llama.block_count": 2}

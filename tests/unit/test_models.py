@@ -12,9 +12,10 @@ from types import SimpleNamespace
 import platformdirs
 import pytest
 
-from pyheadkv import cache_folder, models
+from pyheadkv.engine import sources as models
+from pyheadkv.engine.sources import pick_gguf, resolve_model
 from pyheadkv.errors import LibraryError, ModelError
-from pyheadkv.models import pick_gguf, resolve_model
+from pyheadkv.files import cache_folder
 
 REPO = [
     "README.md",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pyheadkv import plain_text
 from pyheadkv.errors import EvaluationError, HeadKVError, UsageError
-from pyheadkv.plain_text import Limit, TextSource, decode_text, is_terminal, open_stdin, read_text, typed_text
+from pyheadkv.files import plain_text
+from pyheadkv.files.plain_text import Limit, TextSource, decode_text, is_terminal, open_stdin, read_text, typed_text
 
 TEXT = "naïve\ncafé 🙂\n"
 BLOCK = plain_text._BLOCK

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pyheadkv import allocators
-from pyheadkv.allocators import Allocator, AllocRequest, register_allocator
-from pyheadkv.budget import Budget
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import Policy, parse_policy
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy import allocators
+from pyheadkv.policy.allocators import Allocator, AllocRequest, register_allocator
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.scorers import Scorer
 from pyheadkv.profile import Profile
-from pyheadkv.scorers import Scorer
-from pyheadkv.shape import LayerShape, ModelShape
 
 SMOLLM2 = ModelShape("llama", "", 8192, tuple(LayerShape(il, 9, 3, 64, 64) for il in range(30)))
 UNEQUAL = ModelShape(
@@ -213,7 +213,7 @@ def test_planning_needs_no_library(tmp_path: Path) -> None:
     code = """
 import sys
 from pyheadkv import Budget, ModelShape, Policy, make_plan, parse_policy, read_profile
-assert not {"llama_cpp", "cffi", "pyheadkv.session", "pyheadkv.native"} & set(sys.modules)
+assert not {"llama_cpp", "cffi", "pyheadkv.chat.session", "pyheadkv.engine.native"} & set(sys.modules)
 print(Budget.parse("25%").kind, parse_policy("snapkv"))
 import pyheadkv
 try:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv import policy as policy_module
 from pyheadkv.errors import PolicyError
-from pyheadkv.policy import Policy, parse_policy, policy_names, register_policy
-from pyheadkv.scorers import Scorer
+from pyheadkv.policy import policy as policy_module
+from pyheadkv.policy.policy import Policy, parse_policy, policy_names, register_policy
+from pyheadkv.policy.scorers import Scorer
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pyheadkv import allocators, policy
-from pyheadkv.budget import Budget
 from pyheadkv.cli.app import app
 from pyheadkv.errors import HeadKVError, PolicyError
-from pyheadkv.plan import Plan, make_plan
-from pyheadkv.policy import parse_policy, policy_names
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy import allocators, policy
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.policy import parse_policy, policy_names
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "falling.py"
 SHAPE = ModelShape("llama", "", 8192, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))

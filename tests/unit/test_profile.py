@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.profile import Profile, Setting, check_scores, format_mix, parse_mix, read_profile, write_profile
-from pyheadkv.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 4, 1, 64, 64)))
 GOOD: dict[str, object] = {

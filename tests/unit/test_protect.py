@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyheadkv.allocators import AllocRequest, allocator_names
-from pyheadkv.budget import Budget
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import UsageError
-from pyheadkv.plan import make_plan
-from pyheadkv.policy import Policy, parse_policy
-from pyheadkv.protect import choose_spans, find_spans, join_spans
-from pyheadkv.session import HeadKV
-from pyheadkv.shape import LayerShape, ModelShape
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy.allocators import AllocRequest, allocator_names
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.spans import choose_spans, find_spans, join_spans
 from tests.unit.fake_llama import FakeLlama, without_library
 
 SHAPE = ModelShape("llama", "fake", 4096, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))
@@ -118,7 +118,7 @@ def test_recent_rows_take_what_spans_leave() -> None:
 def test_every_allocator_keeps_the_floor(name: str) -> None:
     import numpy as np
 
-    from pyheadkv.allocators import get_allocator
+    from pyheadkv.policy.allocators import get_allocator
 
     allocator = get_allocator(name)
     params = allocator.complete({"scale": 0} if "scale" in allocator.params else {})

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.profile import read_profile
-from pyheadkv.shape import LayerShape, ModelShape
 
 # layer 1 has no cache
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 2, 1, 64, 64)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pyheadkv.errors import ProfileError
+from pyheadkv.policy.retrieval_heads import HeadRoles, head_roles, retrieval_scores
+from pyheadkv.policy.scorers import Scorer
 from pyheadkv.profile import Profile
-from pyheadkv.roles import HeadRoles, head_roles, retrieval_scores
-from pyheadkv.scorers import Scorer
 
 SCORES = ((0.1, 0.4), (0.3, 0.2))
 PROFILE = Profile(SCORES, "test")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pyheadkv.chat.sampling import SETTINGS, Sampling, sampling_of_file
 from pyheadkv.errors import UsageError
-from pyheadkv.sampling import SETTINGS, Sampling, sampling_of_file
 
 FILE = {
     "general.architecture": "llama",

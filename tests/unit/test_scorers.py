@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyheadkv._abi import FOLDS, REDUCES, SCORES
-from pyheadkv.scorers import SCORERS, Scorer
+from pyheadkv.engine.abi import FOLDS, REDUCES, SCORES
+from pyheadkv.policy.scorers import SCORERS, Scorer
 
 N_PROMPT, N_SINK = 1000, 4
 

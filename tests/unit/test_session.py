@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyheadkv._abi import STATUS_COMPUTE, STATUS_NO_MEMORY
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.errors import BudgetError, ModelError, NativeError, ProfileError, UsageError
 from pyheadkv.profile import Profile
-from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import N_HEADS, FakeLlama, without_library
 
 Make = Callable[..., HeadKV]

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pyheadkv.budget import Budget
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
-from pyheadkv.plan import check_budget, choose_budget, make_plan
-from pyheadkv.policy import Policy, parse_policy, settle
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.plan import check_budget, choose_budget, make_plan
+from pyheadkv.policy.policy import Policy, parse_policy, settle
 from pyheadkv.profile import Profile, Setting
-from pyheadkv.shape import LayerShape, ModelShape
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 1, 64, 64)))
 AUTO = Policy.preset("auto")

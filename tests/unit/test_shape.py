@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pyheadkv.errors import ModelError, UsageError
-from pyheadkv.shape import (
+from pyheadkv.model.shape import (
     CACHE_TYPES,
     LayerShape,
     ModelShape,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
-from pyheadkv.session import HeadKV
 from tests.unit.fake_llama import without_library
 from tests.unit.test_cli_chat import OPTIONS, ChatLlama, ReadingBar, Talk
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from pyheadkv.bench import shapes
-from pyheadkv.drawing import save_figure
+from pyheadkv.engine.sources import DEMO_GGUF, demo_model
 from pyheadkv.errors import BenchError, EvaluationError, ExportError, HeadKVError, ModelError
 from pyheadkv.evaluate.cases import write_cases
 from pyheadkv.evaluate.results import Results
 from pyheadkv.export.files import check_targets
-from pyheadkv.jsonl import JsonLines
-from pyheadkv.models import DEMO_GGUF, demo_model
+from pyheadkv.files.jsonl import JsonLines
+from pyheadkv.files.targets import check_target
+from pyheadkv.plots.figure import save_figure
 from pyheadkv.profile import Profile, write_profile
-from pyheadkv.targets import check_target
 
 WORDS = {"folder": "a folder", "FIFO": "a FIFO", "socket": "a socket", "device": "a device"}
 

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from pyheadkv.weights import slow_weights_note, weight_types
+from pyheadkv.model.weights import slow_weights_note, weight_types
 
 
 def test_shares_of_a_file(tmp_path: Path) -> None:

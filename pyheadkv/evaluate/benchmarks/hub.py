@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyheadkv.engine.sources import fetch_problem
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.benchmarks.rows import Source
-from pyheadkv.models import fetch_problem
 
 Notice = Callable[[str], None]
 

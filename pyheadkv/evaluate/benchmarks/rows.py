@@ -10,7 +10,7 @@ from typing import Any
 
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.cases import read_json_text
-from pyheadkv.plain_text import decode_text
+from pyheadkv.files.plain_text import decode_text
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyheadkv.calibrate.haystack import paragraphs
 from pyheadkv.errors import EvaluationError
-from pyheadkv.plain_text import read_text
+from pyheadkv.files.plain_text import read_text
 
 MIN_CHARACTERS = 2000
 

@@ -1,0 +1,1 @@
+"""The compressed cache of a conversation: reading prompts, selecting rows, statistics."""

@@ -1,0 +1,32 @@
+"""The demo: how its small model is asked best, and a text to ask it about.
+
+System text and sampling are the best of what was tried on twenty everyday questions (README, "Chat"); the text of the
+model's own template lets it invent more and answer less.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyheadkv.chat.sampling import Sampling
+from pyheadkv.engine.sources import DEMO_FAST_GGUF, DEMO_GGUF
+
+SYSTEM = "You are a helpful assistant. Answer briefly."
+SAMPLING = Sampling(temp=0, repeat_penalty=1.1)
+QUESTION = "What is the secret number of the stone hut?"  # of the sample
+WORDS = (
+    f"this small model finds things in a text that you give it, and knows few facts; try /read sample, then {QUESTION}"
+)
+
+_SAMPLE = "sample"
+
+
+def is_demo(model_path: str | Path) -> bool:
+    """Whether a file is the demo model that pyheadkv fetches, as it comes or as Q8_0."""
+    return Path(model_path).name in (DEMO_GGUF, DEMO_FAST_GGUF)
+
+
+def named_file(file: str | Path) -> Path:
+    """The file that a user means: "sample" is the text that comes with the package, where no such file exists."""
+    path = Path(file)
+    return Path(__file__).parent / "samples" / "log.txt" if str(path) == _SAMPLE and not path.exists() else path

@@ -1,0 +1,351 @@
+"""HeadKV: a llama_cpp.Llama whose cache is compressed after each long prompt.
+
+`HeadKV` wraps `generate` and `eval` of one Llama instance (and refuses to save states), so create_chat_completion,
+streaming, stop words, grammars and samplers of llama-cpp-python go on working. It wraps `close` too: a call of a freed
+model would crash, and is a UsageError instead.
+
+    eval(prompt):   prompt[:-n_last] in batches | arm scoring | prompt[-n_last:] | plan -> compress
+    eval(token):    as it was, on the compressed cache
+
+The last n_last tokens are those that the scorer observes: the window, or all of the prompt.
+
+With a lookahead of m tokens, scoring stays armed while the first m tokens of the answer are generated on the whole
+cache, and compression comes after them.
+
+Positions never change, so `Llama.generate` may go on reusing a matching prefix: what it keeps reaches into the tail, or
+the native side refuses to cut, and generate then evaluates everything anew from position 0. Three rules follow:
+
+- a prompt that only adds to a compressed conversation is evaluated on top of it, in the tail;
+- a prompt that differs before the tail, or that is longer than all before it, is read whole again and compressed again;
+- a prompt shorter than `min_prompt` tokens is left alone: it has next to nothing to save, and much to lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyheadkv.cache.prefill import PromptReader
+from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
+from pyheadkv.engine.llama import context_length
+from pyheadkv.engine.load import load
+from pyheadkv.engine.native import CLOSED, Native
+from pyheadkv.engine.template import protect_chat_completion
+from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.files.plain_text import typed_text
+from pyheadkv.model.file import read_gguf_metadata
+from pyheadkv.model.shape import CACHE_TYPES, ModelShape
+from pyheadkv.policy.budget import BudgetLike
+from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
+from pyheadkv.policy.policy import AUTO, Policy, parse_policy
+from pyheadkv.policy.spans import Span, find_spans, short_text
+from pyheadkv.profile import Profile, mix_profile
+from pyheadkv.profile.find import find_profile
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+__all__ = ["HeadKV", "load"]
+
+MIN_PROMPT = 256
+_WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state", "close")
+_NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have"
+
+
+class HeadKV:
+    """Compress the cache of a Llama after each long prompt, a number of rows for every KV head.
+
+    A context manager; `close` takes the wrappers off again. `create_chat_completion` reads special tokens in what the
+    model's chat template writes, and never in messages; a `chat_handler` or `chat_format` of the caller's own goes on
+    as it was, since llama-cpp-python's formats give one string in which nobody can tell them apart.
+
+    >>> llama = pyheadkv.load("model.gguf", n_ctx=8192)
+    >>> with HeadKV(llama, budget=0.1) as headkv:
+    ...     answer = llama.create_chat_completion(messages=[{"role": "user", "content": question}])
+    ...     print(headkv.stats().bytes_measured, "bytes of", headkv.stats().bytes_full)
+
+    Parameters
+    ----------
+    llama
+        made by the caller with flash_attn=True, best by `load`
+    policy
+        name with settings, as `parse_policy` reads it, or a Policy; "auto" is what the profile says,
+        and snapkv without one
+    budget
+        "25%", "512" (rows per KV head on average), "64MiB", "full", a Budget, or a number: an int is rows per KV head,
+        a float in (0, 1] a share of the prompt's rows; by default what the profile says, and 25% without
+    profile
+        measured head scores, a Profile or its file; by default the model file's own, or the ready one
+        that pyheadkv has for this model
+    mix
+        kinds of head scores to use, as `parse_mix` reads it: "retrieval-reasoning=1,reconstruction=1"
+    min_prompt
+        prompts of fewer tokens are not compressed
+    protect
+        texts whose tokens every KV head keeps where they stand in a prompt, the most important first. Half of the
+        rows that a head has beside sinks and window may go to them; one without room is not protected, with a notice
+    on_notice
+        called with one line when something the user should know happened
+    on_progress
+        called with (tokens read, tokens to read) while a prompt is read
+    stop_when
+        called with each token of an answer; what it says is true of is the last one. `pyheadkv.chat.loops.LoopWatch`
+        watches one answer; the attribute of this name can be set before each
+
+    Raises
+    ------
+    ModelError
+        this model, cache or Llama cannot be compressed; says why
+    BudgetError, PolicyError, ProfileError
+        the settings do not fit the model
+    UsageError
+        this Llama is closed, has a HeadKV or a prompt cache, or was made for embeddings; a text to protect is none
+    """
+
+    def __init__(
+        self,
+        llama: llama_cpp.Llama,
+        *,
+        policy: Policy | str = "auto",
+        budget: BudgetLike | None = None,
+        profile: Profile | str | Path | None = None,
+        mix: str | None = None,
+        min_prompt: int = MIN_PROMPT,
+        protect: Sequence[str] = (),
+        on_notice: Callable[[str], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        stop_when: Callable[[int], bool] | None = None,
+    ) -> None:
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
+        self.on_notice = on_notice
+        self.on_progress = on_progress
+        self.stop_when = stop_when
+        self.llama = llama
+        _refuse_unfit(llama, self.policy)
+        self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
+        self.native = Native(llama)
+        self.shape = _native_shape(llama, self.native)
+        self.profile = self._find_profile(profile, mix)
+        self.budget = choose_budget(budget, self.profile)
+        self._check_settings()
+        self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
+        self._stock = {name: getattr(llama, name) for name in _WRAPPED}
+        self._reader = PromptReader(
+            llama,
+            self.native,
+            self._stock["eval"],
+            self._make_plan,
+            min_prompt=min_prompt,
+            on_notice=self._notify,
+            on_progress=self._progress,
+        )
+        for name in _WRAPPED:
+            setattr(llama, name, getattr(self, f"_{name}"))
+        self._unprotect = protect_chat_completion(llama, self._notify)
+
+    def _find_profile(self, profile: Profile | str | Path | None, mix: str | None) -> Profile | None:
+        if not isinstance(profile, Profile):
+            path = self.llama.model_path
+            profile = find_profile(path, read_gguf_metadata(path), self.shape, profile)
+        if profile is None:
+            if self.policy.name == AUTO:
+                self._notify(
+                    "no head scores are known for this model: policy snapkv (pyheadkv calibrate measures them)"
+                )
+            return None
+        if profile.fingerprint is None:
+            self._notify(f"profile {profile.source} does not say which model it was measured on")
+        return mix_profile(profile, mix)
+
+    def _check_settings(self) -> None:
+        """Refuse now what would be refused when the first long prompt is read."""
+        n_ctx = context_length(self.llama)
+        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
+        check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
+        self.plan_for(n_ctx)
+
+    # ---- what the caller asks ----
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a compressed prefix exists now."""
+        return self._reader.is_compressed
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the cache follows now; None while it is whole."""
+        return self._reader.plan
+
+    def plan_for(self, n_prompt: int) -> Plan | None:
+        """What would be kept of a prompt of so many tokens, protected texts aside; None is all of it."""
+        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
+        return make_plan(self.shape, self.policy, self.budget, n_prompt, profile=self.profile, **types)
+
+    def stats(self) -> SessionStats:
+        """Rows and bytes as they are now, times of the last turn."""
+        return self._reader.turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
+
+    def kv_json(self) -> dict[str, Any]:
+        """Objects "budget", "kv", "ms" and "tok_s" of the last turn, ready for JSON."""
+        return kv_report(self.stats(), self.plan, self.budget, self.shape, self.type_k, self.type_v)
+
+    def clear(self) -> None:
+        """Forget the conversation and give its memory back."""
+        self._reader.clear()
+
+    def close(self) -> None:
+        """Take the wrappers off the Llama. A compressed prefix stays until the Llama drops it."""
+        for name in _WRAPPED:
+            vars(self.llama).pop(name, None)
+        self._unprotect()
+
+    def __repr__(self) -> str:
+        """Policy, budget, and rows kept of those that a whole cache would have now."""
+        try:
+            native, policy = self.native.stats(), (self.plan or self).policy
+        except UsageError:
+            return f"<HeadKV policy={self.policy}, budget={self.budget.request}, its Llama is closed>"
+        kept = native.n_rows_prefix + native.n_rows_tail
+        return f"<HeadKV policy={policy}, budget={self.budget.request}, {kept} of {native.n_rows_full} rows kept>"
+
+    def __enter__(self) -> HeadKV:
+        """Nothing to do: the wrappers are on since the constructor."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Take the wrappers off."""
+        self.close()
+
+    # ---- wrappers ----
+
+    def _generate(self, tokens: Sequence[int], *args: Any, **options: Any) -> Generator[int, Any, None]:
+        """Llama.generate, counted: its first eval reads the prompt, later ones are drafts and single tokens."""
+        self._reader.turn = TurnTimer(n_prompt=len(tokens))
+        self._is_generating = False
+        with closing(self._stock["generate"](tokens, *args, **options)) as stock:
+            sent = None
+            while True:
+                try:
+                    token = stock.send(sent)
+                except StopIteration:
+                    return
+                finally:
+                    self._is_generating = None
+                self._reader.turn.n_generated += 1
+                sent = yield token
+                if self.stop_when and self.stop_when(token):
+                    return
+                self._is_generating = True
+
+    def _eval(self, tokens: Sequence[int]) -> None:
+        tokens = list(tokens)
+        if tokens and self._is_prompt(tokens):
+            self._reader.read_prompt(tokens)
+        else:
+            self._reader.read_answer(tokens)
+
+    def _is_prompt(self, tokens: list[int]) -> bool:
+        if self._is_generating is None:
+            return len(tokens) > 1 or self._reader.starts_in_prefix()
+        return not self._is_generating
+
+    def _set_cache(self, cache: Any) -> None:
+        if cache is not None:
+            raise UsageError(_NO_STATES)
+        self._stock["set_cache"](cache)
+
+    def _save_state(self) -> Any:
+        if self.is_compressed:
+            raise UsageError("the state of a compressed cache cannot be saved")
+        return self._stock["save_state"]()
+
+    def _load_state(self, state: Any) -> None:
+        if self.is_compressed:
+            self.clear()
+        self._reader.stop_looking_ahead()
+        self.native.reserve(max(1, state.n_tokens))
+        self._stock["load_state"](state)
+
+    def _close(self) -> None:
+        """Llama.close; whatever asks for the model or its context afterwards gets an error."""
+        self._stock["close"]()
+        llama: Any = self.llama
+        llama._model = llama._ctx = llama.tokenizer_ = _Closed()
+
+    # ---- for the reader ----
+
+    def _make_plan(self, tokens: list[int]) -> Plan | None:
+        plan = make_plan(
+            self.shape,
+            self.policy,
+            self.budget,
+            len(tokens),
+            type_k=self.type_k,
+            type_v=self.type_v,
+            profile=self.profile,
+            protected=self._protected_spans(tokens),
+        )
+        for first, end in plan.unprotected if plan else ():
+            self._notify(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
+        return plan
+
+    def _protected_spans(self, tokens: list[int]) -> list[Span]:
+        """Where the protected texts stand in a prompt."""
+        if not self.protect:
+            return []
+        piece = cache(lambda token: self.llama._model.detokenize([token], special=True))
+        spans = find_spans(tokens, self.protect, piece)
+        for text, span in zip(self.protect, spans, strict=True):
+            if span is None:
+                self._notify(f"nothing to protect: {short_text(text)} is not in the prompt")
+        return [span for span in spans if span is not None]
+
+    def _notify(self, line: str) -> None:
+        if self.on_notice:
+            self.on_notice(line)
+
+    def _progress(self, n_done: int, n_total: int) -> None:
+        if self.on_progress:
+            self.on_progress(n_done, n_total)
+
+
+class _Closed:
+    """Stands where a Llama had its model, its context and its tokenizer."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(CLOSED)
+
+
+def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy) -> None:
+    if any(name in vars(llama) for name in _WRAPPED):
+        raise UsageError("this Llama has a HeadKV already: close that one first")
+    if llama.cache is not None:
+        raise UsageError(_NO_STATES)
+    if llama.context_params.embeddings:
+        raise UsageError(
+            "embedding=True makes a context of many short sequences, which has nothing to compress: "
+            "load the model a second time for embeddings, and this one without embedding=True"
+        )
+    if policy.lookahead and getattr(llama, "draft_model", None) is not None:
+        raise UsageError("lookahead observes one token after the other: it does not go with a draft model")
+
+
+def _type_name(params: Any, which: str) -> str:
+    ggml_type = int(getattr(params, which))
+    for cache_type in CACHE_TYPES.values():
+        if cache_type.ggml_type == ggml_type:
+            return cache_type.name
+    raise ModelError(f"{which} is ggml type {ggml_type}, known cache types are {', '.join(CACHE_TYPES)}")
+
+
+def _native_shape(llama: llama_cpp.Llama, native: Native) -> ModelShape:
+    return ModelShape(
+        architecture=llama.metadata.get("general.architecture", ""),
+        name=llama.metadata.get("general.name", ""),
+        n_ctx_train=llama._model.n_ctx_train(),
+        layers=native.layers(),
+    )

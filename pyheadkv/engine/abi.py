@@ -1,0 +1,118 @@
+"""native/headkv.h as Python needs it, and the few functions of llama.h used beside it.
+
+Written by hand; a test compares names, order and values with the header.
+"""
+
+ABI_VERSION = 5
+
+STATUS_OK = 0
+STATUS_UNSUPPORTED = -2
+STATUS_WRONG_STATE = -3
+STATUS_NO_MEMORY = -4
+STATUS_COMPUTE = -5
+
+REDUCES = {"mean": 0, "max": 1, "moments": 2, "queries": 3}
+SCORES = {
+    "attention": 0,
+    "position": 1,
+    "knorm": 2,
+    "keydiff": 3,
+    "expected": 4,
+    "critical": 5,
+    "defensive": 6,
+}
+FOLDS = {"mean": 0, "max": 1, "layer": 2}
+POOLS = {"max": 0, "avg": 1}
+ATTENTIONS = {"fused": 0, "composed": 1}
+
+HEADKV_CDEF = """
+struct llama_context;
+
+struct headkv_layer {
+    uint32_t il;
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_embd_head_v;
+    uint32_t row_bytes_k;
+    uint32_t row_bytes_v;
+};
+
+struct headkv_score_params {
+    uint32_t n_obs;
+    uint32_t pool_kernel;
+    int32_t  pool;
+    int32_t  fold;
+    int32_t  kind;
+    uint32_t n_first;
+};
+
+struct headkv_compress_params {
+    struct headkv_score_params score;
+    const uint32_t * n_rows;
+    uint32_t         n_rows_size;
+    uint32_t         n_sink;
+    uint32_t         n_threads;
+    const uint32_t * spans;
+    uint32_t         n_spans;
+    const uint32_t * pool_kernels;
+    const float    * voters;
+    const float    * heeds;
+    uint32_t         vote_kernel;
+    const float * scores;
+    size_t        n_scores;
+};
+
+struct headkv_stats {
+    uint32_t n_pos;
+    uint32_t n_pos_prefix;
+    uint32_t n_cells;
+    uint32_t n_cells_used;
+    uint64_t n_rows_full;
+    uint64_t n_rows_prefix;
+    uint64_t n_rows_tail;
+    uint64_t bytes_prefix;
+    uint64_t bytes_tail;
+    uint64_t bytes_scores;
+    uint64_t bytes_peak;
+    uint64_t n_grow;
+    double   ms_select;
+    double   ms_gather;
+    double   ms_shrink;
+};
+
+int32_t headkv_abi_version(void);
+const char * headkv_last_error(void);
+int32_t headkv_context_next(uint32_t n_cells);
+int32_t headkv_attach(struct llama_context * ctx);
+uint32_t headkv_n_layer(const struct llama_context * ctx);
+int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
+int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
+int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t reduce);
+int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
+int32_t headkv_score_read(
+    struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
+int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n);
+int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
+int32_t headkv_keep(
+    struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
+    const int32_t * pos, size_t n_pos, uint32_t n_threads);
+int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
+int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
+int32_t headkv_stats_reset_peak(struct llama_context * ctx);
+int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
+void headkv_debug_alloc_fail(int32_t n);
+"""
+
+UPSTREAM_CDEF = """
+void llama_synchronize(struct llama_context * ctx);
+
+struct llama_chat_message { const char * role; const char * content; };
+int32_t llama_chat_builtin_templates(const char ** output, size_t len);
+int32_t llama_chat_apply_template(const char * tmpl, const struct llama_chat_message * chat, size_t n_msg, bool add_ass,
+                                  char * buf, int32_t length);
+
+size_t llama_state_seq_get_size(struct llama_context * ctx, int32_t seq_id);
+size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, int32_t seq_id);
+size_t llama_state_seq_set_data(struct llama_context * ctx, const uint8_t * src, size_t size, int32_t seq_id);
+"""

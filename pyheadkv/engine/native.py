@@ -1,0 +1,450 @@
+"""The only file that calls native code: headkv_* and a few llama_* functions of the library that llama_cpp has loaded.
+
+Opening a shared library twice gives the same image, so a `llama_context` made by llama_cpp can be handed to these
+functions. Numbers go in and out as NumPy arrays; every failure becomes an exception with the library's own sentence.
+Nothing is loaded before the first call: importing this module needs no library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cffi
+import numpy as np
+import numpy.typing as npt
+
+from pyheadkv.engine import library as _library
+from pyheadkv.engine.abi import (
+    ABI_VERSION,
+    ATTENTIONS,
+    FOLDS,
+    HEADKV_CDEF,
+    POOLS,
+    REDUCES,
+    SCORES,
+    STATUS_COMPUTE,
+    STATUS_OK,
+    STATUS_UNSUPPORTED,
+    UPSTREAM_CDEF,
+)
+from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError
+from pyheadkv.model.shape import LayerShape
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+CLOSED = "this Llama is closed, its model is freed: load it again"
+
+_ffi = cffi.FFI()
+_ffi.cdef(HEADKV_CDEF)
+_ffi.cdef(UPSTREAM_CDEF)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """``struct headkv_stats`` of native/headkv.h: rows, bytes of the buffers that exist, times in ms."""
+
+    n_pos: int
+    n_pos_prefix: int
+    n_cells: int
+    n_cells_used: int
+    n_rows_full: int
+    n_rows_prefix: int
+    n_rows_tail: int
+    bytes_prefix: int
+    bytes_tail: int
+    bytes_scores: int
+    bytes_peak: int
+    n_grow: int
+    ms_select: float
+    ms_gather: float
+    ms_shrink: float
+
+
+class ScoreParams(Protocol):
+    """How positions are rated: ``struct headkv_score_params``, in words."""
+
+    @property
+    def kind(self) -> str:
+        """One of `SCORES`."""
+
+    @property
+    def n_obs(self) -> int:
+        """Observation window, in tokens."""
+
+    @property
+    def pool_kernel(self) -> int:
+        """Odd positions pooled into each score."""
+
+    @property
+    def pool(self) -> str:
+        """One of `POOLS`."""
+
+    @property
+    def native_fold(self) -> str:
+        """One of `FOLDS`."""
+
+
+class HeadParams(Protocol):
+    """How each KV head's scores are pooled and share a vote, layer after layer."""
+
+    @property
+    def pool_kernels(self) -> Sequence[int]:
+        """Odd positions pooled into each score."""
+
+    @property
+    def voters(self) -> Sequence[float]:
+        """Weight of each head in the vote."""
+
+    @property
+    def heeds(self) -> Sequence[float]:
+        """Share of the vote in each head's scores."""
+
+    @property
+    def vote_kernel(self) -> int:
+        """Pooling of the vote."""
+
+
+@functools.cache
+def _llama_lib() -> Any:
+    """The image of libllama that llama_cpp uses, whoever built it."""
+    _library.prepare()
+    try:
+        from llama_cpp import llama_cpp as bindings
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"llama_cpp cannot be loaded: {_one_line(str(error))}") from error
+    return _ffi.dlopen(bindings._lib._name)
+
+
+@functools.cache
+def _headkv_lib() -> Any:
+    """The same image, once it is known to be pyheadkv's and to speak our ABI."""
+    lib = _llama_lib()
+    try:
+        version = lib.headkv_abi_version()
+    except AttributeError as error:
+        raise LibraryError(
+            "llama_cpp has loaded a libllama without pyheadkv: import pyheadkv before llama_cpp"
+        ) from error
+    if version != ABI_VERSION:
+        raise LibraryError(f"the native library has ABI version {version}, this pyheadkv needs {ABI_VERSION}")
+    return lib
+
+
+def abi_version() -> int:
+    """ABI version of the loaded native library."""
+    return int(_headkv_lib().headkv_abi_version())
+
+
+def debug_alloc_fail(n: int) -> None:
+    """Make the n-th allocation from now on fail, for tests; 0 is none. Counts on this thread."""
+    _headkv_lib().headkv_debug_alloc_fail(n)
+
+
+def _check(status: int) -> None:
+    if status >= STATUS_OK:
+        return
+    message = _text(_headkv_lib().headkv_last_error()) or f"native status {status}"
+    if status == STATUS_UNSUPPORTED:
+        raise ModelError(message)
+    raise NativeError(message, status)
+
+
+def _text(pointer: Any) -> str:
+    return bytes(_ffi.string(pointer)).decode("utf-8", errors="replace")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def builtin_chat_names() -> list[str]:
+    """Names of the chat templates that llama.cpp has."""
+    lib = _llama_lib()
+    names = _ffi.new("const char *[]", lib.llama_chat_builtin_templates(_ffi.NULL, 0))
+    lib.llama_chat_builtin_templates(names, len(names))
+    return [_text(name) for name in names]
+
+
+def builtin_chat(name: str, messages: Sequence[tuple[str, str]]) -> str:
+    """Messages, (role, text) each, and the beginning of an answer, as a chat template of llama.cpp writes them.
+
+    Raises
+    ------
+    UsageError
+        a text has a NUL character, at which C ends
+    """
+    lib = _llama_lib()
+    if any("\0" in text for message in messages for text in message):
+        raise UsageError(f"chat template {name} cannot write a NUL character")
+    texts = [[_ffi.new("char[]", text.encode()) for text in message] for message in messages]
+    chat = _ffi.new("struct llama_chat_message[]", texts)
+    size = lib.llama_chat_apply_template(name.encode(), chat, len(texts), True, _ffi.NULL, 0)
+    if size < 0:
+        raise UsageError(f"llama.cpp has no chat template {name}, it has {', '.join(builtin_chat_names())}")
+    buffer = _ffi.new("char[]", size + 1)
+    lib.llama_chat_apply_template(name.encode(), chat, len(texts), True, buffer, size)
+    return _text(buffer)
+
+
+@contextmanager
+def context_cells(n_cells: int) -> Iterator[None]:
+    """Contexts made inside the block start with n_cells cells instead of n_ctx, and grow on demand.
+
+    Call it on the thread that makes the context.
+    """
+    lib = _headkv_lib()
+    _check(lib.headkv_context_next(n_cells))
+    try:
+        yield
+    finally:
+        lib.headkv_context_next(0)
+
+
+@contextmanager
+def log_lines(lines: list[str], *, with_warnings: bool = True) -> Iterator[None]:
+    """Append llama.cpp's errors, and its warnings, to lines and print none; the usual log comes back afterwards."""
+    from llama_cpp import _logger
+    from llama_cpp import llama_cpp as bindings
+
+    warn, error = 3, 4  # enum ggml_log_level
+    kept = (warn, error) if with_warnings else (error,)
+
+    @bindings.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        if level in kept and text.strip():
+            lines.append(_one_line(text.decode("utf-8", errors="replace")))
+
+    bindings.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        bindings.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+class Native:
+    """One llama_context, prepared for compression.
+
+    Layer indices ``i`` count the layers that have a cache, as in `layers`; positions are int32, rows uint32.
+    Every method raises NativeError, ModelError for what cannot be compressed, or UsageError where the Llama is closed,
+    and then has changed nothing.
+
+    Parameters
+    ----------
+    llama
+        owner of the context
+    """
+
+    def __init__(self, llama: llama_cpp.Llama) -> None:
+        self._lib = _headkv_lib()
+        self._llama = llama
+        _check(self._lib.headkv_attach(self._ctx))
+
+    @property
+    def _ctx(self) -> Any:
+        """The llama_context, as long as it exists."""
+        address = ctypes.cast(self._llama._ctx.ctx, ctypes.c_void_p).value
+        if address is None:
+            raise UsageError(CLOSED)
+        return _ffi.cast("struct llama_context *", address)
+
+    def layers(self) -> tuple[LayerShape, ...]:
+        """Layers with a KV cache of their own."""
+        return tuple(
+            LayerShape(raw.il, raw.n_head, raw.n_head_kv, raw.n_embd_head_k, raw.n_embd_head_v)
+            for raw in self._raw_layers()
+        )
+
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of one row, K and V, in each layer of `layers`."""
+        return tuple(raw.row_bytes_k + raw.row_bytes_v for raw in self._raw_layers())
+
+    def _raw_layers(self) -> Iterator[Any]:
+        raw = _ffi.new("struct headkv_layer *")
+        for i in range(self._lib.headkv_n_layer(self._ctx)):
+            _check(self._lib.headkv_layer_get(self._ctx, i, raw))
+            yield raw
+
+    @contextmanager
+    def abortable(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Within the block llama_decode asks after each operation on the CPU, and fails when the answer is true.
+
+        Whole ubatches that were computed before stay in the cache. `is_stopped` must not raise. A callback that was set
+        by llama_set_abort_callback is taken away.
+        """
+        from llama_cpp import llama_cpp as bindings
+
+        context = self._llama._ctx.ctx
+        callback = bindings.ggml_abort_callback(lambda _: is_stopped())
+        bindings.llama_set_abort_callback(context, callback, ctypes.c_void_p(0))
+        try:
+            yield
+        finally:
+            bindings.llama_set_abort_callback(context, bindings.ggml_abort_callback(), ctypes.c_void_p(0))
+
+    def reserve(self, n_cells: int) -> None:
+        """Make room for n_cells tail cells at once; never shrinks."""
+        _check(self._lib.headkv_reserve(self._ctx, n_cells))
+
+    def score_arm(self, n_tokens: int, reduce: str = "mean") -> None:
+        """The next n_tokens decoded tokens observe; 0 disarms.
+
+        Parameters
+        ----------
+        reduce
+            what is gathered: their attention to each position, "mean" or "max", "moments" of their queries, or their
+            "queries"
+        """
+        _check(self._lib.headkv_score_arm(self._ctx, n_tokens, REDUCES[reduce]))
+
+    def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
+        """What all n_obs armed tokens attended to in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
+        n_head = self.layers()[i].n_head
+        attention = np.empty((n_head, self.stats().n_pos - n_obs), dtype=np.float32)
+        buffer = _ffi.from_buffer("float[]", attention)
+        _check(self._lib.headkv_attention_read(self._ctx, i, buffer, attention.size))
+        return attention
+
+    def score_read(self, i: int, scorer: ScoreParams, n_first: int = 0) -> npt.NDArray[np.float32]:
+        """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs].
+
+        n_first is of layer_defensive: so many positions of a head at most have the highest score that there is.
+        """
+        n_head_kv = self.layers()[i].n_head_kv
+        scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
+        params = _ffi.new("struct headkv_score_params *", _score_params(scorer, n_first))
+        _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
+        return scores
+
+    def semantics_read(self, i: int, n_top: int) -> npt.NDArray[np.float32]:
+        """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens armed for "mean" are read.
+
+        The values of the n_top positions with the largest attention, each times this attention, summed (Task-KV).
+        """
+        layer = self.layers()[i]
+        seen = np.empty((layer.n_head_kv, layer.n_embd_head_v), dtype=np.float32)
+        _check(self._lib.headkv_semantics_read(self._ctx, i, n_top, _ffi.from_buffer("float[]", seen), seen.size))
+        return seen
+
+    def compress(
+        self,
+        rows: npt.NDArray[np.uint32],
+        scorer: ScoreParams,
+        n_sink: int,
+        n_threads: int = 1,
+        roles: HeadParams | None = None,
+        scores: Sequence[npt.NDArray[np.float32]] | None = None,
+        spans: Sequence[tuple[int, int]] = (),
+        n_first: int = 0,
+    ) -> None:
+        """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
+
+        Parameters
+        ----------
+        rows
+            uint32 [sum of n_head_kv]
+        scorer
+            how positions are rated; what it gathers was armed for its last tokens
+        n_sink
+            first positions that are always kept
+        n_threads
+            for selection and gather
+        roles
+            what each KV head's scores are made of, where heads differ
+        scores
+            for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
+            those of the armed window
+        spans
+            protected positions [first, end), kept by every KV head beside the sinks: behind these, before the
+            window, in order, none overlapping
+        n_first
+            as in `score_read`
+        """
+        rows = np.ascontiguousarray(rows, dtype=np.uint32)
+        params = _ffi.new("struct headkv_compress_params *")
+        params.score = _score_params(scorer, n_first)
+        params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
+        params.n_rows_size = rows.size
+        params.n_sink = n_sink
+        params.n_threads = n_threads
+        flat_spans = _ffi.new("uint32_t[]", [position for span in spans for position in span])
+        params.spans, params.n_spans = flat_spans, len(spans)
+        if roles is not None:
+            kernels = _ffi.new("uint32_t[]", list(roles.pool_kernels))
+            voters, heeds = _ffi.new("float[]", list(roles.voters)), _ffi.new("float[]", list(roles.heeds))
+            params.pool_kernels, params.voters, params.heeds = kernels, voters, heeds
+            params.vote_kernel = roles.vote_kernel
+        if scores is not None:
+            flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in scores])
+            params.scores, params.n_scores = _ffi.from_buffer("float[]", flat), flat.size
+        _check(self._lib.headkv_compress(self._ctx, params))
+
+    def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:
+        """Keep exactly these prefix positions of each KV head; the last n_obs positions stay in the tail.
+
+        Parameters
+        ----------
+        positions
+            for each KV head, layer-major, int32 [n_kept], strictly ascending, all below n_pos - n_obs
+        """
+        heads = [np.asarray(head, dtype=np.int32) for head in positions]
+        n_kept = np.array([head.size for head in heads], dtype=np.uint32)
+        flat = np.concatenate([np.empty(0, dtype=np.int32), *heads])
+        counts, pos = _ffi.from_buffer("uint32_t[]", n_kept), _ffi.from_buffer("int32_t[]", flat)
+        _check(self._lib.headkv_keep(self._ctx, n_obs, counts, n_kept.size, pos, flat.size, n_threads))
+
+    def positions(self, i: int, ih: int) -> npt.NDArray[np.int32]:
+        """Positions kept in the prefix by KV head ih of layer i, int32, ascending; empty without a prefix."""
+        n = self._lib.headkv_positions(self._ctx, i, ih, _ffi.NULL, 0)
+        _check(n)
+        kept = np.empty(n, dtype=np.int32)
+        _check(self._lib.headkv_positions(self._ctx, i, ih, _ffi.from_buffer("int32_t[]", kept), n))
+        return kept
+
+    def stats(self) -> Stats:
+        """Rows and bytes as they are now."""
+        raw = _ffi.new("struct headkv_stats *")
+        _check(self._lib.headkv_stats_get(self._ctx, raw))
+        return Stats(**{field.name: getattr(raw, field.name) for field in fields(Stats)})
+
+    def reset_peak(self) -> None:
+        """Count bytes_peak anew from here."""
+        _check(self._lib.headkv_stats_reset_peak(self._ctx))
+
+    def synchronize(self) -> None:
+        """Wait until everything decoded so far is computed."""
+        self._lib.llama_synchronize(self._ctx)
+
+    def state_save(self) -> npt.NDArray[np.uint8]:
+        """All rows of a cache that is not compressed, as llama.cpp writes them, uint8."""
+        state = np.empty(self._lib.llama_state_seq_get_size(self._ctx, 0), dtype=np.uint8)
+        buffer = _ffi.from_buffer("uint8_t[]", state)
+        if self._lib.llama_state_seq_get_data(self._ctx, buffer, state.size, 0) == 0:
+            raise NativeError("the rows of this cache cannot be saved: it is compressed or empty", STATUS_UNSUPPORTED)
+        return state
+
+    def state_restore(self, state: npt.NDArray[np.uint8]) -> None:
+        """Put rows of `state_save` into an empty cache that has cells for them."""
+        buffer = _ffi.from_buffer("uint8_t[]", state)
+        if self._lib.llama_state_seq_set_data(self._ctx, buffer, state.size, 0) == 0:
+            raise NativeError(f"a state of {state.size} bytes does not fit into this cache", STATUS_COMPUTE)
+
+    def attention_set(self, attention: str) -> None:
+        """Choose how the prefix is attended: "fused" or "composed"."""
+        _check(self._lib.headkv_attention_set(self._ctx, ATTENTIONS[attention]))
+
+
+def _score_params(scorer: ScoreParams, n_first: int) -> dict[str, int]:
+    return {
+        "n_obs": scorer.n_obs,
+        "pool_kernel": scorer.pool_kernel,
+        "pool": POOLS[scorer.pool],
+        "fold": FOLDS[scorer.native_fold],
+        "kind": SCORES[scorer.kind],
+        "n_first": n_first,
+    }

@@ -1,0 +1,1 @@
+"""What a model file says of itself: its shape, its kind, its fingerprint."""

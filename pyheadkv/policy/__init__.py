@@ -1,0 +1,1 @@
+"""What is kept: budgets, scorers, allocators, policies, plans."""

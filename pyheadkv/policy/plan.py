@@ -1,0 +1,299 @@
+"""A plan: the exact rows that every KV head keeps of one prompt.
+
+Frozen integers, made without a model or a library. `make_plan` puts budget, policy and profile
+together; the session hands the result to the native side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from pyheadkv.errors import BudgetError, ProfileError
+from pyheadkv.model.shape import ModelShape
+from pyheadkv.policy.allocators import Allocator, AllocRequest, get_allocator
+from pyheadkv.policy.budget import Budget, BudgetLike, rows_to_bytes
+from pyheadkv.policy.policy import Policy, settle
+from pyheadkv.policy.retrieval_heads import HeadRoles, head_roles
+from pyheadkv.policy.spans import Span, choose_spans
+from pyheadkv.profile import Profile
+
+DEFAULT_BUDGET = "25%"
+
+TokenScores = Sequence[npt.NDArray[np.float32]]
+HeadDistances = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows to keep of a prompt, as `make_plan` gives them. Budgets in rows and bytes are kept to the row.
+
+    >>> from pyheadkv.model.shape import LayerShape
+    >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
+    >>> plan = make_plan(shape, parse_policy("snapkv"), "25%", 1000)
+    >>> plan.rows, plan.rows_kept, plan.bytes_kept
+    (((250, 250), (250, 250)), 1000, 256000)
+
+    Parameters
+    ----------
+    policy
+        what `auto` came to, with all parameters of its allocator filled in
+    budget
+        what was asked for
+    n_prompt
+        tokens of the prompt
+    rows
+        ``rows[i][ih]`` of KV head ih in the i-th layer with a cache, sinks and observation window
+        included
+    rows_full, rows_kept
+        rows over all KV heads, without and with compression
+    keep_ratio
+        rows_kept / rows_full
+    bytes_full, bytes_kept
+        the same rows in bytes, in the cache types in use
+    roles
+        how each KV head's positions are rated, where heads differ
+    protected
+        spans of positions [first, end) that every KV head keeps beside the first and the last ones, in order
+    unprotected
+        spans that were to be protected, and for which the budget has no room
+    n_open
+        rows that a KV head chooses on average: neither sinks, protected nor observed
+    token_scores
+        for each layer f32 [n_head_kv, n_prompt - n_obs], folded but not pooled, where the positions are not rated
+        by the library; None until they are made
+    complete
+        for allocators that look at the prompt: makes the real plan of the `token_scores` of its positions, for
+        each layer f32 [n_head_kv, n_prompt - n_obs], pooled, and the `head_distance` of each layer's KV heads, as far
+        as the allocator asks for them; `rows` are equal rows until then. None: the rows are what they are
+    """
+
+    policy: Policy
+    budget: Budget
+    n_prompt: int
+    rows: tuple[tuple[int, ...], ...]
+    rows_full: int
+    rows_kept: int
+    keep_ratio: float
+    bytes_full: int
+    bytes_kept: int
+    roles: HeadRoles | None = None
+    protected: tuple[Span, ...] = ()
+    unprotected: tuple[Span, ...] = ()
+    n_open: int = 0
+    token_scores: TokenScores | None = field(default=None, compare=False, repr=False)
+    complete: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def n_last(self) -> int:
+        """So many of the prompt's last tokens observe, and are read by themselves."""
+        return self.policy.scorer.n_last(self.n_prompt, self.policy.n_sink)
+
+    def flat_rows(self) -> npt.NDArray[np.uint32]:
+        """Rows of all KV heads, layer after layer, as the C ABI takes them: uint32 [n_kv_heads]."""
+        return np.array([n for layer in self.rows for n in layer], dtype=np.uint32)
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as plain values for ``json.dumps``."""
+        return {
+            "policy": str(self.policy),
+            "budget": {
+                "request": self.budget.request,
+                "rows": self.rows_kept,
+                "keep_ratio": self.keep_ratio,
+                "bytes": self.bytes_kept,
+            },
+            "n_prompt": self.n_prompt,
+            "n_sink": self.policy.n_sink,
+            "n_obs": self.policy.n_obs,
+            "protected": [list(span) for span in self.protected],
+            "rows_full": self.rows_full,
+            "rows_kept": self.rows_kept,
+            "rows_per_head": [list(layer) for layer in self.rows],
+            "bytes_full": self.bytes_full,
+            "bytes_kept": self.bytes_kept,
+        }
+
+
+def make_plan(
+    shape: ModelShape,
+    policy: Policy,
+    budget: BudgetLike,
+    n_prompt: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    profile: Profile | None = None,
+    protected: Sequence[Span] = (),
+) -> Plan | None:
+    """Decide the rows of every KV head for a prompt of `n_prompt` tokens.
+
+    Rows of a policy that looks at the prompt are decided by ``plan.complete`` when its positions have scores.
+
+    Spans of positions in `protected`, [first, end), are kept whole by every KV head, and the budget pays for them.
+    They may take half of the rows that a head has on average beside sinks and observation window, in their order;
+    those for which there is no room are named in ``plan.unprotected``. The policy's recent rows take what they leave
+    of that half.
+
+    >>> from pyheadkv.model.shape import LayerShape
+    >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
+    >>> scores = Profile(((0.6, 0.2), (0.1, 0.1)), "made up")
+    >>> make_plan(shape, parse_policy("headkv:beta=1.1"), 128, 1000, profile=scores).rows
+    ((269, 108), (68, 67))
+
+    Parameters
+    ----------
+    shape
+        of the model
+    policy
+        as `parse_policy` reads it
+    budget
+        as of `Budget.parse`
+    n_prompt
+        tokens
+    type_k, type_v
+        cache types by llama.cpp's names; a budget in bytes depends on them
+    profile
+        head scores [layer with a cache][KV head], for the policies that need them
+    protected
+        spans of positions [first, end), the most important first
+
+    Returns
+    -------
+    Plan or None
+        None when there is nothing to do: the budget is "full", the prompt is no longer than the
+        sinks and the observation window, or an absolute budget (rows, bytes) holds the whole
+        prompt, so that the cache had better stay whole until it is longer. "100%" gives a plan that
+        keeps every row.
+
+    Raises
+    ------
+    BudgetError
+        it cannot be read, or an absolute one is below the floor of this policy
+    ProfileError
+        the policy needs a profile and there is none, or it is another model's
+    PolicyError
+        the allocator broke its promise, or the profile's beta is out of range
+    """
+    budget = Budget.parse(budget)
+    policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
+    params = _allocator_params(policy, profile)
+    scores = _fitting_scores(shape, policy, profile)
+    roles = head_roles(policy.scorer, profile)
+    if budget.kind == "full" or n_prompt <= policy.floor_rows:
+        return None
+    rows_full = n_prompt * shape.n_kv_heads
+    total = budget.total_rows(shape, n_prompt, type_k, type_v, floor_rows=policy.floor_rows)
+    if budget.kind != "ratio" and total == rows_full:
+        return None
+    if total < policy.floor_rows * shape.n_kv_heads:
+        budget.check(shape, n_prompt, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
+
+    policy = replace(policy, params=params)
+    request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
+    request, unprotected = _with_protection(request, protected, policy.n_recent)
+
+    def plan_of(allocator: Allocator, request: AllocRequest) -> Plan:
+        rows = allocator.rows(request)
+        bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
+        bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
+        if budget.kind == "bytes" and bytes_kept > budget.value:
+            raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
+        keep_ratio = total / rows_full
+        return Plan(
+            policy,
+            budget,
+            n_prompt,
+            rows,
+            rows_full,
+            total,
+            keep_ratio,
+            bytes_full,
+            bytes_kept,
+            roles,
+            request.protected,
+            unprotected,
+            request.open_rows() // request.n_heads,
+        )
+
+    def complete(token_scores: TokenScores | None = None, head_distance: HeadDistances | None = None) -> Plan:
+        return plan_of(allocator, replace(request, token_scores=token_scores, head_distance=head_distance))
+
+    allocator = get_allocator(policy.allocator)
+    if not (allocator.needs_token_scores or allocator.needs_semantics):
+        return plan_of(allocator, request)
+    return replace(plan_of(get_allocator("uniform"), request), complete=complete)
+
+
+def _with_protection(
+    request: AllocRequest, spans: Sequence[Span], n_recent: int
+) -> tuple[AllocRequest, tuple[Span, ...]]:
+    """The request with as many protected spans as half of the open rows hold, and the spans that are left out."""
+    n_open = request.open_rows() // request.n_heads
+    room = n_open if n_open == request.n_open else n_open // 2  # everything is kept
+    n_before = max(0, n_recent - request.n_obs)
+    protected, left_out = choose_spans(spans, n_before, request.n_always, request.n_choice, room)
+    return replace(request, protected=protected), left_out
+
+
+def choose_budget(budget: BudgetLike | None, profile: Profile | None) -> Budget:
+    """The budget asked for, else the profile's default, else `DEFAULT_BUDGET`.
+
+    Raises
+    ------
+    BudgetError
+        it cannot be read
+    """
+    if budget is None:
+        keep_ratio = profile.keep_ratio if profile else None
+        budget = DEFAULT_BUDGET if keep_ratio is None else f"{100 * keep_ratio:.6g}%"
+    return Budget.parse(budget)
+
+
+def check_budget(
+    shape: ModelShape,
+    policy: Policy,
+    budget: BudgetLike,
+    n_ctx: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    profile: Profile | None = None,
+) -> None:
+    """Refuse a budget below the floor of the policy even when the whole context is used.
+
+    Raises
+    ------
+    BudgetError
+        naming the budget and the floor
+    """
+    budget = Budget.parse(budget)
+    policy, _ = settle(policy, profile, budget.keep_ratio(shape, n_ctx, type_k, type_v))
+    budget.check(shape, n_ctx, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
+
+
+def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
+    """What the user set, else what the profile came with, else the default."""
+    allocator = get_allocator(policy.allocator)
+    is_measured = allocator.needs_profile and "beta" in allocator.params and profile is not None
+    measured = {"beta": profile.beta} if is_measured and profile and profile.beta is not None else {}
+    params = allocator.complete({**measured, **policy.params})
+    allocator.check_params(params)
+    return params
+
+
+def _fitting_scores(shape: ModelShape, policy: Policy, profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:
+    if not policy.needs_profile:
+        return None
+    if profile is None:
+        raise ProfileError(f"policy {policy.name} needs a profile with measured head scores")
+    n_head_kv = tuple(len(layer) for layer in profile.scores)
+    if n_head_kv != shape.n_head_kv:
+        raise ProfileError(
+            f"profile {profile.source} has {sum(n_head_kv)} KV heads in {len(n_head_kv)} layers, "
+            f"this model has {shape.n_kv_heads} in {shape.n_layer}"
+        )
+    return profile.scores
