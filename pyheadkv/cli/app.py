@@ -57,6 +57,10 @@ NCtx = Annotated[
 ]
 TypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="Cache type of K: f16, q8_0, q4_0, ...")]
 TypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="Cache type of V.")]
+Readme = Annotated[
+    str | None,
+    typer.Option("--readme", metavar="FILE#NAME", help="Write the tables there, after <!-- measured: NAME -->."),
+]
 
 
 def _known_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -346,6 +350,7 @@ def evaluate(
     cache_type_v: TypeV = "f16",
     threads: Annotated[int | None, typer.Option("-t", "--threads", min=1, help="Default: all CPUs.")] = None,
     gpu_layers: Annotated[int, typer.Option("-ngl", "--gpu-layers", min=-1, help="On the GPU; -1 is all.")] = 0,
+    readme: Readme = None,
 ) -> None:
     """Measure what policies and budgets are worth on a model. Ctrl-C stops, the same command goes on."""
     from pyheadkv.cli.eval import run_eval
@@ -371,6 +376,7 @@ def evaluate(
             n_gpu_layers=gpu_layers,
             versus=versus,
             kvpress=kvpress,
+            readme=readme,
         )
     )
 
@@ -411,6 +417,7 @@ def bench(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write bench.jsonl and bench.png there.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    readme: Readme = None,
 ) -> None:
     """Measure speed and memory against llama.cpp's own cache, in turns. Prompts are random: only times count."""
     from pyheadkv.cli.bench import run_bench_command
@@ -436,6 +443,7 @@ def bench(
             seed=seed,
             output=output,
             as_json=as_json,
+            readme=readme,
         )
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pyheadkv.engine.load import usable_threads
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import BenchError, UsageError
 from pyheadkv.files.jsonl import JsonLines, Record
+from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import supported_shape
 from pyheadkv.policy.budget import Budget
@@ -39,6 +41,7 @@ def run_bench_command(options: BenchOptions) -> None:
     """
     lengths = parse_lengths(options.lengths)
     policies, budgets = split_policies(options.policies), [Budget.parse(text) for text in options.budgets.split(",")]
+    block = Block.parse(options.readme) if options.readme else None
     file = _result_file(options.output)
     setup, profile = _setup(options)
     contenders = [contender(text, profile) for text in policies]
@@ -47,10 +50,13 @@ def run_bench_command(options: BenchOptions) -> None:
         records = run_bench(
             setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add
         )
+    text = _text(setup, records, options.shape is not None)
     if options.as_json:
         print(json.dumps({"random_weights": options.shape is not None, "results": records}))
     else:
-        _print(options, setup, records)
+        print(text)
+    if block:
+        block.write(f"{measured_head(sys.argv)}\n\n{text}", BenchError)
     if options.output:
         _draw(setup, records, options.output / PICTURE)
 
@@ -92,12 +98,14 @@ def _model_path(options: BenchOptions) -> Path:
     return shape_file(ShapeModel(options.shape or "", options.n_layer, options.weights), note)
 
 
-def _print(options: BenchOptions, setup: Setup, records: Sequence[Record]) -> None:
-    printer = Console(highlight=False, markup=False, width=WIDTH, soft_wrap=True)
-    is_random = options.shape is not None
-    for table in tables(records, is_random):
-        printer.print(table)
-    printer.print(f"{_title(setup)}. {NOTE}{' ' + RANDOM_NOTE if is_random else ''}")
+def _text(setup: Setup, records: Sequence[Record], is_random: bool) -> str:
+    """The tables in Markdown, and what they mean."""
+    printer = Console(highlight=False, markup=False, width=WIDTH, soft_wrap=True, color_system=None)
+    with printer.capture() as capture:
+        for table in tables(records, is_random):
+            printer.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join([*lines, f"{_title(setup)}. {NOTE}{' ' + RANDOM_NOTE if is_random else ''}"])
 
 
 def _title(setup: Setup) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
 from pyheadkv.evaluate.cases import KL, Case, write_cases
 from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, parse_press, versions
 from pyheadkv.evaluate.metrics import LogProbs, check_libraries
-from pyheadkv.evaluate.results import Results
+from pyheadkv.evaluate.report import main_tables
+from pyheadkv.evaluate.results import Results, cells
 from pyheadkv.evaluate.runner import Contender, Runner
 from pyheadkv.evaluate.sweep import Measurer, Sweep, Trial, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.files.jsonl import Record
+from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
@@ -76,6 +79,7 @@ def run_eval(options: EvalOptions) -> None:
         Ctrl-C (SIGTERM is a SystemExit); what is measured so far is kept
     """
     asked = _read_options(options)
+    block = Block.parse(options.readme) if options.readme else None
     model = _read_model(options, asked)
     fighters = [contender(text, model.profile) for text in asked.policies]
     trials = [(fighter, budget) for fighter in fighters for budget in asked.budgets]
@@ -89,6 +93,8 @@ def run_eval(options: EvalOptions) -> None:
         raise
     write_cases(folder / CASES, cases)
     eval_report.write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
+    if block:
+        block.write(f"{measured_head(sys.argv)}\n\n{main_tables(cells(records))}", EvaluationError)
 
 
 def make_folder(folder: Path, names: Sequence[str], error: type[HeadKVError]) -> None:

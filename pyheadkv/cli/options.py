@@ -80,6 +80,7 @@ class EvalOptions:
     n_gpu_layers: int
     versus: str | None
     kvpress: str | None
+    readme: str | None
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class BenchOptions:
     seed: int
     output: Path | None
     as_json: bool
+    readme: str | None
 
 
 @dataclass(frozen=True)

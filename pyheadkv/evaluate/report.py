@@ -45,12 +45,13 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
 
-def sheets(cells: Sequence[Cell]) -> list[Sheet]:
+def sheets(cells: Sequence[Cell], figures: Sequence[str] | None = None) -> list[Sheet]:
     """One for each question, task, length and figure: a row for each policy, a column for each budget."""
     groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
     for cell in cells:
         for name in cell.figures:
-            groups[(cell.question, cell.task, cell.length, name)].append(cell)
+            if name in (figures or cell.figures):
+                groups[(cell.question, cell.task, cell.length, name)].append(cell)
     return [_sheet(*key, group) for key, group in groups.items()]
 
 
@@ -155,6 +156,12 @@ def markdown(
     return "\n".join(lines)
 
 
+def main_tables(cells: Sequence[Cell]) -> str:
+    """The figures that policies are compared by, as Markdown without headings: for a place within another text."""
+    parts = [line for sheet in sheets(cells, MAIN) for line in (f"{sheet.title}:", "", *_table(sheet), "")]
+    return "\n".join([*parts, NOTE])
+
+
 def _bytes_sheet(cells: Sequence[Cell]) -> Sheet:
     """Bytes of the cache, means over all cases of a length."""
     groups: dict[tuple[str, str, str], list[Cell]] = defaultdict(list)
@@ -178,8 +185,11 @@ def _mib(n_bytes: float) -> str:
 
 
 def _section(sheet: Sheet, note: str = "") -> list[str]:
-    lines = [f"## {sheet.title}", "", *([note, ""] if note else []), _line(sheet.columns)]
-    return [*lines, _line(["---"] * len(sheet.columns)), *map(_line, sheet.rows), ""]
+    return [f"## {sheet.title}", "", *([note, ""] if note else []), *_table(sheet), ""]
+
+
+def _table(sheet: Sheet) -> list[str]:
+    return [_line(sheet.columns), _line(["---"] * len(sheet.columns)), *map(_line, sheet.rows)]
 
 
 def _line(words: Iterable[str]) -> str:

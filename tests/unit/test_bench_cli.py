@@ -133,6 +133,26 @@ def test_json_and_files(run: Callable[[str], Any], calls: Calls) -> None:
     assert len(Path("out/bench.jsonl").read_text().splitlines()) == 2  # what was measured before is not lost
 
 
+@pytest.mark.parametrize("as_json", ["", " --json"])
+def test_tables_in_a_readme(run: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, as_json: str) -> None:
+    Path("README.md").write_text("# R\n<!-- measured: speed -->\n<!-- /measured -->\nend\n")
+    monkeypatch.setattr("sys.argv", ["x", "bench", "model.gguf", "--readme", "README.md#speed", "-c", "1k"])
+    result = run(f"model.gguf -c 1k --policies snapkv --readme README.md#speed{as_json}")
+    assert result.exit_code == 0, result.output
+    text = Path("README.md").read_text()
+    head, _, table = text.partition("| context ")
+    assert head.startswith("# R\n<!-- measured: speed -->\n`pyheadkv bench model.gguf -c 1k` (")
+    assert cells(table, "1024")[5] == "4.00 [3.50, 4.12]" and "5 rounds of 24 tokens. Medians" in table
+    assert table.endswith("faster than stock.\n<!-- /measured -->\nend\n")
+
+
+def test_no_place_in_a_readme_is_refused_before_measuring(run: Callable[[str], Any], calls: Calls) -> None:
+    Path("README.md").write_text("# R\n")
+    result = run("model.gguf --readme README.md#speed")
+    assert result.exit_code == 1 and "README.md has no <!-- measured: speed -->" in result.stderr
+    assert not calls.n_prompts
+
+
 def test_a_shape(run: Callable[[str], Any], calls: Calls) -> None:
     result = run("--shape llama-8b --layers 4 --weights q8_0 -c 512 --policies snapkv")
     assert result.exit_code == 0, result.output

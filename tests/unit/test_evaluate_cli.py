@@ -100,6 +100,19 @@ def test_defaults(run: Callable[..., Any], opened: list[dict[str, Any]]) -> None
     assert len(Path("model.Q4.eval/cases.jsonl").read_text().splitlines()) == 10
 
 
+def test_tables_in_a_readme(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: Any) -> None:
+    Path("README.md").write_text("# R\n<!-- measured: needles -->\nold\n<!-- /measured -->\nend\n")
+    monkeypatch.setattr("sys.argv", ["x", "eval", "model.Q4.gguf", "-o", "out", "--readme", "README.md#needles"])
+    options = ("--tasks", "single", "--budgets", "10%", "--policies", "snapkv", "--cases", "2", "-o", "out")
+    assert run(*options, "--readme", "README.md#none").exit_code == 1 and not opened
+    result = run(*options, "--readme", "README.md#needles")
+    assert result.exit_code == 0, result.output
+    text = Path("README.md").read_text()
+    assert text.startswith("# R\n<!-- measured: needles -->\n`pyheadkv eval model.Q4.gguf` (")
+    assert "\n\nsingle, 2k, question in: score (2 cases):\n\n| policy | 10% | full |\n| --- |" in text
+    assert "| snapkv | 50.0 ±0.0 | 100.0 ±0.0 |" in text and text.endswith("\n<!-- /measured -->\nend\n")
+
+
 def test_room_for_a_second_pass_of_auto(
     run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
