@@ -13,8 +13,8 @@ from pyheadkv.bench import Setup, Trial, run_bench
 from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
-from pyheadkv.cli.eval import contender, make_folder, parse_lengths, split_policies
 from pyheadkv.cli.options import BenchOptions
+from pyheadkv.cli.parsing import contender, make_folder, parse_budgets, parse_lengths, split_policies
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.engine.load import usable_threads
 from pyheadkv.engine.sources import resolve_model
@@ -23,7 +23,6 @@ from pyheadkv.files.jsonl import JsonLines, Record
 from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import supported_shape
-from pyheadkv.policy.budget import Budget
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 
@@ -31,7 +30,7 @@ RESULTS, PICTURE = "bench.jsonl", "bench.png"  # in the folder of --output
 WIDTH = 240  # tables are Markdown and keep their lines; a narrow terminal folds them
 
 
-def run_bench_command(options: BenchOptions) -> None:
+def run(options: BenchOptions) -> None:
     """Measure, print tables or JSON, draw.
 
     Raises
@@ -40,7 +39,8 @@ def run_bench_command(options: BenchOptions) -> None:
         anything that the user can mend
     """
     lengths = parse_lengths(options.lengths)
-    policies, budgets = split_policies(options.policies), [Budget.parse(text) for text in options.budgets.split(",")]
+    policies = split_policies(options.policies)
+    budgets = parse_budgets("100%" if options.equal_rows else options.budgets)
     block = Block.parse(options.readme) if options.readme else None
     file = _result_file(options.output)
     setup, profile = _setup(options)

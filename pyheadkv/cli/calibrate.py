@@ -22,7 +22,7 @@ from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
 N_LEADING = 10
 
 
-def run_calibrate(options: CalibrateOptions) -> None:
+def run(options: CalibrateOptions) -> None:
     """Measure, write the profile, print how far it can be trusted.
 
     What is measured is kept in a file beside the output until the profile is written.

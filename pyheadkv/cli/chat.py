@@ -19,7 +19,7 @@ from pyheadkv.chat.conversation import Conversation
 from pyheadkv.chat.sampling import SETTINGS, Sampling, sampling_of_file
 from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.cli.first_message import open_first, shown_name, with_text
-from pyheadkv.cli.options import CacheOptions, ChatOptions
+from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.cli.wrap import wrap_for_stdout
@@ -48,7 +48,7 @@ _HELP = {
 }
 
 
-def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
+def run(chat: ChatOptions) -> None:
     """Do what the command line asks.
 
     Raises
@@ -58,25 +58,25 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
     KeyboardInterrupt
         Ctrl-C while nothing is being answered
     """
-    policy = parse_policy(cache.policy)
+    policy = parse_policy(chat.policy)
     policy = replace(policy, lookahead=chat.lookahead or policy.lookahead)
-    budget = Budget.parse(cache.budget) if cache.budget else None
+    budget = Budget.parse(chat.budget) if chat.budget else None
     chat = with_text(chat)
     first = open_first(chat)  # before a model is fetched
     Sampling().having(chat.sampling)  # refuses what is out of range
     template = _chosen_template(chat.template)
-    path = resolve_model(cache.model, note)
-    profile, n_ctx = _check_early(path, cache, policy, budget, template)
+    path = resolve_model(chat.model, note)
+    profile, n_ctx = _check_early(path, chat, policy, budget, template)
     files, prompt = first.read(Limit.of_context(n_ctx))
 
     start = time.perf_counter()
     llama = load(
         path,
-        n_ctx=cache.n_ctx,
+        n_ctx=chat.n_ctx,
         n_threads=chat.n_threads,
         n_gpu_layers=chat.n_gpu_layers,
-        type_k=cache.type_k,
-        type_v=cache.type_v,
+        type_k=chat.type_k,
+        type_v=chat.type_v,
         verbose=chat.verbose,
         on_notice=note,
         chat_template=template,
@@ -91,7 +91,7 @@ def run_chat(cache: CacheOptions, chat: ChatOptions) -> None:
         policy=policy,
         budget=budget,
         profile=profile,
-        protect=[*([chat.system] if chat.system else []), *chat.protect],
+        protect=[*([chat.system] if chat.system else []), *(chat.protect or ())],
         on_notice=note,
         on_progress=bar.update,
     ) as headkv:
@@ -115,18 +115,18 @@ def _chosen_template(choice: str | None) -> str | None:
 
 
 def _check_early(
-    path: Path, cache: CacheOptions, policy: Policy, budget: Budget | None, template: str | None
+    path: Path, chat: ChatOptions, policy: Policy, budget: Budget | None, template: str | None
 ) -> tuple[Profile | None, int]:
     """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
     check_has_vocabulary(metadata, path)
-    shape.bytes_per_token(cache.type_k, cache.type_v)  # refuses unknown types and those that do not fit
-    profile = find_profile(path, metadata, shape, cache.profile, cache.mix)
+    shape.bytes_per_token(chat.type_k, chat.type_v)  # refuses unknown types and those that do not fit
+    profile = find_profile(path, metadata, shape, chat.profile, chat.profile_mix)
     if policy.needs_profile and profile is None:
         raise ProfileError(f"policy {policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate")
-    types = {"type_k": cache.type_k, "type_v": cache.type_v}
-    n_ctx = cache.n_ctx or shape.n_ctx_train
+    types = {"type_k": chat.type_k, "type_v": chat.type_v}
+    n_ctx = chat.n_ctx or shape.n_ctx_train
     check_budget(shape, policy, choose_budget(budget, profile), n_ctx, profile=profile, **types)
     own_template = metadata.get("tokenizer.chat_template")
     if template is None and isinstance(own_template, str):
@@ -161,7 +161,7 @@ class Talk:
         own = demo.SAMPLING if is_demo else Sampling()
         sampling = sampling_of_file(own, headkv.llama.metadata, note).having(chat.sampling)
         system = demo.SYSTEM if is_demo and chat.system is None else chat.system
-        self.conversation = Conversation(headkv, system, sampling, chat.stop_loops)
+        self.conversation = Conversation(headkv, system, sampling, not chat.no_loop_stop)
         if self.conversation.template is None:
             note("this model has no chat template: text is continued as it is")
         for name, text in files:

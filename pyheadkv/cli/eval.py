@@ -11,11 +11,20 @@ from pathlib import Path
 
 from pyheadkv.cli import eval_report
 from pyheadkv.cli.options import EvalOptions
+from pyheadkv.cli.parsing import (
+    cache_name,
+    contender,
+    make_folder,
+    parse_budgets,
+    parse_lengths,
+    parse_questions,
+    parse_versus,
+    split_policies,
+)
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.engine.load import opened
 from pyheadkv.engine.sources import resolve_model
-from pyheadkv.errors import EvaluationError, HeadKVError, ProfileError, UsageError
-from pyheadkv.evaluate.asking import QUESTIONS
+from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
 from pyheadkv.evaluate.cases import KL, Case, write_cases
 from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, parse_press, versions
@@ -28,17 +37,15 @@ from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.files.jsonl import Record
 from pyheadkv.files.measured import Block, measured_head
-from pyheadkv.files.targets import check_target
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
-from pyheadkv.model.shape import CACHE_TYPES, ModelShape, supported_shape
+from pyheadkv.model.shape import ModelShape, supported_shape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy, settle
+from pyheadkv.policy.policy import settle
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 
 ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
-MIN_LENGTH = 128
 RESULTS, CASES = "cells.jsonl", "cases.jsonl"  # in the folder of --output
 
 
@@ -68,7 +75,7 @@ class _Model:
     facts: dict[str, object]
 
 
-def run_eval(options: EvalOptions) -> None:
+def run(options: EvalOptions) -> None:
     """Measure, print tables, write the report.
 
     Raises
@@ -97,36 +104,15 @@ def run_eval(options: EvalOptions) -> None:
         block.write(f"{measured_head(sys.argv)}\n\n{main_tables(cells(records))}", EvaluationError)
 
 
-def make_folder(folder: Path, names: Sequence[str], error: type[HeadKVError]) -> None:
-    """Make a folder for results, where there is none, before hours of measuring.
-
-    Parameters
-    ----------
-    names
-        of the files that will be written there
-
-    Raises
-    ------
-    HeadKVError
-        `error`, naming the folder and the reason, or what is in the way of a file
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise error(f"{folder} cannot be made: {problem.strerror} (-o names another place)") from None
-    for name in names:
-        check_target(folder / name, error, "-o")
-
-
 def _read_options(options: EvalOptions) -> _Asked:
     lengths, questions = parse_lengths(options.lengths), parse_questions(options.questions)
     versus = parse_versus(options.versus, options.type_k, options.type_v)
     presses = [parse_press(text) for text in split_policies(options.kvpress)] if options.kvpress else []
     if presses:
         libraries()
-    given = [case for text in options.data for case in cases_of_file(text, lengths, options.n_cases)]
+    given = [case for text in options.data or () for case in cases_of_file(text, lengths, options.n_cases)]
     tasks = parse_tasks(options.tasks) if options.tasks else () if given else parse_tasks("needles,kl")
-    budgets = [Budget.parse(text) for text in options.budgets.split(",")]
+    budgets = parse_budgets(options.budgets)
     if presses and any(budget.kind != "ratio" for budget in budgets):
         raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
     policies = split_policies(options.policies)
@@ -157,92 +143,9 @@ def _facts(options: EvalOptions, model: _Model) -> list[tuple[str, str]]:
         ("head scores", f"{profile.source} ({profile.method})" if profile else "none"),
         ("cache types", f"{options.type_k}, {options.type_v}"),
         ("text", str(options.text) if options.text else "pyheadkv's own prose"),
-        *(("cases of", text) for text in options.data),
+        *(("cases of", text) for text in options.data or ()),
         ("seed", str(options.seed)),
     ]
-
-
-def contender(policy: str, profile: Profile | None) -> Contender:
-    """A policy as typed, with the profile at hand.
-
-    Raises
-    ------
-    PolicyError, ProfileError
-        an unknown policy, or one that needs head scores where there are none
-    """
-    parsed = parse_policy(policy)
-    if parsed.needs_profile and profile is None:
-        raise ProfileError(f"policy {policy} needs measured head scores: --profile FILE (pyheadkv calibrate makes one)")
-    return Contender(policy, parsed, profile)
-
-
-def parse_lengths(text: str) -> tuple[int, ...]:
-    """2k,4k or numbers of tokens.
-
-    Raises
-    ------
-    UsageError
-        naming the part that cannot be read, or is too short
-    """
-    lengths: dict[int, None] = {}
-    for part in text.lower().split(","):
-        digits, is_kilo = part.strip().removesuffix("k"), part.strip().endswith("k")
-        if not digits.isdecimal():
-            raise UsageError(f"--ctx {part.strip()[:40]!r} cannot be read, expected lengths as in 2k,4k or 1000")
-        length = int(digits) * (1024 if is_kilo else 1)
-        if length < MIN_LENGTH:
-            raise UsageError(f"--ctx {length} is too short, at least {MIN_LENGTH} tokens are needed")
-        lengths[length] = None
-    return tuple(lengths)
-
-
-def parse_questions(text: str) -> tuple[str, ...]:
-    """in,after or one of them.
-
-    Raises
-    ------
-    UsageError
-        naming the part that is neither
-    """
-    questions = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for question in questions:
-        if question not in QUESTIONS:
-            raise UsageError(f"--question is {question[:40]!r}, expected {' or '.join(QUESTIONS)}, or both: in,after")
-    return questions
-
-
-def split_policies(text: str) -> list[str]:
-    """Policies apart by commas, whose settings have commas as well: auto,headkv:beta=2,n_obs=32,snapkv -> 3."""
-    policies: list[str] = []
-    for part in text.split(","):
-        is_setting = "=" in part and ":" not in part.partition("=")[0]
-        if is_setting and policies:
-            policies[-1] += f",{part}"
-        else:
-            policies.append(part.strip())
-    return list(dict.fromkeys(policies))
-
-
-def parse_versus(text: str | None, type_k: str, type_v: str) -> list[str]:
-    """q8_0,q4_0: cache types to compare with.
-
-    Raises
-    ------
-    UsageError
-        an unknown type, or the one that is in use already
-    """
-    types = list(dict.fromkeys(part.strip() for part in text.split(","))) if text else []
-    for name in types:
-        if name not in CACHE_TYPES:
-            raise UsageError(f"--versus {name[:40]!r} is no cache type, known are {', '.join(CACHE_TYPES)}")
-        if name == cache_name(type_k, type_v):
-            raise UsageError(f"--versus {name} is the cache type that is measured already (-ctk, -ctv)")
-    return types
-
-
-def cache_name(type_k: str, type_v: str) -> str:
-    """Types of K and V in a word."""
-    return type_k if type_k == type_v else f"{type_k}/{type_v}"
 
 
 def cases_of_file(text: str, lengths: Sequence[int], n_cases: int) -> list[Case]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyheadkv.cli.options import ExportOptions
+from pyheadkv.cli import inspect
+from pyheadkv.cli.options import ExportOptions, InspectOptions
 from pyheadkv.cli.render import console, note
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import UsageError
@@ -19,7 +20,7 @@ from pyheadkv.profile import Profile, mix_profile, read_profile
 PROFILE_SUFFIX = ".headkv.json"
 
 
-def run_export(options: ExportOptions) -> None:
+def run(options: ExportOptions) -> None:
     """Write the file and print its path.
 
     Raises
@@ -27,6 +28,9 @@ def run_export(options: ExportOptions) -> None:
     HeadKVError
         options that do not go together, no profile, or as of `export_model`
     """
+    if options.is_inspecting:
+        inspect.run(InspectOptions(model=options.model, budget=options.budget, profile=options.profile))
+        return
     keep_ratio = _keep_ratio(options.budget)
     _check(options)
     path = resolve_model(options.model, note)

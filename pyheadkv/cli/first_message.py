@@ -25,7 +25,7 @@ def with_text(chat: ChatOptions) -> ChatOptions:
         chat,
         prompt=None if chat.prompt is None else typed_text(chat.prompt, "-p"),
         system=None if chat.system is None else typed_text(chat.system, "-sys"),
-        protect=tuple(typed_text(text, "--protect") for text in chat.protect),
+        protect=[typed_text(text, "--protect") for text in chat.protect or ()],
     )
 
 
@@ -58,7 +58,7 @@ def open_first(chat: ChatOptions) -> FirstMessage:
     UsageError
         it cannot be opened or is no text, there is no prompt, or two texts on standard input
     """
-    files = [(file, open_text(file)) for file in map(named_file, chat.files)]
+    files = [(file, open_text(file)) for file in map(named_file, chat.files or ())]
     is_on_stdin = chat.prompt == "-" or (chat.prompt is None and not is_terminal())
     for file, source in files:
         if is_on_stdin and source.takes_stdin():

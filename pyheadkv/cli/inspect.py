@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pyheadkv.cli.options import CacheOptions
+from pyheadkv.cli.options import InspectOptions
 from pyheadkv.cli.render import mib, note
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ModelError, ProfileError, UsageError
@@ -44,7 +44,7 @@ class Inspection:
         return HeatMap(layers, self.profile.scores, self.plan.rows, title)
 
 
-def run_inspect(options: CacheOptions, as_json: bool, png: Path | None = None) -> None:
+def run(options: InspectOptions) -> None:
     """Print the report as text, or as one JSON object; draw the head scores into a file if asked.
 
     Raises
@@ -54,11 +54,11 @@ def run_inspect(options: CacheOptions, as_json: bool, png: Path | None = None) -
     """
     inspection = inspect_model(options)
     heat_map = inspection.heat_map()
-    if png is not None:
+    if (png := options.png) is not None:
         if heat_map is None:
             raise UsageError(f"{png}: nothing to draw, the model carries no profile and there is no --profile FILE")
         heat_map.write_png(png)
-    if as_json:
+    if options.as_json:
         print(json.dumps(inspection.report))
         return
     print("\n".join(_lines(inspection.report)))
@@ -72,7 +72,7 @@ def run_inspect(options: CacheOptions, as_json: bool, png: Path | None = None) -
         print("\n".join(heat_map.lines()))
 
 
-def inspect_model(options: CacheOptions) -> Inspection:
+def inspect_model(options: InspectOptions) -> Inspection:
     """Collect what is known of a model.
 
     Raises
@@ -107,7 +107,7 @@ def inspect_model(options: CacheOptions) -> Inspection:
     return inspection
 
 
-def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, metadata: dict[str, object]) -> None:
+def _add_profile(inspection: Inspection, options: InspectOptions, path: Path, metadata: dict[str, object]) -> None:
     """The profile asked for, else the model's own. One that cannot be used is an error only if it was asked for."""
     assert inspection.shape is not None
     try:
@@ -118,11 +118,11 @@ def _add_profile(inspection: Inspection, options: CacheOptions, path: Path, meta
         inspection.report["profile_note"] = str(error)
         return
     if profile:
-        inspection.profile = mix_profile(profile, options.mix)
+        inspection.profile = mix_profile(profile, options.profile_mix)
         inspection.report["profile"] = asdict(inspection.profile)
 
 
-def _add_plan(inspection: Inspection, options: CacheOptions) -> None:
+def _add_plan(inspection: Inspection, options: InspectOptions) -> None:
     shape, profile, report = inspection.shape, inspection.profile, inspection.report
     assert shape is not None
     policy, budget = parse_policy(options.policy), choose_budget(options.budget, profile)
@@ -140,7 +140,7 @@ def _add_plan(inspection: Inspection, options: CacheOptions) -> None:
         report["plan_note"] = "the cache stays whole"
 
 
-def _shape_report(shape: ModelShape, options: CacheOptions) -> dict[str, Any]:
+def _shape_report(shape: ModelShape, options: InspectOptions) -> dict[str, Any]:
     return {
         "n_ctx_train": shape.n_ctx_train,
         "shape": {

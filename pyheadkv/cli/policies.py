@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pyheadkv.cli.options import PoliciesOptions
 from pyheadkv.policy.catalogue import Entry, Settings, allocator_entries, policy_entries, scorer_entries
 from pyheadkv.policy.policy import parse_policy
 
@@ -17,7 +18,7 @@ pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, bes
 policies NAME shows them. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
 
 
-def run_policies(names: Sequence[str], as_json: bool) -> None:
+def run(options: PoliciesOptions) -> None:
     """Print what there is, or all about the policies that are named.
 
     Raises
@@ -25,10 +26,11 @@ def run_policies(names: Sequence[str], as_json: bool) -> None:
     PolicyError
         a name is unknown, or a file registers no policy
     """
+    names = options.names
     tables = {"policies": policy_entries([parse_policy(name) for name in names] if names else None)}
     if not names:
         tables |= {"allocators": allocator_entries(), "scorers": scorer_entries()}
-    if as_json:
+    if options.as_json:
         print(json.dumps({title: [entry.to_json() for entry in entries] for title, entries in tables.items()}))
         return
     console = Console(highlight=False, markup=False)

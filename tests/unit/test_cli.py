@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from pyheadkv.chat.sampling import SETTINGS
 from pyheadkv.cli import chat, first_message, inspect
 from pyheadkv.cli.app import app
-from pyheadkv.cli.options import CacheOptions, ChatOptions
+from pyheadkv.cli.options import OPTIONS, ChatOptions
 from pyheadkv.errors import NativeError
 from pyheadkv.profile import find as lookup
 
@@ -48,11 +50,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[CacheOptions, ChatOptions]]:
-    seen: list[tuple[CacheOptions, ChatOptions]] = []
-    monkeypatch.setattr(chat, "run_chat", lambda *options: seen.append(options))
+def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatOptions]:
+    seen: list[ChatOptions] = []
+    monkeypatch.setattr(chat, "run", seen.append)
 
-    def parse(*arguments: str) -> tuple[CacheOptions, ChatOptions]:
+    def parse(*arguments: str) -> ChatOptions:
         result = run("chat", *arguments)
         assert result.exit_code == 0, result.output
         return seen[-1]
@@ -60,41 +62,57 @@ def parsed(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Cac
     return parse
 
 
-def test_every_option_as_typed(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
+def test_every_option_as_typed(parsed: Callable[..., ChatOptions]) -> None:
     line = (
         "-c 4096 -t 3 -ngl 99 -ctk q8_0 -ctv q4_0 -st -n 64 --temp 0 --seed 7 --top-k 20 --top-p 0.9 --min-p 0.1"
         " --repeat-penalty 1.1 --no-loop-stop --json --verbose --lookahead 8"
         " --budget 1.5% --policy headkv:beta=1.1 --profile heads.json -f a.txt -f b.txt m.gguf"
     )
-    cache, options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
-    assert cache == CacheOptions("m.gguf", "1.5%", "headkv:beta=1.1", Path("heads.json"), None, 4096, "q8_0", "q4_0")
+    options = parsed(*line.split(), "-sys", "be brief", "-p", "-hello")
     assert options == ChatOptions(
+        model="m.gguf",
+        budget="1.5%",
+        policy="headkv:beta=1.1",
+        profile=Path("heads.json"),
+        n_ctx=4096,
         n_threads=3,
         n_gpu_layers=99,
+        type_k="q8_0",
+        type_v="q4_0",
         system="be brief",
-        files=(Path("a.txt"), Path("b.txt")),
+        files=[Path("a.txt"), Path("b.txt")],
         prompt="-hello",
+        lookahead=8,
         is_single_turn=True,
-        sampling={
-            "temp": 0,
-            "top-k": 20,
-            "top-p": 0.9,
-            "min-p": 0.1,
-            "repeat-penalty": 1.1,
-            "seed": 7,
-            "n-predict": 64,
-        },
+        n_predict=64,
+        temp=0,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.1,
+        repeat_penalty=1.1,
+        seed=7,
+        no_loop_stop=True,
         as_json=True,
         verbose=True,
-        lookahead=8,
-        stop_loops=False,
     )
+    assert options.sampling.keys() == SETTINGS.keys()
 
 
-def test_defaults(parsed: Callable[..., tuple[CacheOptions, ChatOptions]]) -> None:
-    cache, options = parsed("m.gguf", "-p", "-", "-n", "-1", "-ngl", "-1")
-    assert (cache.budget, cache.policy, cache.n_ctx, cache.type_k) == (None, "auto", 0, "f16")
-    assert (options.prompt, options.sampling, options.n_gpu_layers) == ("-", {"n-predict": -1}, -1)
+def test_defaults(parsed: Callable[..., ChatOptions]) -> None:
+    options = parsed("m.gguf", "-p", "-", "-n", "-1", "-ngl", "-1")
+    assert options == ChatOptions(model="m.gguf", prompt="-", n_predict=-1, n_gpu_layers=-1)
+    assert options.sampling == {"n-predict": -1}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_has_help_and_runs_with_its_options(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(import_module(f"pyheadkv.cli.{command}"), "run", seen.append)
+    assert run(command, "m.gguf").exit_code == 0
+    assert type(seen[0]) is OPTIONS[command]
+    assert OPTIONS[command].__doc__ in " ".join(run(command, "--help").stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +223,7 @@ def test_exit_codes_of_a_run(run: Run, monkeypatch: pytest.MonkeyPatch, problem:
     def fail(*_: object) -> None:
         raise problem
 
-    monkeypatch.setattr(chat, "run_chat", fail)
+    monkeypatch.setattr(chat, "run", fail)
     assert run("chat", "model.gguf").exit_code == code
 
 

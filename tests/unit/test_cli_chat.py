@@ -21,7 +21,7 @@ from pyheadkv.errors import ModelError, UsageError
 from tests.unit.fake_llama import FakeLlama, without_library
 from tests.unit.fake_vocabulary import CONTROL, FakeVocabulary
 
-OPTIONS = ChatOptions(None, 0, None, (), None, False, {"n-predict": 3, "temp": 0}, False, False, 0)
+OPTIONS = ChatOptions(model="m.gguf", n_predict=3, temp=0)
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 ROLES = ("system", "user", "assistant")
 METHODS = ("tokenize", "token_get_text", "token_get_attr", "add_bos_token", "vocab_type", "detokenize")
@@ -215,7 +215,7 @@ def test_a_loop_ends_with_one_line(
     finish: str,
 ) -> None:
     without_library(monkeypatch)
-    options = replace(OPTIONS, sampling={"n-predict": n_predict}, stop_loops=stop_loops)
+    options = replace(OPTIONS, n_predict=n_predict, temp=None, no_loop_stop=not stop_loops)
     talk = Talk(HeadKV(LoopLlama(n_ctx=4000)), options, ReadingBar())
     for _ in range(2):  # each answer is watched anew
         talk._answer("hello")

@@ -27,7 +27,7 @@ def llama(monkeypatch: pytest.MonkeyPatch) -> ChatLlama:
 
 def test_the_demo_brings_its_system_text_and_sampling(llama: ChatLlama) -> None:
     llama.model_path = f"/somewhere/{DEMO_GGUF}"
-    options = replace(OPTIONS, sampling={"top-k": 9})
+    options = replace(OPTIONS, n_predict=None, temp=None, top_k=9)
     talk = Talk(headkv := HeadKV(llama), options, ReadingBar())
     assert talk.conversation.messages == [{"role": "system", "content": demo.SYSTEM}]
     assert talk.conversation.sampling == replace(demo.SAMPLING, top_k=9)
@@ -39,7 +39,7 @@ def test_the_sample_has_a_name_unless_a_file_has_it(
     llama: ChatLlama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = replace(OPTIONS, files=(Path("sample"),), prompt="hello")
+    options = replace(OPTIONS, files=[Path("sample")], prompt="hello")
     files, _ = open_first(options).read(Limit.of_context(8192))
     ((name, text),) = files
     assert name == "log.txt" and text.startswith("LOG OF THE WEATHER STATION")

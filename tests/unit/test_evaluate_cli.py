@@ -18,7 +18,8 @@ from pyheadkv.cli import calibrate as calibrate_command
 from pyheadkv.cli import eval as command
 from pyheadkv.cli import eval_report
 from pyheadkv.cli.app import app
-from pyheadkv.cli.eval import cases_of_file, parse_lengths, split_policies
+from pyheadkv.cli.eval import cases_of_file
+from pyheadkv.cli.parsing import parse_lengths, split_policies
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.cases import Case, write_cases
 from pyheadkv.evaluate.runner import Outcome

@@ -88,7 +88,7 @@ def test_a_closed_pipe_is_quiet(argument: str) -> None:
 def test_the_command_on_an_ascii_terminal() -> None:
     done = run(
         "-c",
-        "import sys; from pyheadkv.cli import app, policies; policies.run_policies = lambda *_: print('漢字');"
+        "import sys; from pyheadkv.cli import app, policies; policies.run = lambda *_: print('漢字');"
         "sys.argv = ['pyheadkv', 'policies']; app.main()",
         stdout=subprocess.PIPE,
         encoding="ascii",

@@ -1,0 +1,126 @@
+"""Lists as the command line takes them: lengths, budgets, policies, questions, cache types; its folders for results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyheadkv.errors import HeadKVError, ProfileError, UsageError
+from pyheadkv.evaluate.asking import QUESTIONS
+from pyheadkv.evaluate.runner import Contender
+from pyheadkv.files.targets import check_target
+from pyheadkv.model.shape import CACHE_TYPES
+from pyheadkv.policy.budget import Budget
+from pyheadkv.policy.policy import parse_policy
+from pyheadkv.profile import Profile
+
+MIN_LENGTH = 128
+
+
+def parse_budgets(text: str) -> list[Budget]:
+    """50%,512,64MiB; a BudgetError names the one that cannot be read."""
+    return [Budget.parse(budget) for budget in text.split(",")]
+
+
+def contender(policy: str, profile: Profile | None) -> Contender:
+    """A policy as typed, with the profile at hand.
+
+    Raises
+    ------
+    PolicyError, ProfileError
+        an unknown policy, or one that needs head scores where there are none
+    """
+    parsed = parse_policy(policy)
+    if parsed.needs_profile and profile is None:
+        raise ProfileError(f"policy {policy} needs measured head scores: --profile FILE (pyheadkv calibrate makes one)")
+    return Contender(policy, parsed, profile)
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """2k,4k or numbers of tokens.
+
+    Raises
+    ------
+    UsageError
+        naming the part that cannot be read, or is too short
+    """
+    lengths: dict[int, None] = {}
+    for part in text.lower().split(","):
+        digits, is_kilo = part.strip().removesuffix("k"), part.strip().endswith("k")
+        if not digits.isdecimal():
+            raise UsageError(f"--ctx {part.strip()[:40]!r} cannot be read, expected lengths as in 2k,4k or 1000")
+        length = int(digits) * (1024 if is_kilo else 1)
+        if length < MIN_LENGTH:
+            raise UsageError(f"--ctx {length} is too short, at least {MIN_LENGTH} tokens are needed")
+        lengths[length] = None
+    return tuple(lengths)
+
+
+def parse_questions(text: str) -> tuple[str, ...]:
+    """in,after or one of them.
+
+    Raises
+    ------
+    UsageError
+        naming the part that is neither
+    """
+    questions = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for question in questions:
+        if question not in QUESTIONS:
+            raise UsageError(f"--question is {question[:40]!r}, expected {' or '.join(QUESTIONS)}, or both: in,after")
+    return questions
+
+
+def split_policies(text: str) -> list[str]:
+    """Policies apart by commas, whose settings have commas as well: auto,headkv:beta=2,n_obs=32,snapkv -> 3."""
+    policies: list[str] = []
+    for part in text.split(","):
+        is_setting = "=" in part and ":" not in part.partition("=")[0]
+        if is_setting and policies:
+            policies[-1] += f",{part}"
+        else:
+            policies.append(part.strip())
+    return list(dict.fromkeys(policies))
+
+
+def parse_versus(text: str | None, type_k: str, type_v: str) -> list[str]:
+    """q8_0,q4_0: cache types to compare with.
+
+    Raises
+    ------
+    UsageError
+        an unknown type, or the one that is in use already
+    """
+    types = list(dict.fromkeys(part.strip() for part in text.split(","))) if text else []
+    for name in types:
+        if name not in CACHE_TYPES:
+            raise UsageError(f"--versus {name[:40]!r} is no cache type, known are {', '.join(CACHE_TYPES)}")
+        if name == cache_name(type_k, type_v):
+            raise UsageError(f"--versus {name} is the cache type that is measured already (-ctk, -ctv)")
+    return types
+
+
+def cache_name(type_k: str, type_v: str) -> str:
+    """Types of K and V in a word."""
+    return type_k if type_k == type_v else f"{type_k}/{type_v}"
+
+
+def make_folder(folder: Path, names: Sequence[str], error: type[HeadKVError]) -> None:
+    """Make a folder for results, where there is none, before hours of measuring.
+
+    Parameters
+    ----------
+    names
+        of the files that will be written there
+
+    Raises
+    ------
+    HeadKVError
+        `error`, naming the folder and the reason, or what is in the way of a file
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise error(f"{folder} cannot be made: {problem.strerror} (-o names another place)") from None
+    for name in names:
+        check_target(folder / name, error, "-o")
