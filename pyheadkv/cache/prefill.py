@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyheadkv.cache.reconstruct import Repetition
-from pyheadkv.cache.select import arm, compress
+from pyheadkv.cache.select import Floats, arm, compress
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.engine.interrupt import interruptible
 from pyheadkv.engine.llama import context_length, cut_back
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import NativeError, UsageError
-from pyheadkv.policy.plan import Plan
+from pyheadkv.policy.plan import DraftPlan, Plan
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -58,7 +57,7 @@ class PromptReader:
         llama: llama_cpp.Llama,
         native: Native,
         evaluate: Callable[[list[int]], None],
-        make_plan: Callable[[list[int]], Plan | None],
+        make_plan: Callable[[list[int]], DraftPlan | None],
         *,
         min_prompt: int,
         on_notice: Callable[[str], None],
@@ -73,7 +72,8 @@ class PromptReader:
         self._notify = on_notice
         self._on_progress = on_progress
         self._plan: Plan | None = None
-        self._waiting: Plan | None = None  # until its lookahead is generated
+        self._waiting: DraftPlan | None = None  # until its lookahead is generated
+        self._scores: list[Floats] | None = None  # of a second pass
         self._n_done = self._n_total = 0
 
     @property
@@ -98,6 +98,7 @@ class PromptReader:
 
     def stop_looking_ahead(self) -> None:
         """Forget a prompt that was to be compressed after the first tokens of its answer."""
+        self._scores = None
         if self._waiting:
             self._waiting = None
             self._native.score_arm(0)
@@ -142,13 +143,13 @@ class PromptReader:
     def _read_whole(self, tokens: list[int]) -> None:
         """Read a prompt onto a cache that is not compressed, and compress it if there is something to gain."""
         prompt = [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens]
-        plan = self._make_plan(prompt) if len(prompt) >= self._min_prompt else None
+        draft = self._make_plan(prompt) if len(prompt) >= self._min_prompt else None
         self._native.reserve(len(prompt))
-        if plan is None:
+        if draft is None:
             self._start_progress(len(tokens))
             self._read(tokens)
         else:
-            self._read_and_compress(self._with_last(tokens, plan.n_last), plan)
+            self._read_and_compress(self._with_last(tokens, draft.expected.n_last), draft)
 
     def _must_read_again(self, tokens: list[int]) -> bool:
         n_past = self._llama.n_tokens
@@ -169,20 +170,20 @@ class PromptReader:
         cut_back(self._llama, n_left)
         return [*self._llama.input_ids[n_left:n_past].tolist(), *tokens]
 
-    def _read_and_compress(self, tokens: list[int], plan: Plan) -> None:
+    def _read_and_compress(self, tokens: list[int], draft: DraftPlan) -> None:
+        plan = draft.expected
         n_head = len(tokens) - plan.n_last
         repetition = self._repetition(tokens[:n_head], plan)
         self._start_progress(len(tokens) + (repetition.n_tokens if repetition else 0))
         self._read(tokens[:n_head])
         try:
-            if repetition:
-                plan = self._second_pass(repetition, plan)
+            self._scores = self._second_pass(repetition, plan) if repetition else None
             arm(self._native, plan)
             self._read(tokens[n_head:])
             if plan.policy.lookahead:
-                self._waiting = plan
+                self._waiting = draft
             else:
-                self._compress(plan)
+                self._compress(draft)
         except BaseException as error:
             with suppress(NativeError):
                 self._native.score_arm(0)
@@ -196,26 +197,26 @@ class PromptReader:
             return None
         return Repetition(self._llama, [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens])
 
-    def _second_pass(self, repetition: Repetition, plan: Plan) -> Plan:
+    def _second_pass(self, repetition: Repetition, plan: Plan) -> list[Floats]:
         with self.turn.second_pass():
-            scores = repetition.scores(self._native, self._read_batches, plan.policy.scorer)
-        return replace(plan, token_scores=scores)
+            return repetition.scores(self._native, self._read_batches, plan.policy.scorer)
 
-    def _look_ahead(self, plan: Plan) -> None:
+    def _look_ahead(self, draft: DraftPlan) -> None:
         """Compress when the last observing token of the answer is in the cache."""
-        if self._llama.n_tokens < plan.n_prompt + plan.policy.lookahead:
+        if self._llama.n_tokens < draft.expected.n_prompt + draft.expected.policy.lookahead:
             return
         self._waiting = None
         try:
-            self._compress(plan)
+            self._compress(draft)
         except NativeError as error:
             with suppress(NativeError):
                 self._native.score_arm(0)
             self._notify(f"the chat goes on uncompressed: {error}")
 
-    def _compress(self, plan: Plan) -> None:
+    def _compress(self, draft: DraftPlan) -> None:
+        scores, self._scores = self._scores, None  # many numbers, of no use afterwards
         with self.turn.select():
-            self._plan = compress(self._native, plan, int(self._llama.n_threads_batch))
+            self._plan = compress(self._native, draft, int(self._llama.n_threads_batch), scores)
 
     def _read(self, tokens: list[int]) -> None:
         self._read_batches(tokens, self.turn)

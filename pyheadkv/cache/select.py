@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyheadkv.engine.native import Native
 from pyheadkv.policy.allocators import get_allocator
 from pyheadkv.policy.allocators.taskkv import N_TOP, distances_from_centre
-from pyheadkv.policy.plan import Plan
+from pyheadkv.policy.plan import DraftPlan, Plan
 from pyheadkv.policy.scorers import Scorer
 
 Floats = npt.NDArray[np.float32]
@@ -58,38 +58,38 @@ def arm(native: Native, plan: Plan) -> None:
         native.score_arm(plan.n_last + plan.policy.lookahead, gathers)
 
 
-def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
+def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Floats] | None = None) -> Plan:
     """Keep the rows of a plan and free the full cache.
 
     Parameters
     ----------
     native
-        after `arm` with this plan, the last tokens of the prompt and those of the lookahead were decoded
-    plan
-        of the prompt in the cache, with its `token_scores` where those are made elsewhere; the tokens of the
-        lookahead are kept whole, beside its rows
+        after `arm`, the last tokens of the prompt and those of the lookahead were decoded
+    draft
+        of the prompt in the cache; the tokens of the lookahead are kept whole, beside its rows
     n_threads
         for selection and gather
+    made
+        scores that the library did not make: for each layer f32 [n_head_kv, n_prompt - n_obs], folded but not pooled
 
     Returns
     -------
     Plan
-        with the rows that were decided by the scores of the prompt, where the policy looks at them
+        the rows that were kept
 
     Raises
     ------
     NativeError, PolicyError
         nothing has changed then
     """
-    n_ahead = plan.policy.lookahead
-    scorer = replace(plan.policy.scorer, n_obs=plan.policy.n_obs + n_ahead)
-    made = plan.token_scores
-    if plan.complete is not None:
-        allocator = get_allocator(plan.policy.allocator)
-        scores = _token_scores(native, plan, scorer) if allocator.needs_token_scores else None
-        plan = plan.complete(scores, _head_distances(native, plan) if allocator.needs_semantics else None)
-        if scores is not None and plan.roles is None:  # they need not be made again
-            made, scorer = scores, replace(scorer, pool_kernel=1)
+    expected = draft.expected
+    n_ahead = expected.policy.lookahead
+    scorer = replace(expected.policy.scorer, n_obs=expected.policy.n_obs + n_ahead)
+    allocator = get_allocator(expected.policy.allocator)
+    scores = _token_scores(native, expected, scorer, made) if allocator.needs_token_scores else None
+    plan = draft.finish(scores, _head_distances(native, expected) if allocator.needs_semantics else None)
+    if scores is not None and plan.roles is None:  # they need not be made again
+        made, scorer = scores, replace(scorer, pool_kernel=1)
     native.compress(
         plan.flat_rows() + n_ahead,
         scorer,
@@ -100,13 +100,13 @@ def compress(native: Native, plan: Plan, n_threads: int) -> Plan:
         plan.protected,
         plan.n_open,
     )
-    return plan if plan.token_scores is None else replace(plan, token_scores=None)  # many numbers, of no use any more
+    return plan
 
 
-def _token_scores(native: Native, plan: Plan, scorer: Scorer) -> list[Floats]:
+def _token_scores(native: Native, plan: Plan, scorer: Scorer, made: Sequence[Floats] | None) -> list[Floats]:
     """Pooled scores of the prompt's positions, of each layer."""
-    if plan.token_scores is not None:
-        return [pooled(scores, scorer) for scores in plan.token_scores]
+    if made is not None:
+        return [pooled(scores, scorer) for scores in made]
     return [native.score_read(i, scorer, plan.n_open) for i in range(len(plan.rows))]
 
 

@@ -39,7 +39,7 @@ from pyheadkv.files.plain_text import typed_text
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import CACHE_TYPES, ModelShape
 from pyheadkv.policy.budget import BudgetLike
-from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
+from pyheadkv.policy.plan import DraftPlan, Plan, check_budget, choose_budget, draft_plan, make_plan
 from pyheadkv.policy.policy import AUTO, Policy, parse_policy
 from pyheadkv.policy.spans import Span, find_spans, short_text
 from pyheadkv.profile import Profile, mix_profile
@@ -278,8 +278,8 @@ class HeadKV:
 
     # ---- for the reader ----
 
-    def _make_plan(self, tokens: list[int]) -> Plan | None:
-        plan = make_plan(
+    def _make_plan(self, tokens: list[int]) -> DraftPlan | None:
+        draft = draft_plan(
             self.shape,
             self.policy,
             self.budget,
@@ -289,9 +289,9 @@ class HeadKV:
             profile=self.profile,
             protected=self._protected_spans(tokens),
         )
-        for first, end in plan.unprotected if plan else ():
+        for first, end in draft.expected.unprotected if draft else ():
             self._notify(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
-        return plan
+        return draft
 
     def _protected_spans(self, tokens: list[int]) -> list[Span]:
         """Where the protected texts stand in a prompt."""

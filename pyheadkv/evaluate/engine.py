@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from pyheadkv.cache.reconstruct import Repetition
 from pyheadkv.cache.select import Floats, arm, compress
 from pyheadkv.engine.llama import Reader, cut_back
 from pyheadkv.policy.allocators import get_allocator
-from pyheadkv.policy.plan import Plan
+from pyheadkv.policy.plan import DraftPlan, Plan
 from pyheadkv.policy.scorers import Scorer
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Engine(Reader):
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
         super().__init__(llama)
-        self._waiting: Plan | None = None  # until its lookahead is read
+        self._waiting: tuple[DraftPlan, list[Floats] | None] | None = None  # until its lookahead is read
 
     def forget(self) -> None:
         """Empty the cache and give its memory back."""
@@ -53,10 +53,12 @@ class Engine(Reader):
     def go_on(self, tokens: Sequence[int]) -> None:
         """Read tokens after those that are there; one by one while a policy looks ahead."""
         super().go_on(tokens)
-        plan = self._waiting
-        if plan is not None and self.llama.n_tokens >= plan.n_prompt + plan.policy.lookahead:
+        if self._waiting is None:
+            return
+        draft, scores = self._waiting
+        if self.llama.n_tokens >= draft.expected.n_prompt + draft.expected.policy.lookahead:
             self._waiting = None
-            self._carry_out(plan)
+            self._carry_out(draft, scores)
 
     def keep_aside(self) -> Kept:
         """A copy of the cache, which must be whole."""
@@ -71,26 +73,27 @@ class Engine(Reader):
         self.llama.input_ids[:n_tokens] = kept.tokens[:n_tokens]
         cut_back(self.llama, n_tokens)
 
-    def compress(self, kept: Kept, plan: Plan) -> None:
+    def compress(self, kept: Kept, draft: DraftPlan) -> None:
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any.
 
         Scores for which the prompt is read or repeated are made once for all budgets and allocators.
         """
+        plan, scores = draft.expected, None
         scorer, n_ahead = plan.policy.scorer, plan.policy.lookahead
         n_last = plan.n_last
         must_observe = n_ahead > 0 or get_allocator(plan.policy.allocator).needs_semantics
         if scorer.needs_second_pass or (n_last > scorer.n_obs and not must_observe):
-            plan = replace(plan, token_scores=self._scores(kept, plan))
+            scores = self._scores(kept, plan)
             n_last = scorer.n_obs
         n_before = len(kept.tokens) - n_last
         self.put_back(kept, n_before)
-        if plan.token_scores is None:
+        if scores is None:
             arm(self.native, plan)
         self.go_on(kept.tokens[n_before:])
         if n_ahead:
-            self._waiting = plan
+            self._waiting = draft, scores
         else:
-            self._carry_out(plan)
+            self._carry_out(draft, scores)
 
     def _scores(self, kept: Kept, plan: Plan) -> list[Floats]:
         """Scores of a copy's positions before the window, not pooled."""
@@ -110,8 +113,8 @@ class Engine(Reader):
         self.go_on(kept.tokens[n_before:])
         return [self.native.score_read(i, scorer) for i in range(len(plan.rows))]
 
-    def _carry_out(self, plan: Plan) -> None:
-        compress(self.native, plan, int(self.llama.n_threads_batch))
+    def _carry_out(self, draft: DraftPlan, scores: list[Floats] | None) -> None:
+        compress(self.native, draft, int(self.llama.n_threads_batch), scores)
 
     def compress_to(self, kept: Kept, positions: Sequence[npt.ArrayLike], n_obs: int) -> None:
         """Put a copy back and keep the given positions of each KV head, as `Native.keep` takes them."""

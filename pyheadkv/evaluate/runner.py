@@ -23,7 +23,7 @@ from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.plan import draft_plan
 from pyheadkv.policy.policy import Policy
 from pyheadkv.profile import Profile
 
@@ -162,13 +162,16 @@ class Runner:
         clock = time.monotonic()
         n_prompt, profile = reading.full.n_prompt, contender.profile
         type_k, type_v = self._types["type_k"], self._types["type_v"]
-        plan = make_plan(self.shape, contender.policy, budget, n_prompt, profile=profile, type_k=type_k, type_v=type_v)
-        if plan is None:
+        draft = draft_plan(
+            self.shape, contender.policy, budget, n_prompt, profile=profile, type_k=type_k, type_v=type_v
+        )
+        if draft is None:
             return reading.full
+        plan = draft.expected
         looks_ahead = plan.policy.lookahead > 0
         if looks_ahead and reading.asked.rest and reading.asked.case.metric != KL:
             raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
-        self.engine.compress(reading.kept, plan)
+        self.engine.compress(reading.kept, draft)
         # who looks ahead must see the model's own answer, not the one that it should give
         found = self._examine(reading, with_gold=not looks_ahead)
         return self._outcome(

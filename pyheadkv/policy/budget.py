@@ -173,9 +173,9 @@ class Budget:
 BudgetLike: TypeAlias = Budget | str | float | Fraction | np.integer[Any] | np.floating[Any]
 
 
-def rows_to_bytes(shape: ModelShape, rows: Sequence[Sequence[int]], type_k: str = "f16", type_v: str = "f16") -> int:
-    """Bytes of the given rows, ``rows[i][ih]`` for KV head ih of ``shape.layers[i]``."""
-    return sum(sum(heads) * shape.row_bytes(i, type_k, type_v) for i, heads in enumerate(rows))
+def rows_to_bytes(rows: Sequence[Sequence[int]], row_bytes: Sequence[int]) -> int:
+    """Bytes of the given rows, ``rows[i][ih]`` for KV head ih of the i-th layer, whose rows take ``row_bytes[i]``."""
+    return sum(sum(heads) * n for heads, n in zip(rows, row_bytes, strict=True))
 
 
 def _from_number(number: Any) -> tuple[str, Literal["ratio", "rows"], Fraction | int]:

@@ -1,20 +1,23 @@
 """A plan: the exact rows that every KV head keeps of one prompt.
 
-Frozen integers, made without a model or a library. `make_plan` puts budget, policy and profile
-together; the session hands the result to the native side.
+    budget, policy, profile --draft_plan()--> DraftPlan --finish(scores of the prompt)--> Plan --> native side
+
+Frozen integers, made without a model or a library. Only allocators that look at the prompt need its scores; `make_plan`
+says what can be told without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.errors import BudgetError, ProfileError
 from pyheadkv.model.shape import ModelShape
-from pyheadkv.policy.allocators import Allocator, AllocRequest, get_allocator
+from pyheadkv.policy.allocators import AllocRequest, get_allocator
+from pyheadkv.policy.allocators.base import Rows
 from pyheadkv.policy.budget import Budget, BudgetLike, rows_to_bytes
 from pyheadkv.policy.policy import Policy, settle
 from pyheadkv.policy.retrieval_heads import HeadRoles, head_roles
@@ -29,7 +32,7 @@ HeadDistances = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows to keep of a prompt, as `make_plan` gives them. Budgets in rows and bytes are kept to the row.
+    """Rows to keep of a prompt. Budgets in rows and bytes are kept to the row.
 
     >>> from pyheadkv.model.shape import LayerShape
     >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
@@ -62,13 +65,6 @@ class Plan:
         spans that were to be protected, and for which the budget has no room
     n_open
         rows that a KV head chooses on average: neither sinks, protected nor observed
-    token_scores
-        for each layer f32 [n_head_kv, n_prompt - n_obs], folded but not pooled, where the positions are not rated
-        by the library; None until they are made
-    complete
-        for allocators that look at the prompt: makes the real plan of the `token_scores` of its positions, for
-        each layer f32 [n_head_kv, n_prompt - n_obs], pooled, and the `head_distance` of each layer's KV heads, as far
-        as the allocator asks for them; `rows` are equal rows until then. None: the rows are what they are
     """
 
     policy: Policy
@@ -84,8 +80,6 @@ class Plan:
     protected: tuple[Span, ...] = ()
     unprotected: tuple[Span, ...] = ()
     n_open: int = 0
-    token_scores: TokenScores | None = field(default=None, compare=False, repr=False)
-    complete: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
 
     @property
     def n_last(self) -> int:
@@ -118,6 +112,107 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class DraftPlan:
+    """A plan while its prompt is read: all but the rows that scores of the prompt decide.
+
+    Parameters
+    ----------
+    expected
+        the plan as far as it can be told now: final, or equal rows where the allocator looks at the prompt
+    request
+        for the allocator, without scores of the prompt
+    row_bytes
+        of one row, K and V, in each layer
+    """
+
+    expected: Plan
+    request: AllocRequest
+    row_bytes: tuple[int, ...]
+
+    def finish(self, token_scores: TokenScores | None = None, head_distance: HeadDistances | None = None) -> Plan:
+        """The plan of a prompt that was read.
+
+        Parameters
+        ----------
+        token_scores
+            of the prompt's positions, for each layer f32 [n_head_kv, n_prompt - n_obs], pooled, where the allocator
+            ``needs_token_scores``
+        head_distance
+            of each layer's KV heads, where it ``needs_semantics``
+
+        Raises
+        ------
+        PolicyError
+            the allocator refused the scores, or broke its promise
+        BudgetError
+            the rows take more bytes than were asked for
+        """
+        allocator = get_allocator(self.expected.policy.allocator)
+        if not allocator.needs_prompt:
+            return self.expected
+        request = replace(self.request, token_scores=token_scores, head_distance=head_distance)
+        return self._with_rows(allocator.rows(request))
+
+    def _with_rows(self, rows: Rows) -> Plan:
+        """The expected plan with other rows, as many in all."""
+        bytes_kept = rows_to_bytes(rows, self.row_bytes)
+        budget = self.expected.budget
+        if budget.kind == "bytes" and bytes_kept > budget.value:
+            raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
+        return replace(self.expected, rows=rows, bytes_kept=bytes_kept)
+
+
+def draft_plan(
+    shape: ModelShape,
+    policy: Policy,
+    budget: BudgetLike,
+    n_prompt: int,
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    profile: Profile | None = None,
+    protected: Sequence[Span] = (),
+) -> DraftPlan | None:
+    """The plan of a prompt that will be read; arguments, None and errors are those of `make_plan`."""
+    budget = Budget.parse(budget)
+    policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
+    params = _allocator_params(policy, profile)
+    scores = _fitting_scores(shape, policy, profile)
+    roles = head_roles(policy.scorer, profile)
+    if budget.kind == "full" or n_prompt <= policy.floor_rows:
+        return None
+    rows_full = n_prompt * shape.n_kv_heads
+    total = budget.total_rows(shape, n_prompt, type_k, type_v, floor_rows=policy.floor_rows)
+    if budget.kind != "ratio" and total == rows_full:
+        return None
+    if total < policy.floor_rows * shape.n_kv_heads:
+        budget.check(shape, n_prompt, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
+
+    policy = replace(policy, params=params)
+    request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
+    request, unprotected = _with_protection(request, protected, policy.n_recent)
+    expected = Plan(
+        policy=policy,
+        budget=budget,
+        n_prompt=n_prompt,
+        rows=(),
+        rows_full=rows_full,
+        rows_kept=total,
+        keep_ratio=total / rows_full,
+        bytes_full=n_prompt * shape.bytes_per_token(type_k, type_v),
+        bytes_kept=0,
+        roles=roles,
+        protected=request.protected,
+        unprotected=unprotected,
+        n_open=request.open_rows() // request.n_heads,
+    )
+    draft = DraftPlan(expected, request, tuple(shape.row_bytes(i, type_k, type_v) for i in range(shape.n_layer)))
+    allocator = get_allocator(policy.allocator)
+    first_rows = get_allocator("uniform" if allocator.needs_prompt else allocator.name).rows(request)
+    return replace(draft, expected=draft._with_rows(first_rows))
+
+
 def make_plan(
     shape: ModelShape,
     policy: Policy,
@@ -129,14 +224,14 @@ def make_plan(
     profile: Profile | None = None,
     protected: Sequence[Span] = (),
 ) -> Plan | None:
-    """Decide the rows of every KV head for a prompt of `n_prompt` tokens.
+    """Decide the rows of every KV head for a prompt of `n_prompt` tokens, as far as its length tells.
 
-    Rows of a policy that looks at the prompt are decided by ``plan.complete`` when its positions have scores.
+    Rows of a policy that looks at the prompt are equal.
 
     Spans of positions in `protected`, [first, end), are kept whole by every KV head, and the budget pays for them.
     They may take half of the rows that a head has on average beside sinks and observation window, in their order;
-    those for which there is no room are named in ``plan.unprotected``. The policy's recent rows take what they leave
-    of that half.
+    those for which there is no room are named in ``plan.unprotected``. The policy's recent rows take what they
+    leave of that half.
 
     >>> from pyheadkv.model.shape import LayerShape
     >>> shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
@@ -178,54 +273,10 @@ def make_plan(
     PolicyError
         the allocator broke its promise, or the profile's beta is out of range
     """
-    budget = Budget.parse(budget)
-    policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
-    params = _allocator_params(policy, profile)
-    scores = _fitting_scores(shape, policy, profile)
-    roles = head_roles(policy.scorer, profile)
-    if budget.kind == "full" or n_prompt <= policy.floor_rows:
-        return None
-    rows_full = n_prompt * shape.n_kv_heads
-    total = budget.total_rows(shape, n_prompt, type_k, type_v, floor_rows=policy.floor_rows)
-    if budget.kind != "ratio" and total == rows_full:
-        return None
-    if total < policy.floor_rows * shape.n_kv_heads:
-        budget.check(shape, n_prompt, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
-
-    policy = replace(policy, params=params)
-    request = AllocRequest(shape.n_head_kv, n_prompt, total, policy.n_sink, policy.n_obs, scores, params)
-    request, unprotected = _with_protection(request, protected, policy.n_recent)
-
-    def plan_of(allocator: Allocator, request: AllocRequest) -> Plan:
-        rows = allocator.rows(request)
-        bytes_full = n_prompt * shape.bytes_per_token(type_k, type_v)
-        bytes_kept = rows_to_bytes(shape, rows, type_k, type_v)
-        if budget.kind == "bytes" and bytes_kept > budget.value:
-            raise BudgetError(f"budget {budget.request} was overrun, the rows take {bytes_kept} bytes")
-        keep_ratio = total / rows_full
-        return Plan(
-            policy,
-            budget,
-            n_prompt,
-            rows,
-            rows_full,
-            total,
-            keep_ratio,
-            bytes_full,
-            bytes_kept,
-            roles,
-            request.protected,
-            unprotected,
-            request.open_rows() // request.n_heads,
-        )
-
-    def complete(token_scores: TokenScores | None = None, head_distance: HeadDistances | None = None) -> Plan:
-        return plan_of(allocator, replace(request, token_scores=token_scores, head_distance=head_distance))
-
-    allocator = get_allocator(policy.allocator)
-    if not (allocator.needs_token_scores or allocator.needs_semantics):
-        return plan_of(allocator, request)
-    return replace(plan_of(get_allocator("uniform"), request), complete=complete)
+    draft = draft_plan(
+        shape, policy, budget, n_prompt, type_k=type_k, type_v=type_v, profile=profile, protected=protected
+    )
+    return draft.expected if draft else None
 
 
 def _with_protection(

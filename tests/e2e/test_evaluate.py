@@ -24,7 +24,7 @@ from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.plan import draft_plan
 from pyheadkv.policy.policy import parse_policy
 from tests.tiny import Tiny, write_tiny
 
@@ -88,17 +88,17 @@ def test_compressed_as_a_session_does(llama: Any, policy: str) -> None:
         positions = kept_positions(headkv.native)
         shape = headkv.shape
     engine = Engine(llama)
-    plan = make_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
+    plan = draft_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
     assert plan is not None
     engine.read(PROMPT)
     kept = engine.keep_aside()
     for _ in range(2):  # the second time there is a compressed cache to begin with
         engine.compress(kept, plan)
-        for token in NEXT[: plan.policy.lookahead]:
+        for token in NEXT[: plan.expected.policy.lookahead]:
             engine.go_on([token])
         assert kept_positions(engine.native) == positions
-        found = logits_after(llama, NEXT[plan.policy.lookahead :])
-        np.testing.assert_allclose(found, wanted[plan.policy.lookahead :], atol=2e-2)
+        found = logits_after(llama, NEXT[plan.expected.policy.lookahead :])
+        np.testing.assert_allclose(found, wanted[plan.expected.policy.lookahead :], atol=2e-2)
 
 
 def test_a_compressed_cache_is_not_kept_aside(llama: Any) -> None:
@@ -137,7 +137,7 @@ def test_log_likelihood_is_that_of_reading_the_answer(llama: Any, policy: str | 
     def prepare() -> None:
         engine.read(PROMPT)
         if policy:
-            plan = make_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
+            plan = draft_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
             assert plan is not None
             engine.compress(engine.keep_aside(), plan)
 

@@ -15,7 +15,7 @@ from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.engine.native import debug_alloc_fail
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.evaluate.engine import Engine
-from pyheadkv.policy.plan import make_plan
+from pyheadkv.policy.plan import draft_plan
 from pyheadkv.policy.policy import parse_policy
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -61,7 +61,7 @@ def test_session_keeps_the_best_of_its_scores(open_context: MakeContext) -> None
             llama.scores[399], logits, atol=1e-2 * np.abs(logits).max()
         )  # it is the prompt's end
         scores = repeated_scores(TINY, tokens[:-n_obs], [(0, 400 - n_obs, tokens[:-n_obs])])
-        assert plan is not None and plan.token_scores is None
+        assert plan is not None
         for i, layer in enumerate(plan.rows):
             for ih, n in enumerate(layer):
                 expected = select_positions(scores[i][ih], 4, n - n_obs)
@@ -84,7 +84,7 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
         assert headkv.is_compressed
         rows = [[headkv.native.positions(i, ih) for ih in range(n)] for i, n in enumerate(TINY.n_head_kv)]
         plan = headkv.plan
-        again = make_plan(headkv.shape, headkv.policy, headkv.budget, 300)
+        again = draft_plan(headkv.shape, headkv.policy, headkv.budget, 300)
     assert plan is not None and again is not None
     engine = Engine(open_context(TINY, **options).llama)
     engine.read(tokens)
@@ -97,8 +97,10 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
         for i, layer in enumerate(rows):
             for ih, positions in enumerate(layer):
                 np.testing.assert_array_equal(engine.native.positions(i, ih), positions)
-    pooled_otherwise = replace(again.policy.scorer, pool="avg", pool_kernel=5, retrieval_kernel=9, vote=0.5)
-    engine.compress(kept, replace(again, policy=replace(again.policy, scorer=pooled_otherwise)))
+    policy_now = again.expected.policy
+    scorer = replace(policy_now.scorer, pool="avg", pool_kernel=5, retrieval_kernel=9, vote=0.5)
+    expected = replace(again.expected, policy=replace(policy_now, scorer=scorer))
+    engine.compress(kept, replace(again, expected=expected))
     assert len(kept.scores) == 1
 
 
@@ -109,7 +111,7 @@ def test_scores_of_a_reading_are_made_once_and_are_the_librarys(open_context: Ma
     with HeadKV(llama, policy=policy, budget="30%") as headkv:
         llama.eval(tokens)
         rows = [[headkv.native.positions(i, ih) for ih in range(n)] for i, n in enumerate(TINY.n_head_kv)]
-        plan = make_plan(headkv.shape, headkv.policy, headkv.budget, 300)
+        plan = draft_plan(headkv.shape, headkv.policy, headkv.budget, 300)
     assert plan is not None
     engine = Engine(open_context(TINY, **options).llama)
     engine.read(tokens)

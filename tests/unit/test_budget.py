@@ -231,5 +231,6 @@ def test_check_refuses_one_less(text: str, n_ctx: int) -> None:
 
 def test_rows_to_bytes() -> None:
     rows = [[3, 5], [1, 0, 0, 7], [2]]
-    assert rows_to_bytes(UNEQUAL, rows) == 8 * 512 + 8 * 160 + 2 * 128
-    assert rows_to_bytes(UNEQUAL, rows, "f32", "f16") == 8 * (512 + 256) + 8 * (192 + 64) + 2 * (128 + 64)
+    assert rows_to_bytes(rows, [UNEQUAL.row_bytes(i) for i in range(3)]) == 8 * 512 + 8 * 160 + 2 * 128
+    row_bytes = [UNEQUAL.row_bytes(i, "f32", "f16") for i in range(3)]
+    assert rows_to_bytes(rows, row_bytes) == 8 * (512 + 256) + 8 * (192 + 64) + 2 * (128 + 64)

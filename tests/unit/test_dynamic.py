@@ -11,7 +11,7 @@ from pyheadkv.cache.select import compress
 from pyheadkv.errors import PolicyError
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.plan import DraftPlan, Plan, draft_plan
 from pyheadkv.policy.policy import parse_policy
 from tests.reference.select import Floats
 
@@ -27,54 +27,53 @@ def scores_of(plan: Plan, loud: int) -> list[Floats]:
     return [first, np.full((2, n), 0.5, dtype=np.float32)]
 
 
-def dynamic_plan(text: str, budget: str = "20%") -> Plan:
-    plan = make_plan(SHAPE, parse_policy(text), Budget.parse(budget), N_PROMPT)
-    assert plan is not None and plan.complete is not None
-    return plan
+def draft_of(text: str, budget: str = "20%") -> DraftPlan:
+    draft = draft_plan(SHAPE, parse_policy(text), Budget.parse(budget), N_PROMPT)
+    assert draft is not None
+    return draft
 
 
 @pytest.mark.parametrize("text", ["ada-snapkv", "dynamic-kv", "global"])
 def test_rows_are_equal_first_and_then_follow_the_scores(text: str) -> None:
-    plan = dynamic_plan(text)
+    draft = draft_of(text)
+    plan = draft.expected
     assert {n for layer in plan.rows for n in layer} == {60}
-    assert plan.complete is not None
-    final = plan.complete(scores_of(plan, loud=1))
-    assert final.complete is None
+    final = draft.finish(scores_of(plan, loud=1))
     assert sum(n for layer in final.rows for n in layer) == plan.rows_kept == final.rows_kept == 240
     assert (final.policy, final.budget, final.keep_ratio) == (plan.policy, plan.budget, plan.keep_ratio)
     if text != "dynamic-kv":  # deals to layers
         assert final.rows[0][1] > final.rows[0][0]
-        assert plan.complete(scores_of(plan, loud=0)).rows[0][0] > final.rows[0][0]
+        assert draft.finish(scores_of(plan, loud=0)).rows[0][0] > final.rows[0][0]
 
 
 def test_static_policies_need_no_scores() -> None:
     for text in ("snapkv", "pyramidkv"):
-        plan = make_plan(SHAPE, parse_policy(text), Budget.parse("20%"), N_PROMPT)
-        assert plan is not None and plan.complete is None
+        draft = draft_of(text)
+        assert draft.finish() is draft.expected
 
 
 def test_scores_that_are_none_are_refused() -> None:
-    plan = dynamic_plan("ada-snapkv")
-    assert plan.complete is not None
-    scores = scores_of(plan, loud=0)
+    draft = draft_of("ada-snapkv")
+    scores = scores_of(draft.expected, loud=0)
     scores[1][0, 3] = np.nan
-    with pytest.raises(PolicyError):
-        plan.complete(scores)
+    with pytest.raises(PolicyError, match="score of position 3 of KV head 0 of layer 1 is nan"):
+        draft.finish(scores)
+    with pytest.raises(PolicyError, match="scores"):
+        draft.finish()
 
 
 def test_compress_reads_scores_only_when_they_are_needed() -> None:
     calls: list[str] = []
-    dynamic = dynamic_plan("ada-snapkv")
-    scores = scores_of(dynamic, loud=1)
+    dynamic = draft_of("ada-snapkv")
+    scores = scores_of(dynamic.expected, loud=1)
 
     def score_read(i: int, scorer: object, n_first: int) -> Floats:
         calls.append(f"read {i}")
         return scores[i]
 
     native = SimpleNamespace(score_read=score_read, compress=lambda *arguments: calls.append("compress"))
-    static = make_plan(SHAPE, parse_policy("snapkv"), Budget.parse("20%"), N_PROMPT)
-    assert static is not None
-    assert compress(native, static, 1) is static  # type: ignore[arg-type]
+    static = draft_of("snapkv")
+    assert compress(native, static, 1) is static.expected  # type: ignore[arg-type]
     assert calls == ["compress"]
     final = compress(native, dynamic, 1)  # type: ignore[arg-type]
     assert calls[1:] == ["read 0", "read 1", "compress"]
@@ -83,8 +82,8 @@ def test_compress_reads_scores_only_when_they_are_needed() -> None:
 
 def test_scores_that_were_read_are_not_made_again() -> None:
     given: list[tuple[object, ...]] = []
-    dynamic = dynamic_plan("layer-defensive")
-    scores = scores_of(dynamic, loud=1)
+    dynamic = draft_of("layer-defensive")
+    scores = scores_of(dynamic.expected, loud=1)
     native = SimpleNamespace(
         score_read=lambda i, scorer, n_first: scores[i], compress=lambda *arguments: given.append(arguments)
     )
@@ -96,11 +95,10 @@ def test_scores_that_were_read_are_not_made_again() -> None:
 
 
 def test_heads_are_told_apart_by_what_they_see() -> None:
-    plan = make_plan(SHAPE, parse_policy("task-kv"), Budget.parse("50%"), N_PROMPT)
-    assert plan is not None and plan.complete is not None
+    draft = draft_of("task-kv", "50%")
     seen = [np.array([[0.0, 0], [1, 0]]), np.array([[3.0, 4], [3, 4]])]
     native = SimpleNamespace(semantics_read=lambda i, n_top: seen[i], compress=lambda *arguments: None)
     # two heads are equally far from their mean: the first keeps all
-    final = compress(native, plan, 1)  # type: ignore[arg-type]
-    assert final.protected and sum(map(sum, final.rows)) == plan.rows_kept
+    final = compress(native, draft, 1)  # type: ignore[arg-type]
+    assert final.protected and sum(map(sum, final.rows)) == draft.expected.rows_kept
     assert final.rows[0][0] > final.rows[0][1] and final.rows[1][0] > final.rows[1][1]

@@ -14,7 +14,7 @@ from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.abi import FOLDS, POOLS, SCORES, STATUS_OK
 from pyheadkv.engine.native import Native
 from pyheadkv.model.shape import LayerShape, ModelShape
-from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.plan import DraftPlan, draft_plan
 from pyheadkv.policy.policy import parse_policy
 from pyheadkv.policy.scorers import Scorer
 from pyheadkv.profile import Profile
@@ -39,23 +39,23 @@ class RecordingNative:
         self.asked = arguments
 
 
-def plan_of(text: str) -> Plan:
-    plan = make_plan(SHAPE, parse_policy(text), "25%", N_PROMPT, profile=PROFILE, protected=[(20, 30)])
-    assert plan is not None
-    return plan
+def draft_of(text: str) -> DraftPlan:
+    draft = draft_plan(SHAPE, parse_policy(text), "25%", N_PROMPT, profile=PROFILE, protected=[(20, 30)])
+    assert draft is not None
+    return draft
 
 
-def handed_over(plan: Plan) -> dict[str, Any]:
+def handed_over(draft: DraftPlan) -> dict[str, Any]:
     """Arguments of Native.compress by their names."""
     native: Any = RecordingNative()
-    compress(native, plan, 3)
+    compress(native, draft, 3)
     names = ("rows", "scorer", "n_sink", "n_threads", "roles", "scores", "spans", "n_first")
     return dict(zip(names, native.asked, strict=True))
 
 
 def test_all_that_the_plan_says() -> None:
-    plan = plan_of("headkv:n_sink=7")
-    asked = handed_over(plan)
+    draft = draft_of("headkv:n_sink=7")
+    asked, plan = handed_over(draft), draft.expected
     assert asked["rows"].tolist() == plan.flat_rows().tolist()
     assert asked["scorer"] == plan.policy.scorer
     assert (asked["n_sink"], asked["n_threads"]) == (7, 3)
@@ -66,7 +66,7 @@ def test_all_that_the_plan_says() -> None:
 
 
 def test_scores_that_an_allocator_saw_are_handed_on_as_they_are() -> None:
-    asked = handed_over(plan_of("adakv+snapkv:pool_kernel=5"))
+    asked = handed_over(draft_of("adakv+snapkv:pool_kernel=5"))
     assert asked["roles"] is None
     np.testing.assert_array_equal(asked["scores"][1], RecordingNative().score_read(1, asked["scorer"]))
     assert asked["scorer"].pool_kernel == 1  # they are pooled
@@ -74,7 +74,7 @@ def test_scores_that_an_allocator_saw_are_handed_on_as_they_are() -> None:
 
 def test_scores_are_made_again_where_heads_have_roles() -> None:
     """Each head pools in its own way, and the vote is not in the scores that the allocator saw."""
-    asked = handed_over(plan_of("adakv+snapkv:pool_kernel=5,retrieval_share=0.5,vote=0.5"))
+    asked = handed_over(draft_of("adakv+snapkv:pool_kernel=5,retrieval_share=0.5,vote=0.5"))
     assert asked["roles"] is not None and any(asked["roles"].heeds)
     assert asked["scores"] is None
     assert asked["scorer"].pool_kernel == 5

@@ -258,6 +258,11 @@ class Allocator:
     source: str = ""
     file: str = ""
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the rows are decided by what the prompt is."""
+        return self.needs_token_scores or self.needs_semantics
+
     def rows(self, request: AllocRequest) -> Rows:
         """Deal the rows, and check what the method gave: allocators may be anyone's, and rows go to native code.
 
