@@ -1,4 +1,4 @@
-"""A model that reads tokens for a measurement: what whatever measures on a Llama has in common."""
+"""A Llama and its native side: tokens are read, taken back and forgotten here, for the session and for measuring."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def abi_version() -> int:
 
 
 def debug_alloc_fail(n: int) -> None:
-    """Make the n-th allocation from now on fail, for tests; 0 is none. Counts on this thread."""
+    """Make the n-th allocation from now on fail, for tests; 0 is none. Counts over all threads of the process."""
     _headkv_lib().headkv_debug_alloc_fail(n)
 
 

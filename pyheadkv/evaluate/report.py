@@ -158,8 +158,12 @@ def markdown(
 
 def main_tables(cells: Sequence[Cell]) -> str:
     """The figures that policies are compared by, as Markdown without headings: for a place within another text."""
-    parts = [line for sheet in sheets(cells, MAIN) for line in (f"{sheet.title}:", "", *_table(sheet), "")]
-    return "\n".join([*parts, NOTE])
+    parts = [
+        line
+        for sheet in sheets(cells, MAIN)
+        for line in (f"{sheet.title}, ± one standard error:", "", *_table(sheet), "")
+    ]
+    return "\n".join(parts)
 
 
 def _bytes_sheet(cells: Sequence[Cell]) -> Sheet:

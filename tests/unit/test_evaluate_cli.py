@@ -110,7 +110,10 @@ def test_tables_in_a_readme(run: Callable[..., Any], opened: list[dict[str, Any]
     assert result.exit_code == 0, result.output
     text = Path("README.md").read_text()
     assert text.startswith("# R\n<!-- measured: needles -->\n`pyheadkv eval model.Q4.gguf` (")
-    assert "\n\nsingle, 2k, question in: score (2 cases):\n\n| policy | 10% | full |\n| --- |" in text
+    assert (
+        "\n\nsingle, 2k, question in: score (2 cases), ± one standard error:\n\n| policy | 10% | full |\n| --- |"
+        in text
+    )
     assert "| snapkv | 50.0 ±0.0 | 100.0 ±0.0 |" in text and text.endswith("\n<!-- /measured -->\nend\n")
 
 
