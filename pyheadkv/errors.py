@@ -7,6 +7,11 @@ Anything else that escapes from the package is a bug.
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """The words of an exception as one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class HeadKVError(Exception):
     """Base of all errors that pyheadkv raises on purpose; the text is one line for a user.
 

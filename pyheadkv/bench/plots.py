@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyheadkv.cache.stats import MIB
 from pyheadkv.errors import BenchError
 from pyheadkv.files.jsonl import Record
 from pyheadkv.plots.figure import new_figure, save_figure
 
 STOCK = "stock"
-_MIB = 2**20
 
 
 def write_plot(records: Sequence[Record], title: str, path: Path) -> None:
@@ -31,11 +31,11 @@ def write_plot(records: Sequence[Record], title: str, path: Path) -> None:
     time, speed, memory = (figure.add_subplot(1, 3, i + 1) for i in range(3))
     first = next(iter(lines.values()))
     _line(time, STOCK, first, lambda record: record["stock"]["ms_token"])
-    _flat(memory, STOCK, first, lambda record: record["bytes"]["full"] / _MIB)
+    _flat(memory, STOCK, first, lambda record: record["bytes"]["full"] / MIB)
     for name, own in lines.items():
         _line(time, name, own, lambda record: record["ours"]["ms_token"])
         _line(speed, name, own, lambda record: record["stock_to_ours"])
-        _flat(memory, name, own, lambda record: record["bytes"]["measured"] / _MIB)
+        _flat(memory, name, own, lambda record: record["bytes"]["measured"] / MIB)
     speed.axhline(1, color="grey", linestyle=":")
     for axes, words in ((time, "ms a token"), (speed, "times as fast as stock"), (memory, "K and V buffers, MiB")):
         _finish(axes, words, sorted({record["n_prompt"] for record in records}))

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
+from pyheadkv.cache.stats import mib
 from pyheadkv.files.jsonl import Record
 
 NOTE = "Medians over the rounds, quartiles in brackets. stock / ours: above 1 is faster than stock."
 RANDOM_NOTE = "Random weights: only times and bytes mean something, and only those of a layer hold for the whole model."
-_MIB = 2**20
 
 
 def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table]:
@@ -75,22 +75,22 @@ def _speed(record: Record) -> Sequence[str]:
 
 
 def _buffers(record: Record) -> Sequence[str]:
-    return (*_head(record), *(_mib(record["bytes"][name]) for name in ("full", "kept", "measured", "peak")))
+    return (*_head(record), *(mib(record["bytes"][name]) for name in ("full", "kept", "measured", "peak")))
 
 
 def _resident(record: Record) -> Sequence[str]:
     stock, ours = record["stock"]["rss"], record["ours"]["rss"]
     return (
         *_head(record),
-        *(_mib(stock[name]) for name in ("loaded", "whole", "peak")),
-        *(_mib(ours[name]) for name in ("loaded", "whole", "read", "decoded", "peak")),
+        *(mib(stock[name]) for name in ("loaded", "whole", "peak")),
+        *(mib(ours[name]) for name in ("loaded", "whole", "read", "decoded", "peak")),
     )
 
 
 def _layer(record: Record) -> Sequence[str]:
     n, n_bytes = record["n_layer"], record["bytes"]
     times = (record[side]["ms_token"]["median"] / n for side in ("stock", "ours"))
-    return (*_head(record), *(f"{ms:.3f}" for ms in times), *(_mib(n_bytes[k] / n) for k in ("full", "measured")))
+    return (*_head(record), *(f"{ms:.3f}" for ms in times), *(mib(n_bytes[k] / n) for k in ("full", "measured")))
 
 
 def _spread(spread: Record) -> str:
@@ -99,7 +99,3 @@ def _spread(spread: Record) -> str:
 
 def _seconds(ms: float | None) -> str:
     return "-" if ms is None else f"{ms / 1000:.1f}"
-
-
-def _mib(n_bytes: float | None) -> str:
-    return "-" if n_bytes is None else f"{n_bytes / _MIB:.1f}"

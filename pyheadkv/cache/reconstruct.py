@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,14 +128,20 @@ class Repetition:
             for part in self.parts:
                 attention = attention_of(native, read, part.tokens, scorer.reduce)
                 for layer, found in zip(scores, attention, strict=True):
-                    groups = found[:, part.first : part.end].reshape(len(layer), -1, part.end - part.first)
-                    folded = groups.max(axis=1) if scorer.fold == "max" else groups.mean(axis=1)
-                    layer[:, part.first : part.end] = folded
+                    layer[:, part.first : part.end] = fold_heads(
+                        found[:, part.first : part.end], len(layer), scorer.fold
+                    )
                 cut_back(self._llama, self._n_pos)
         finally:
             cut_back(self._llama, self._n_pos)
             native.score_arm(0)
         return scores
+
+
+def fold_heads(scores: npt.NDArray[Any], n_head_kv: int, fold: str) -> npt.NDArray[Any]:
+    """Scores of query heads [n_head, ...] -> of KV heads [n_head_kv, ...], by "max", "mean" or "sum" in each group."""
+    folded: npt.NDArray[Any] = getattr(scores.reshape(n_head_kv, -1, *scores.shape[1:]), fold)(axis=1)
+    return folded
 
 
 def _asking(llama: llama_cpp.Llama) -> tuple[list[int], list[int], list[int]]:

@@ -13,6 +13,13 @@ from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import Plan
 
+MIB = 2**20
+
+
+def mib(n_bytes: float | None, digits: int = 1) -> str:
+    """Bytes in MiB; "-" where they were not measured."""
+    return "-" if n_bytes is None else f"{n_bytes / MIB:.{digits}f}"
+
 
 @dataclass(frozen=True)
 class SessionStats:
@@ -162,12 +169,7 @@ def kv_report(
     bytes_full = plan.bytes_full if plan else stats.bytes_full
     bytes_kept = plan.bytes_kept if plan else bytes_full
     return {
-        "budget": {
-            "request": budget.request,
-            "rows": rows_kept,
-            "keep_ratio": plan.keep_ratio if plan else 1.0,
-            "bytes": bytes_kept,
-        },
+        "budget": budget.to_json(rows_kept, plan.keep_ratio if plan else 1.0, bytes_kept),
         "kv": {
             "type_k": type_k,
             "type_v": type_v,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.cache.reconstruct import fold_heads
+
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 
@@ -75,7 +77,7 @@ def largest_attention(attention: npt.ArrayLike, n_head_kv: int, positions: Posit
     [n_head_kv]: mean over the positions of the largest weight in the group
     """
     weights = np.asarray(attention, dtype=np.float64)[:, positions]
-    largest: Floats = weights.reshape(n_head_kv, -1, len(positions)).max(axis=1).mean(axis=1)
+    largest: Floats = fold_heads(weights, n_head_kv, "max").mean(axis=1)
     return largest
 
 
@@ -94,8 +96,7 @@ def fold_groups(scores: Floats, n_head: Sequence[int], n_head_kv: Sequence[int],
     [sum of n_head_kv]
     """
     layers = np.split(scores, np.cumsum(n_head)[:-1])
-    groups = [layer.reshape(n, -1) for layer, n in zip(layers, n_head_kv, strict=True)]
-    return np.concatenate([group.max(axis=1) if fold == "max" else group.sum(axis=1) for group in groups])
+    return np.concatenate([fold_heads(layer, n, fold) for layer, n in zip(layers, n_head_kv, strict=True)])
 
 
 def normalised(scores: Floats) -> Floats:

@@ -16,7 +16,7 @@ from pyheadkv.chat.sampling import Sampling
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.llama import context_length
 from pyheadkv.engine.template import ChatTemplate, plain_prompt, template_source
-from pyheadkv.errors import UsageError
+from pyheadkv.errors import UsageError, one_line
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
 
@@ -121,7 +121,7 @@ class Conversation:
     def _words(self, error: ValueError) -> str:
         match = _TOO_LONG.search(str(error))
         if match is None:
-            return " ".join(str(error).split())
+            return one_line(error)
         can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
         advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
         return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"

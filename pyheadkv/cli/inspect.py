@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from pyheadkv.cache.stats import mib
 from pyheadkv.cli.options import InspectOptions
-from pyheadkv.cli.render import mib, note
+from pyheadkv.cli.render import note
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ModelError, ProfileError, UsageError
 from pyheadkv.model.file import read_gguf_metadata

@@ -11,16 +11,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from pyheadkv.cache.stats import SessionStats
-
-_MIB = 1024 * 1024
+from pyheadkv.cache.stats import SessionStats, mib
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-def mib(n_bytes: int) -> str:
-    """Bytes in MiB, one decimal."""
-    return f"{n_bytes / _MIB:.1f}"
 
 
 def note(text: str) -> None:

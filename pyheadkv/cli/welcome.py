@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pyheadkv.cache.stats import mib
 from pyheadkv.chat import demo
 from pyheadkv.chat.session import HeadKV
-from pyheadkv.cli.render import mib
 from pyheadkv.engine.llama import context_length
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv.engine.native import context_cells, log_lines
 from pyheadkv.engine.template import check_template, deferred_compilation, set_template
-from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.errors import ModelError, UsageError, one_line
 from pyheadkv.model.file import check_generates, has_vocabulary, no_vocabulary, read_gguf_metadata
 from pyheadkv.model.shape import MAX_CTX, parse_cache_type
 
@@ -192,7 +192,7 @@ def _reason(lines: list[str], error: Exception) -> str:
     reasons = [line for line in lines if not _NO_REASON.search(line)]
     if reasons:
         return reasons[-1]
-    return "out of memory" if isinstance(error, MemoryError) else " ".join(str(error).split()) or type(error).__name__
+    return "out of memory" if isinstance(error, MemoryError) else one_line(error)
 
 
 def _n_cpus() -> int:

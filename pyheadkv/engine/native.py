@@ -32,7 +32,7 @@ from pyheadkv.engine.abi import (
     STATUS_UNSUPPORTED,
     UPSTREAM_CDEF,
 )
-from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError
+from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError, one_line
 from pyheadkv.model.shape import LayerShape
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _llama_lib() -> Any:
     try:
         from llama_cpp import llama_cpp as bindings
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise LibraryError(f"llama_cpp cannot be loaded: {_one_line(str(error))}") from error
+        raise LibraryError(f"llama_cpp cannot be loaded: {one_line(error)}") from error
     return _ffi.dlopen(bindings._lib._name)
 
 
@@ -157,10 +157,6 @@ def _check(status: int) -> None:
 
 def _text(pointer: Any) -> str:
     return bytes(_ffi.string(pointer)).decode("utf-8", errors="replace")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def builtin_chat_names() -> list[str]:
@@ -218,7 +214,7 @@ def log_lines(lines: list[str], *, with_warnings: bool = True) -> Iterator[None]
     @bindings.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         if level in kept and text.strip():
-            lines.append(_one_line(text.decode("utf-8", errors="replace")))
+            lines.append(" ".join(text.decode("utf-8", errors="replace").split()))
 
     bindings.llama_log_set(collect, ctypes.c_void_p(0))
     try:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.errors import EvaluationError, UsageError
+from pyheadkv.errors import EvaluationError, UsageError, one_line
 from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.examine import examine
@@ -97,7 +97,7 @@ def libraries() -> dict[str, ModuleType]:
         try:
             found[name] = importlib.import_module(name)
         except ImportError as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error)[:120]
             needed = " ".join(LIBRARIES)
             raise UsageError(f"--kvpress needs {name} ({reason}): pip install {needed} into this Python") from None
     return found
@@ -146,7 +146,7 @@ class PressRunner:
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
         except Exception as error:  # of the library's many parts; an unknown architecture, mostly
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise EvaluationError(f"transformers cannot read {self._path}: {reason}") from error
         return model.eval()
 
@@ -177,7 +177,7 @@ class PressRunner:
             speaker.read(reading.asked.tokens, self._press(press, keep_ratio))
             found = examine(speaker, self._asker.prompter, reading.asked, reading.log_probs)
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)[:200]
             raise EvaluationError(
                 f"{press.name} at {budget.request}, case {reading.asked.case.id}: {reason}"
             ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyheadkv.cache.stats import MIB
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.compare import MAIN
 from pyheadkv.evaluate.results import FULL, Cell, label_of
@@ -46,7 +47,7 @@ def write_bytes(cells: Sequence[Cell], path: Path) -> bool:
     """
     if len({cell.cache for cell in cells}) < 2:
         return False
-    _write_panels(cells, path, "K and V buffers, MiB", lambda cell: cell.bytes_measured / 2**20)
+    _write_panels(cells, path, "K and V buffers, MiB", lambda cell: cell.bytes_measured / MIB)
     return True
 
 

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pyheadkv.cache.stats import mib
 from pyheadkv.evaluate.compare import MAIN, MIN_CASES, N_ERRORS, Comparison
 from pyheadkv.evaluate.results import FULL, Cell
 
@@ -86,7 +87,7 @@ def byte_sheets(cells: Sequence[Cell]) -> list[Sheet]:
                     cell.label,
                     cell.budget,
                     f"{100 * cell.keep_ratio:.1f}",
-                    _mib(cell.bytes_measured),
+                    mib(cell.bytes_measured, digits=2),
                     value_text(key[3], *cell.figures[key[3]]),
                 )
                 for cell in sorted(group, key=lambda cell: cell.bytes_measured)
@@ -175,17 +176,13 @@ def _bytes_sheet(cells: Sequence[Cell]) -> Sheet:
     for key, group in groups.items():
         n = sum(cell.n for cell in group)
         kept, measured = (sum(getattr(c, name) * c.n for c in group) / n for name in ("bytes_kept", "bytes_measured"))
-        rows.append((*key, _mib(kept), _mib(measured)))
+        rows.append((*key, mib(kept, digits=2), mib(measured, digits=2)))
     return Sheet("Bytes of the cache", ("length", "policy", "budget", "rows kept, MiB", "measured MiB"), tuple(rows))
 
 
 def _title(question: str, task: str, length: str, figure: str) -> str:
     asked = "" if figure in _WITHOUT_QUESTION else f", question {question}"
     return f"{task}, {length}{asked}: {_NAMES.get(figure, figure)}"
-
-
-def _mib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**20:.2f}"
 
 
 def _section(sheet: Sheet, note: str = "") -> list[str]:

@@ -7,11 +7,8 @@ Question "after": the prompt is compressed where the document ends; then the que
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy.typing as npt
 
 from pyheadkv.engine.llama import context_length
 from pyheadkv.errors import EvaluationError
@@ -177,11 +174,6 @@ class Runner:
         return self._outcome(
             found, n_prompt, plan.keep_ratio, plan.bytes_kept, plan.bytes_full, str(plan.policy), clock
         )
-
-    def measure_kept(self, reading: Reading, positions: Sequence[npt.ArrayLike], n_obs: int) -> dict[str, float]:
-        """The figures with rows that were chosen elsewhere, as `Native.keep` takes them."""
-        self.engine.compress_to(reading.kept, positions, n_obs)
-        return self._examine(reading).figures
 
     def close(self) -> None:
         """Empty the cache."""

@@ -60,6 +60,10 @@ class Budget:
     kind: Literal["full", "ratio", "rows", "bytes"]
     value: Fraction | int
 
+    def to_json(self, rows: int, keep_ratio: float, n_bytes: int) -> dict[str, object]:
+        """The object "budget" of a report: what was asked for, and the rows and bytes that it came to."""
+        return {"request": self.request, "rows": rows, "keep_ratio": keep_ratio, "bytes": n_bytes}
+
     @classmethod
     def parse(cls, budget: BudgetLike) -> Budget:
         """Read a budget as typed by a user or given by a program; the forms are listed above.

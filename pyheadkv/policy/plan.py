@@ -94,12 +94,7 @@ class Plan:
         """The plan as plain values for ``json.dumps``."""
         return {
             "policy": str(self.policy),
-            "budget": {
-                "request": self.budget.request,
-                "rows": self.rows_kept,
-                "keep_ratio": self.keep_ratio,
-                "bytes": self.bytes_kept,
-            },
+            "budget": self.budget.to_json(self.rows_kept, self.keep_ratio, self.bytes_kept),
             "n_prompt": self.n_prompt,
             "n_sink": self.policy.n_sink,
             "n_obs": self.policy.n_obs,

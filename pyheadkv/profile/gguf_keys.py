@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pyheadkv.errors import ProfileError
-from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.profile import Profile, format_mix, parse_mix
 from pyheadkv.profile.checks import KIND_PREFIX, body_of, finite, profile_from_body
@@ -71,19 +69,6 @@ def profile_from_metadata(metadata: Mapping[str, object], shape: ModelShape, sou
         return profile_from_body(body | {"n_head_kv": list(shape.n_head_kv)}, shape, source)
     except ProfileError as error:
         raise ProfileError(f"profile in {source}: {error}") from None
-
-
-def read_gguf_profile(path: str | Path, shape: ModelShape) -> Profile | None:
-    """The profile that a GGUF file carries; None if it carries none.
-
-    Raises
-    ------
-    ModelError
-        the file cannot be read
-    ProfileError
-        its profile is damaged, or not one of this model
-    """
-    return profile_from_metadata(read_gguf_metadata(path), shape, str(path))
 
 
 def _encoded(name: str, value: object) -> MetadataValue:

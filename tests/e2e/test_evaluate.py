@@ -217,7 +217,8 @@ def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
 def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, float]:
     n_before = len(reading.kept.tokens) - N_OBS
     head = sorted(position for position in positions if position < n_before)
-    return runner.measure_kept(reading, [head] * runner.shape.n_kv_heads, N_OBS)
+    runner.engine.compress_to(reading.kept, [head] * runner.shape.n_kv_heads, N_OBS)
+    return examine(runner.engine, runner.asker.prompter, reading.asked, reading.log_probs).figures
 
 
 def test_oracles(runner: Runner, readings: list[Reading]) -> None:

@@ -21,7 +21,7 @@ from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.gguf_header import open_header
 from pyheadkv.model.shape import ModelShape, shape_from_metadata
 from pyheadkv.profile import Profile, write_profile
-from pyheadkv.profile.gguf_keys import read_gguf_profile
+from pyheadkv.profile.gguf_keys import profile_from_metadata
 from tests.tiny import Tiny, make_weights, write_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +89,10 @@ def test_the_same_tensors_and_other_keys(demo_path: Path, exported: Path) -> Non
         assert all(np.array_equal(old, new) for old, new in parts), name
 
 
+def profile_of(path: Path, shape: ModelShape) -> Profile | None:
+    return profile_from_metadata(read_gguf_metadata(path), shape, str(path))
+
+
 def test_the_original_comes_back(exported: Path, tmp_path: Path) -> None:
     remove_profile(exported, tmp_path / "back.gguf")
     assert sha256(tmp_path / "back.gguf") == DEMO_GGUF_SHA256
@@ -96,12 +100,12 @@ def test_the_original_comes_back(exported: Path, tmp_path: Path) -> None:
 
 def test_the_library_reads_the_profile(demo_path: Path, exported: Path) -> None:
     shape = shape_of(exported)
-    profile, made = read_gguf_profile(exported, shape), make_profile(shape, demo_path)
+    profile, made = profile_of(exported, shape), make_profile(shape, demo_path)
     assert profile is not None
     assert (profile.method, profile.beta, profile.keep_ratio) == ("made", 1.1, 0.1)
     assert (profile.fingerprint, profile.calibration) == (made.fingerprint, {"seed": 1})
     assert [*profile.scores[29]] == pytest.approx([*made.scores[29]], rel=1e-6)
-    assert read_gguf_profile(demo_path, shape) is None
+    assert profile_of(demo_path, shape) is None
 
 
 def test_both_readers_read_the_same(exported: Path, tiny: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_split_model(tiny: Path, tmp_path: Path) -> None:
     profile = make_profile(shape_of(tiny), fingerprint_of=tiny)
     written = export_model(first, tmp_path / "out.gguf", profile)
     assert len(written) == 3
-    assert read_gguf_profile(written[0], shape_of(written[0])) is not None
+    assert profile_of(written[0], shape_of(written[0])) is not None
     prompt = [5, 9, 200, 17, 3]
     assert greedy(written[0], prompt) == greedy(first, prompt) == greedy(tiny, prompt)
 
@@ -174,4 +178,4 @@ def test_command_from_a_checkout(tiny: Path, tmp_path: Path) -> None:
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'out.gguf'}\n"
-    assert read_gguf_profile(tmp_path / "out.gguf", shape_of(tiny)) is not None
+    assert profile_of(tmp_path / "out.gguf", shape_of(tiny)) is not None

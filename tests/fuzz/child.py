@@ -22,7 +22,7 @@ from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.gguf_header import open_header
 from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
 from pyheadkv.profile import Profile, read_profile
-from pyheadkv.profile.gguf_keys import profile_to_metadata, read_gguf_profile
+from pyheadkv.profile.gguf_keys import profile_from_metadata, profile_to_metadata
 from tests.fuzz.cases import Base, make_base, make_case
 
 MEMORY_BYTES = 256 << 20  # above what the process has when the first file is read; the files are of some 10 kB
@@ -77,8 +77,9 @@ def read_model(path: Path, base: Base) -> str:
         except HeadKVError as error:
             refused(error)
     try:
-        shape = shape_from_metadata(read_gguf_metadata(path))
-        profile = read_gguf_profile(path, shape)
+        metadata = read_gguf_metadata(path)
+        shape = shape_from_metadata(metadata)
+        profile = profile_from_metadata(metadata, shape, str(path))
     except HeadKVError as error:
         return refused(error)
     if profile is None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateSyntaxError, nodes
 
 from pyheadkv.engine.native import builtin_chat, builtin_chat_names
-from pyheadkv.errors import ModelError, UsageError
+from pyheadkv.errors import ModelError, UsageError, one_line
 
 MAX_STEPS = 100_000  # numbers that all range() of one rendering may give, as Jinja's sandbox bounds each of them
 MAX_CHARS = 1 << 26
@@ -93,7 +93,7 @@ class JinjaRenderer:
         try:
             text: str = self._template.render(given)
         except _RefusedError as error:
-            raise UsageError(f"the chat template refuses the messages: {_line(error)}") from error
+            raise UsageError(f"the chat template refuses the messages: {one_line(error)}") from error
         except Exception as error:  # a template is a program, and may raise anything
             raise _unusable(error) from error
         if len(text) > MAX_CHARS:
@@ -162,11 +162,7 @@ def _refuse(message: str) -> None:
 
 
 def _unusable(error: Exception) -> ModelError:
-    return ModelError(f"the chat template cannot be used: {_line(error)}; {_WAY_ON}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return ModelError(f"the chat template cannot be used: {one_line(error)}; {_WAY_ON}")
 
 
 def _text_of(message: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyheadkv.errors import EvaluationError
+from pyheadkv.errors import EvaluationError, one_line
 from pyheadkv.evaluate.benchmarks import babilong, longbench, loogle, ruler
 from pyheadkv.evaluate.benchmarks.fit import fit_cases
 from pyheadkv.evaluate.benchmarks.hub import Notice, fetch, is_hub_name
@@ -79,7 +79,7 @@ def _unique(source: Source, layout: Layout, rows: Iterable[Row]) -> list[Case]:
         try:
             made = list(layout.cases(row, source, n))
         except (ValueError, KeyError, TypeError, SyntaxError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+            reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)[:160]
             raise EvaluationError(f"{source.name}, row {n} ({layout.name}): {reason}") from None
         for case in made:
             if case.id in cases:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from pyheadkv.errors import PolicyError
+from pyheadkv.errors import PolicyError, one_line
 from pyheadkv.files.plain_text import read_text
 from pyheadkv.policy.allocators.adakv import ADAKV
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest, Param
@@ -89,7 +89,7 @@ def run_file(path: Path) -> None:
     except SyntaxError as error:
         raise PolicyError(f"{path}, line {error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:  # anyone's program
-        raise PolicyError(f"{path} raised {type(error).__name__}: {_one_line(error)}") from error
+        raise PolicyError(f"{path} raised {type(error).__name__}: {one_line(error)}") from error
     for name in allocator_names():
         if name not in known:
             _ALLOCATORS[name] = replace(_ALLOCATORS[name], file=str(path))
@@ -107,7 +107,3 @@ def _run(code: CodeType, path: Path) -> None:
         del sys.modules[path.stem]
         if hidden is not None:
             sys.modules[path.stem] = hidden
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -22,8 +22,9 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.errors import BudgetError, HeadKVError, PolicyError
+from pyheadkv.errors import BudgetError, HeadKVError, PolicyError, one_line
 from pyheadkv.policy.allocators.apportion import Number, apportion
+from pyheadkv.policy.spans import Span, join_spans
 
 Rows = tuple[tuple[int, ...], ...]
 
@@ -95,16 +96,10 @@ class AllocRequest:
         """Positions before the observation window."""
         return self.n_prompt - self.n_obs
 
-    def always_spans(self) -> list[tuple[int, int]]:
+    def always_spans(self) -> tuple[Span, ...]:
         """Sinks and protected spans before the window: [first, end), in order, apart."""
-        spans: list[tuple[int, int]] = []
-        for first, end in sorted([(0, self.n_sink), *self.protected]):
-            end = min(end, self.n_choice)
-            if spans and first <= spans[-1][1]:
-                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
-            elif first < end:
-                spans.append((first, end))
-        return spans
+        spans = [(0, self.n_sink), *self.protected]
+        return join_spans([(first, min(end, self.n_choice)) for first, end in spans])
 
     @property
     def n_always(self) -> int:
@@ -281,8 +276,7 @@ class Allocator:
         except HeadKVError:
             raise
         except Exception as error:  # the method is a program, and may raise anything
-            words = " ".join(str(error).split())
-            raise PolicyError(f"{name} raised {type(error).__name__}: {words}") from error
+            raise PolicyError(f"{name} raised {type(error).__name__}: {one_line(error)}") from error
         _check_rows(rows, request, name)
         return rows
 
