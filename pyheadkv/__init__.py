@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from pyheadkv.policy.allocators import Allocator, AllocRequest, Param, register_allocator
     from pyheadkv.policy.budget import Budget
     from pyheadkv.policy.plan import Plan, make_plan
-    from pyheadkv.policy.policy import Policy, parse_policy, register_policy
+    from pyheadkv.policy.policy import Policy, register_policy
     from pyheadkv.policy.scorers import Scorer
+    from pyheadkv.policy.text import parse_policy
     from pyheadkv.profile import Profile, read_profile, write_profile
 
 __version__ = "0.1.0"
@@ -53,7 +54,8 @@ _HOMES = {
     "pyheadkv.policy.budget": ("Budget",),
     "pyheadkv.errors": ("HeadKVError",),
     "pyheadkv.policy.plan": ("Plan", "make_plan"),
-    "pyheadkv.policy.policy": ("Policy", "parse_policy", "register_policy"),
+    "pyheadkv.policy.policy": ("Policy", "register_policy"),
+    "pyheadkv.policy.text": ("parse_policy",),
     "pyheadkv.profile": ("Profile", "read_profile", "write_profile"),
     "pyheadkv.policy.scorers": ("Scorer",),
     "pyheadkv.chat.session": ("HeadKV", "load"),

@@ -16,7 +16,7 @@ from pyheadkv.errors import BenchError, UsageError
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import Plan, make_plan
-from pyheadkv.policy.policy import Policy
+from pyheadkv.policy.policy import PolicyChoice
 from pyheadkv.profile import Profile
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Trial:
     """A policy under the name that was typed, a budget, and the head scores that go with them."""
 
     name: str
-    policy: Policy
+    policy: PolicyChoice
     budget: Budget
     profile: Profile | None = None
 

@@ -40,8 +40,9 @@ from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import CACHE_TYPES, ModelShape
 from pyheadkv.policy.budget import BudgetLike
 from pyheadkv.policy.plan import DraftPlan, Plan, check_budget, choose_budget, draft_plan, make_plan
-from pyheadkv.policy.policy import AUTO, Policy, parse_policy
+from pyheadkv.policy.policy import Auto, PolicyChoice
 from pyheadkv.policy.spans import Span, find_spans, short_text
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, mix_profile
 from pyheadkv.profile.find import find_profile
 
@@ -109,7 +110,7 @@ class HeadKV:
         self,
         llama: llama_cpp.Llama,
         *,
-        policy: Policy | str = "auto",
+        policy: PolicyChoice | str = "auto",
         budget: BudgetLike | None = None,
         profile: Profile | str | Path | None = None,
         mix: str | None = None,
@@ -152,7 +153,7 @@ class HeadKV:
             path = self.llama.model_path
             profile = find_profile(path, read_gguf_metadata(path), self.shape, profile)
         if profile is None:
-            if self.policy.name == AUTO:
+            if isinstance(self.policy, Auto):
                 self._notify(
                     "no head scores are known for this model: policy snapkv (pyheadkv calibrate measures them)"
                 )
@@ -320,7 +321,7 @@ class _Closed:
         raise UsageError(CLOSED)
 
 
-def _refuse_unfit(llama: llama_cpp.Llama, policy: Policy) -> None:
+def _refuse_unfit(llama: llama_cpp.Llama, policy: PolicyChoice) -> None:
     if any(name in vars(llama) for name in _WRAPPED):
         raise UsageError("this Llama has a HeadKV already: close that one first")
     if llama.cache is not None:

@@ -33,7 +33,8 @@ from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.shape import supported_shape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import check_budget, choose_budget
-from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.policy import PolicyChoice
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 
@@ -115,7 +116,7 @@ def _chosen_template(choice: str | None) -> str | None:
 
 
 def _check_early(
-    path: Path, chat: ChatOptions, policy: Policy, budget: Budget | None, template: str | None
+    path: Path, chat: ChatOptions, policy: PolicyChoice, budget: Budget | None, template: str | None
 ) -> tuple[Profile | None, int]:
     """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
     metadata = read_gguf_metadata(path)

@@ -41,7 +41,7 @@ from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.shape import ModelShape, supported_shape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import settle
+from pyheadkv.policy.resolve import resolve
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 
@@ -251,7 +251,9 @@ def _n_tokens(
 ) -> int:
     """Tokens of the longest prompts, twice where a policy, or what `auto` comes to, repeats them beside themselves."""
     is_repeated = any(
-        settle(fighter.policy, fighter.profile, budget.keep_ratio(shape, length, *types))[0].scorer.needs_second_pass
+        resolve(
+            fighter.policy, fighter.profile, budget.keep_ratio(shape, length, *types)
+        ).policy.scorer.needs_second_pass
         for fighter, budget in trials
         for length in lengths
     )

@@ -20,7 +20,7 @@ from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_re
 from pyheadkv.model.weights import slow_weights_note, weight_types
 from pyheadkv.plots.heatmap import HeatMap
 from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, format_mix, mix_profile
 from pyheadkv.profile.find import find_profile
 

@@ -11,7 +11,7 @@ from pyheadkv.evaluate.runner import Contender
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 
 MIN_LENGTH = 128

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pyheadkv.cli.options import PoliciesOptions
 from pyheadkv.policy.catalogue import Entry, Settings, allocator_entries, policy_entries, scorer_entries
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 
 _ABOUT_SETTINGS = """\
 Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, mix, n_obs, \

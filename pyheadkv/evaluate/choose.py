@@ -24,7 +24,7 @@ from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.files.jsonl import Record
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, Setting, format_mix
 
 # cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache

@@ -21,7 +21,7 @@ from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import draft_plan
-from pyheadkv.policy.policy import Policy
+from pyheadkv.policy.policy import PolicyChoice
 from pyheadkv.profile import Profile
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Contender:
     """A policy with the head scores that go with it, under a name."""
 
     name: str
-    policy: Policy
+    policy: PolicyChoice
     profile: Profile | None = None
 
 

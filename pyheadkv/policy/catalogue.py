@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from pyheadkv.policy.allocators import allocator_names, get_allocator
-from pyheadkv.policy.policy import AUTO, Policy, policy_names, policy_settings
+from pyheadkv.policy.policy import Auto, Policy, PolicyChoice, policy_names, policy_settings
 from pyheadkv.policy.scorers import SCORERS, ScorerKind
+from pyheadkv.policy.text import parse_policy
 
 PROFILE, QUESTION = "head scores", "the question in the prompt"
 SECOND_PASS, ATTENTION_AGAIN = "a second pass", "the prompt's attention a second time"
@@ -46,9 +47,9 @@ class Entry:
         return asdict(self)
 
 
-def policy_entries(policies: Iterable[Policy] | None = None) -> list[Entry]:
-    """The given policies, by default all presets."""
-    policies = [Policy.preset(name) for name in policy_names()] if policies is None else policies
+def policy_entries(policies: Iterable[PolicyChoice] | None = None) -> list[Entry]:
+    """The given policies, by default `auto` and all presets."""
+    policies = [parse_policy(name) for name in policy_names()] if policies is None else policies
     return [_policy_entry(policy) for policy in policies]
 
 
@@ -74,9 +75,10 @@ def scorer_entries() -> list[Entry]:
     ]
 
 
-def _policy_entry(policy: Policy) -> Entry:
-    if policy.name == AUTO:
-        return Entry(AUTO, "what the model's profile says is best for the budget; snapkv without one", (), (), {})
+def _policy_entry(policy: PolicyChoice) -> Entry:
+    if isinstance(policy, Auto):
+        summary = "what the model's profile says is best for the budget; snapkv without one"
+        return Entry(policy.name, summary, (), (), {})
     allocator, kind = get_allocator(policy.allocator), SCORERS[policy.scorer.name]
     mix = f" ({policy.mix})" if policy.mix else ""
     votes = "; retrieval heads pool widely and share what they find" if policy.scorer.retrieval_share else ""

@@ -19,7 +19,8 @@ from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.allocators import AllocRequest, get_allocator
 from pyheadkv.policy.allocators.base import Rows
 from pyheadkv.policy.budget import Budget, BudgetLike, rows_to_bytes
-from pyheadkv.policy.policy import Policy, settle
+from pyheadkv.policy.policy import Policy, PolicyChoice
+from pyheadkv.policy.resolve import resolve
 from pyheadkv.policy.retrieval_heads import HeadRoles, head_roles
 from pyheadkv.policy.spans import Span, choose_spans
 from pyheadkv.profile import Profile
@@ -160,7 +161,7 @@ class DraftPlan:
 
 def draft_plan(
     shape: ModelShape,
-    policy: Policy,
+    policy: PolicyChoice,
     budget: BudgetLike,
     n_prompt: int,
     *,
@@ -171,8 +172,8 @@ def draft_plan(
 ) -> DraftPlan | None:
     """The plan of a prompt that will be read; arguments, None and errors are those of `make_plan`."""
     budget = Budget.parse(budget)
-    policy, profile = settle(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
-    params = _allocator_params(policy, profile)
+    resolved = resolve(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
+    policy, profile, params = resolved.policy, resolved.profile, resolved.params
     scores = _fitting_scores(shape, policy, profile)
     roles = head_roles(policy.scorer, profile)
     if budget.kind == "full" or n_prompt <= policy.floor_rows:
@@ -210,7 +211,7 @@ def draft_plan(
 
 def make_plan(
     shape: ModelShape,
-    policy: Policy,
+    policy: PolicyChoice,
     budget: BudgetLike,
     n_prompt: int,
     *,
@@ -301,7 +302,7 @@ def choose_budget(budget: BudgetLike | None, profile: Profile | None) -> Budget:
 
 def check_budget(
     shape: ModelShape,
-    policy: Policy,
+    policy: PolicyChoice,
     budget: BudgetLike,
     n_ctx: int,
     *,
@@ -317,18 +318,8 @@ def check_budget(
         naming the budget and the floor
     """
     budget = Budget.parse(budget)
-    policy, _ = settle(policy, profile, budget.keep_ratio(shape, n_ctx, type_k, type_v))
+    policy = resolve(policy, profile, budget.keep_ratio(shape, n_ctx, type_k, type_v)).policy
     budget.check(shape, n_ctx, policy.floor_rows, type_k, type_v, floor_words=policy.floor_words)
-
-
-def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
-    """What the user set, else what the profile came with, else the default."""
-    allocator = get_allocator(policy.allocator)
-    is_measured = allocator.needs_profile and "beta" in allocator.params and profile is not None
-    measured = {"beta": profile.beta} if is_measured and profile and profile.beta is not None else {}
-    params = allocator.complete({**measured, **policy.params})
-    allocator.check_params(params)
-    return params
 
 
 def _fitting_scores(shape: ModelShape, policy: Policy, profile: Profile | None) -> tuple[tuple[float, ...], ...] | None:

@@ -25,7 +25,7 @@ class Setting:
     max_keep_ratio
         the range ends with this share of the rows (it starts where the setting before it ends)
     policy
-        text for `pyheadkv.policy.policy.parse_policy`
+        text for `pyheadkv.policy.text.parse_policy`
     mix
         weight of each kind of scores; empty: the profile's scores as they are
     figures

@@ -16,7 +16,7 @@ from pyheadkv.errors import BenchError
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import supported_shape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from tests.e2e.conftest import WriteTiny
 from tests.tiny import Tiny
 

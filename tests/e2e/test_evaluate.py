@@ -25,7 +25,7 @@ from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import draft_plan
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from tests.tiny import Tiny, write_tiny
 
 TINY = Tiny(n_vocab=256)

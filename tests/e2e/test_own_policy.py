@@ -13,7 +13,7 @@ import pytest
 
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import PolicyError
-from pyheadkv.policy import allocators, policy
+from pyheadkv.policy import allocators, policy, text
 from tests.e2e.conftest import MakeContext, WriteTiny
 from tests.e2e.context import make_tokens
 from tests.tiny import Tiny
@@ -28,7 +28,7 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a file registers is forgotten after the test."""
     monkeypatch.setattr(allocators, "_ALLOCATORS", dict(allocators._ALLOCATORS))
     monkeypatch.setattr(policy, "_PRESETS", dict(policy._PRESETS))
-    monkeypatch.setattr(policy, "_OF_FILES", {})
+    monkeypatch.setattr(text, "_OF_FILES", {})
 
 
 def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -16,8 +16,8 @@ from pyheadkv.engine.native import debug_alloc_fail
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.evaluate.engine import Engine
 from pyheadkv.policy.plan import draft_plan
-from pyheadkv.policy.policy import parse_policy
 from pyheadkv.policy.scorers import Scorer
+from pyheadkv.policy.text import parse_policy
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.reference.repeat import repeated_scores

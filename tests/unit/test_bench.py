@@ -22,7 +22,7 @@ from pyheadkv.errors import BenchError, BudgetError, HeadKVError, ProfileError, 
 from pyheadkv.files.jsonl import Record
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from tests.unit.fake_llama import LAYERS, ROW_BYTES, VOCABULARY, FakeLlama, FakeNative, without_library
 
 SHAPE = ModelShape("llama", "fake", 1024, LAYERS)

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from pyheadkv.cli.app import app
 from pyheadkv.policy.allocators import allocator_names
 from pyheadkv.policy.catalogue import allocator_entries, policy_entries, scorer_entries
-from pyheadkv.policy.policy import parse_policy, policy_names
+from pyheadkv.policy.policy import policy_names
 from pyheadkv.policy.scorers import SCORERS
+from pyheadkv.policy.text import parse_policy
 
 
 def test_everything_is_listed_and_says_what_it_is() -> None:

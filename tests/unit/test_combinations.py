@@ -12,8 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from pyheadkv.errors import PolicyError
 from pyheadkv.policy.allocators import AllocRequest, allocator_names, get_allocator
-from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.policy import Policy
 from pyheadkv.policy.scorers import SCORERS
+from pyheadkv.policy.text import parse_policy
 
 BETWEEN_HEADS = "knorm scores cannot be compared between heads"
 NO_MEAN = "needs the mean attention of the window: not with "

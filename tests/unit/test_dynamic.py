@@ -12,7 +12,7 @@ from pyheadkv.errors import PolicyError
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import DraftPlan, Plan, draft_plan
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from tests.reference.select import Floats
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64)))

@@ -22,7 +22,7 @@ from pyheadkv.evaluate.runner import Contender, Outcome
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Sizes
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.policy import parse_policy
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 
 BUDGETS = [Budget.parse("50%"), Budget.parse("10%")]

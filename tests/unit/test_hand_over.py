@@ -15,8 +15,8 @@ from pyheadkv.engine.abi import FOLDS, POOLS, SCORES, STATUS_OK
 from pyheadkv.engine.native import Native
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.plan import DraftPlan, draft_plan
-from pyheadkv.policy.policy import parse_policy
 from pyheadkv.policy.scorers import Scorer
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 from tests.unit.fake_llama import FakeLlama, FakeNative, without_library
 

@@ -21,8 +21,9 @@ from pyheadkv.policy import allocators
 from pyheadkv.policy.allocators import Allocator, AllocRequest, register_allocator
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import Plan, make_plan
-from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.policy import Policy
 from pyheadkv.policy.scorers import Scorer
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 
 SMOLLM2 = ModelShape("llama", "", 8192, tuple(LayerShape(il, 9, 3, 64, 64) for il in range(30)))

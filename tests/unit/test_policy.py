@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pyheadkv.errors import PolicyError
 from pyheadkv.policy import policy as policy_module
-from pyheadkv.policy.policy import Policy, parse_policy, policy_names, register_policy
+from pyheadkv.policy.policy import Policy, policy_names, register_policy
 from pyheadkv.policy.scorers import Scorer
+from pyheadkv.policy.text import parse_policy
 
 
 @pytest.fixture

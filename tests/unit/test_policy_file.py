@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from pyheadkv.cli.app import app
 from pyheadkv.errors import HeadKVError, PolicyError
 from pyheadkv.model.shape import LayerShape, ModelShape
-from pyheadkv.policy import allocators, policy
+from pyheadkv.policy import allocators, policy, text
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import Plan, make_plan
-from pyheadkv.policy.policy import parse_policy, policy_names
+from pyheadkv.policy.policy import policy_names
+from pyheadkv.policy.text import parse_policy
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "falling.py"
 SHAPE = ModelShape("llama", "", 8192, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))
@@ -31,12 +32,12 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is forgotten after it."""
     monkeypatch.setattr(allocators, "_ALLOCATORS", dict(allocators._ALLOCATORS))
     monkeypatch.setattr(policy, "_PRESETS", dict(policy._PRESETS))
-    monkeypatch.setattr(policy, "_OF_FILES", {})
+    monkeypatch.setattr(text, "_OF_FILES", {})
     yield
 
 
-def plan_of(text: str) -> Plan:
-    plan = make_plan(SHAPE, parse_policy(text), Budget.parse("20%"), 300)
+def plan_of(line: str) -> Plan:
+    plan = make_plan(SHAPE, parse_policy(line), Budget.parse("20%"), 300)
     assert plan is not None
     return plan
 
@@ -61,9 +62,9 @@ def test_settings_follow_the_file_and_it_runs_once() -> None:
 
 
 def test_a_file_as_windows_writes_it(tmp_path: Path) -> None:
-    text = f"from dataclasses import dataclass\n@dataclass\nclass Wide:\n    n: 'int' = 8\n{START}"
-    text += "register_policy(Policy('wide', 'uniform', Scorer(n_obs=Wide().n)))\n"
-    (tmp_path / "json.py").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    source = f"from dataclasses import dataclass\n@dataclass\nclass Wide:\n    n: 'int' = 8\n{START}"
+    source += "register_policy(Policy('wide', 'uniform', Scorer(n_obs=Wide().n)))\n"
+    (tmp_path / "json.py").write_bytes(source.replace("\n", "\r\n").encode("utf-16"))
     assert parse_policy(str(tmp_path / "json.py")).n_obs == 8
     assert sys.modules["json"] is json  # its name is its own only while it runs
 

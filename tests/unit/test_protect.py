@@ -14,8 +14,9 @@ from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.allocators import AllocRequest, allocator_names
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import make_plan
-from pyheadkv.policy.policy import Policy, parse_policy
+from pyheadkv.policy.policy import Policy
 from pyheadkv.policy.spans import choose_spans, find_spans, join_spans
+from pyheadkv.policy.text import parse_policy
 from tests.unit.fake_llama import FakeLlama, without_library
 
 SHAPE = ModelShape("llama", "fake", 4096, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))

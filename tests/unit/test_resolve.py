@@ -10,11 +10,13 @@ from pyheadkv.errors import BudgetError, PolicyError, ProfileError
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import check_budget, choose_budget, make_plan
-from pyheadkv.policy.policy import Policy, parse_policy, settle
+from pyheadkv.policy.policy import Auto, Policy, register_policy
+from pyheadkv.policy.resolve import resolve
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, Setting
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 1, 64, 64)))
-AUTO = Policy.preset("auto")
+AUTO = Auto()
 KINDS = {"retrieval": ((1.0, 0.0), (0.0,)), "reconstruction": ((0.2, 0.2), (0.6,))}
 PLAIN = Profile(((0.5, 0.2), (0.3,)), "test", kinds=KINDS)
 MEASURED = replace(
@@ -27,31 +29,35 @@ MEASURED = replace(
 
 
 def test_without_a_profile_it_is_snapkv() -> None:
-    assert settle(AUTO, None, 0.1) == (Policy.preset("snapkv"), None)
+    found = resolve(AUTO, None, 0.1)
+    assert (found.policy, found.profile) == (Policy.preset("snapkv"), None)
 
 
 def test_lookahead_goes_with_it() -> None:
     ahead = parse_policy("auto:lookahead=16")
-    assert settle(ahead, None, 0.1)[0] == parse_policy("snapkv:lookahead=16")
-    assert settle(ahead, PLAIN, 0.1)[0] == parse_policy("headkv:lookahead=16")
-    assert settle(ahead, MEASURED, 0.5)[0] == parse_policy("snapkv:n_obs=32,lookahead=16")
+    assert resolve(ahead, None, 0.1).policy == parse_policy("snapkv:lookahead=16")
+    assert resolve(ahead, PLAIN, 0.1).policy == parse_policy("headkv:lookahead=16")
+    assert resolve(ahead, MEASURED, 0.5).policy == parse_policy("snapkv:n_obs=32,lookahead=16")
 
 
 def test_other_policies_stay_as_they_are() -> None:
     for policy in (Policy.preset("snapkv"), parse_policy("headkv:beta=3")):
-        assert settle(policy, MEASURED, 0.01) == (policy, MEASURED)
+        found = resolve(policy, MEASURED, 0.01)
+        assert (found.policy, found.profile) == (policy, MEASURED)
 
 
 def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
     own = replace(Policy.preset("headkv"), mix="reconstruction")
-    policy, profile = settle(own, PLAIN, 0.1)
+    found = resolve(own, PLAIN, 0.1)
+    policy, profile = found.policy, found.profile
     assert policy == own
     assert profile is not None and profile.scores == KINDS["reconstruction"]
 
 
 def test_a_measured_choice_with_a_mix_of_its_own_gets_it() -> None:
     chosen = replace(PLAIN, settings=(Setting(1.0, "headkv:mix=reconstruction"),))
-    policy, profile = settle(AUTO, chosen, 0.1)
+    found = resolve(AUTO, chosen, 0.1)
+    policy, profile = found.policy, found.profile
     assert policy.mix == "reconstruction"
     assert profile is not None and profile.scores == KINDS["reconstruction"]
 
@@ -60,7 +66,7 @@ def test_a_mix_is_typed_with_plus_and_comes_back() -> None:
     policy = parse_policy("headkv-r2:mix=retrieval=3+reconstruction=1,n_sink=2")
     assert (policy.mix, policy.n_sink) == ("retrieval=3+reconstruction=1", 2)
     assert parse_policy(str(policy)) == policy
-    _, profile = settle(policy, PLAIN, 0.1)
+    profile = resolve(policy, PLAIN, 0.1).profile
     assert profile is not None and profile.mix == {"retrieval": 3, "reconstruction": 1}
     with pytest.raises(PolicyError, match="mix 'x=-1' cannot be read, expected kind=weight"):
         parse_policy("headkv:mix=retrieval+x=-1")
@@ -68,34 +74,39 @@ def test_a_mix_is_typed_with_plus_and_comes_back() -> None:
 
 def test_one_kind_of_scores_without_a_name_is_taken_as_it_is() -> None:
     published = replace(PLAIN, kinds={})
-    assert settle(Policy.preset("headkv-r2"), published, 0.1) == (Policy.preset("headkv-r2"), published)
+    found = resolve(Policy.preset("headkv-r2"), published, 0.1)
+    assert (found.policy, found.profile) == (Policy.preset("headkv-r2"), published)
 
 
 def test_scores_that_a_policy_names_and_a_profile_lacks() -> None:
     message = "policy headkv-r2 names 'retrieval-reasoning', the kinds of scores there are: retrieval, reconstruction"
     with pytest.raises(ProfileError, match=f"^{message}$"):
-        settle(Policy.preset("headkv-r2"), PLAIN, 0.1)
+        resolve(Policy.preset("headkv-r2"), PLAIN, 0.1)
 
 
 def test_measured_choice_for_the_budget() -> None:
-    policy, profile = settle(AUTO, MEASURED, 0.05)
+    found = resolve(AUTO, MEASURED, 0.05)
+    policy, profile = found.policy, found.profile
     assert policy == parse_policy("headkv:beta=1.1,n_obs=8,n_sink=2")
     assert profile is not None and profile.scores == KINDS["retrieval"]
-    policy, profile = settle(AUTO, MEASURED, 0.0501)
+    found = resolve(AUTO, MEASURED, 0.0501)
+    policy, profile = found.policy, found.profile
     assert policy == parse_policy("snapkv:n_obs=32")
     assert profile == MEASURED
 
 
 def test_a_mix_of_the_users_stays() -> None:
     mine = MEASURED.with_mix({"reconstruction": 1})
-    policy, profile = settle(AUTO, mine, 0.01)
+    found = resolve(AUTO, mine, 0.01)
+    policy, profile = found.policy, found.profile
     assert policy == parse_policy("headkv:beta=1.1,n_obs=8,n_sink=2")
     assert profile is not None and profile.scores == mine.scores != MEASURED.scores
 
 
 def test_profile_without_choices_is_headkv_with_its_own_numbers() -> None:
-    assert settle(AUTO, PLAIN, 0.1) == (Policy.preset("headkv"), PLAIN)
-    policy, _ = settle(AUTO, replace(PLAIN, n_sink=1, n_obs=24, pool_kernel=9), 0.1)
+    found = resolve(AUTO, PLAIN, 0.1)
+    assert (found.policy, found.profile) == (Policy.preset("headkv"), PLAIN)
+    policy = resolve(AUTO, replace(PLAIN, n_sink=1, n_obs=24, pool_kernel=9), 0.1).policy
     assert (policy.n_sink, policy.scorer.n_obs, policy.scorer.pool_kernel) == (1, 24, 9)
 
 
@@ -109,7 +120,7 @@ def test_profile_without_choices_is_headkv_with_its_own_numbers() -> None:
 )
 def test_choice_that_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        settle(AUTO, replace(PLAIN, settings=(Setting(1.0, text),)), 0.1)
+        resolve(AUTO, replace(PLAIN, settings=(Setting(1.0, text),)), 0.1)
 
 
 def test_plan_follows_the_choice() -> None:
@@ -137,3 +148,23 @@ def test_budget_of_user_then_profile_then_default() -> None:
     assert choose_budget(None, replace(PLAIN, keep_ratio=0.015)) == Budget.parse("1.5%")
     assert choose_budget("512", replace(PLAIN, keep_ratio=0.015)) == Budget.parse("512")
     assert choose_budget(Budget.parse("full"), None) == Budget.parse("full")
+
+
+def test_parameters_are_those_of_the_policy_then_of_the_profile_then_the_defaults() -> None:
+    measured = replace(PLAIN, beta=2.0)
+    assert resolve(parse_policy("headkv:beta=3"), measured, 0.1).params == {"beta": 3, "temperature": 1}
+    assert resolve(parse_policy("headkv"), measured, 0.1).params == {"beta": 2, "temperature": 1}
+    assert resolve(parse_policy("headkv"), PLAIN, 0.1).params["beta"] == 1.2
+    with pytest.raises(PolicyError, match=r"beta is 0\.5, expected above 1"):
+        resolve(AUTO, replace(PLAIN, beta=0.5), 0.1)
+
+
+def test_auto_is_no_policy_and_has_no_say_but_lookahead() -> None:
+    assert not isinstance(parse_policy("auto"), Policy) and not hasattr(AUTO, "n_obs")
+    assert str(parse_policy("auto:lookahead=4")) == "auto:lookahead=4" and str(AUTO) == "auto"
+    with pytest.raises(PolicyError, match="policy auto takes its settings from the profile: name another one to set"):
+        parse_policy("auto:n_sink=2")
+    with pytest.raises(PolicyError, match="lookahead is 1000, expected 0 to 256"):
+        parse_policy("auto:lookahead=1000")
+    with pytest.raises(PolicyError, match="policy 'auto' exists already"):
+        register_policy(Policy("auto", "uniform"))
