@@ -10,7 +10,7 @@ import numpy as np
 
 from pyheadkv.calibrate.needles import COPY_KINDS, KINDS, REASONING
 from pyheadkv.calibrate.scores import Floats, by_layer, fold_groups, normalised
-from pyheadkv.calibrate.settings import Settings
+from pyheadkv.calibrate.settings import CalibrationSettings
 from pyheadkv.calibrate.trust import split_half
 from pyheadkv.errors import CalibrationError
 from pyheadkv.files.jsonl import Record
@@ -42,7 +42,7 @@ class _Kind:
 def make_profile(
     records: Sequence[Record],
     heads: Heads,
-    settings: Settings,
+    settings: CalibrationSettings,
     *,
     fingerprint: str | None = None,
     seconds: float = 0.0,
@@ -130,5 +130,5 @@ def _too_few(name: str, records: Sequence[Record], kind: _Kind) -> str:
     return f"{len(kind.values)} of {n_tried} examples counted for {name}, at least {MIN_COUNTED} must be answered right"
 
 
-def _advice(settings: Settings) -> str:
+def _advice(settings: CalibrationSettings) -> str:
     return f"take more than {settings.n_examples} examples, shorter lengths, or the mix {RECONSTRUCTION}=1"

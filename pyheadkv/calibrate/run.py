@@ -19,7 +19,7 @@ from pyheadkv.calibrate.reconstruction import make_excerpts, measure_excerpt
 from pyheadkv.calibrate.result import RECONSTRUCTION, Heads, make_profile
 from pyheadkv.calibrate.retrieval import measure_question
 from pyheadkv.calibrate.scores import Floats
-from pyheadkv.calibrate.settings import EXCERPT_ROOM, Settings
+from pyheadkv.calibrate.settings import EXCERPT_ROOM, CalibrationSettings
 from pyheadkv.engine.llama import context_length
 from pyheadkv.files.jsonl import Record
 from pyheadkv.profile import Profile
@@ -45,7 +45,7 @@ class Step:
 
 def calibrate(
     llama: llama_cpp.Llama,
-    settings: Settings | None = None,
+    settings: CalibrationSettings | None = None,
     *,
     fingerprint: str | None = None,
     part: Path | None = None,
@@ -82,7 +82,7 @@ def calibrate(
     ModelError
         the model's cache cannot be compressed
     """
-    settings = settings or Settings()
+    settings = settings or CalibrationSettings()
     observer, prompter = Observer(llama), Prompter(llama)
     lengths = settings.within(context_length(llama))
     kept = Part(part, _header(settings, lengths, fingerprint), force)
@@ -112,7 +112,7 @@ def calibrate(
     )
 
 
-def _header(settings: Settings, lengths: tuple[int, ...], fingerprint: str | None) -> dict[str, object]:
+def _header(settings: CalibrationSettings, lengths: tuple[int, ...], fingerprint: str | None) -> dict[str, object]:
     """What the records depend on. More examples, another fold and another mix can be had from what is there."""
     return {
         "fingerprint": fingerprint,
@@ -124,7 +124,7 @@ def _header(settings: Settings, lengths: tuple[int, ...], fingerprint: str | Non
 
 
 def _question_steps(
-    observer: Observer, prompter: Prompter, settings: Settings, lengths: tuple[int, ...]
+    observer: Observer, prompter: Prompter, settings: CalibrationSettings, lengths: tuple[int, ...]
 ) -> Iterator[Step]:
     room = len(prompter.prompt("", "").tokens) + QUESTION_ROOM
     n_pages = -(-settings.n_examples // n_questions())
@@ -140,7 +140,7 @@ def _question_steps(
             )
 
 
-def _excerpt_steps(observer: Observer, prompter: Prompter, settings: Settings) -> Iterator[Step]:
+def _excerpt_steps(observer: Observer, prompter: Prompter, settings: CalibrationSettings) -> Iterator[Step]:
     n_tokens = min(settings.excerpt_tokens, (context_length(observer.llama) - EXCERPT_ROOM) // 2)
     for i, excerpt in enumerate(make_excerpts(settings.seed, settings.n_excerpts, n_tokens, prompter.count)):
         yield Step(

@@ -14,7 +14,7 @@ MIN_LENGTH = 384  # the needles of a page and a question need more than half of 
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """What is measured, and what is made of it.
 
     Parameters

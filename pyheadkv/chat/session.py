@@ -190,7 +190,7 @@ class HeadKV:
         """Rows and bytes as they are now, times of the last turn."""
         return self._reader.turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
 
-    def kv_json(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Objects "budget", "kv", "ms" and "tok_s" of the last turn, ready for JSON."""
         return kv_report(self.stats(), self.plan, self.budget, self.shape, self.type_k, self.type_v)
 

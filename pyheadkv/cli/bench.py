@@ -73,7 +73,7 @@ def _setup(options: BenchOptions) -> tuple[Setup, Profile | None]:
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
     shape.bytes_per_token(options.type_k, options.type_v)  # refuses unknown types and those that do not fit
-    profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
+    profile = find_profile(path, metadata, shape, options.profile, options.score_mix)
     setup = Setup(
         path,
         shape,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyheadkv.calibrate import Settings, calibrate
+from pyheadkv.calibrate import CalibrationSettings, calibrate
 from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.options import CalibrateOptions
 from pyheadkv.cli.render import note, progress_bar
@@ -63,7 +63,7 @@ def run(options: CalibrateOptions) -> None:
 
 def calibrate_model(
     path: Path,
-    settings: Settings,
+    settings: CalibrationSettings,
     *,
     part: Path | None = None,
     force: bool = False,
@@ -94,7 +94,7 @@ def calibrate_model(
         )
 
 
-def read_settings(options: CalibrateOptions) -> Settings:
+def read_settings(options: CalibrateOptions) -> CalibrationSettings:
     """What the options ask for.
 
     Raises
@@ -106,8 +106,8 @@ def read_settings(options: CalibrateOptions) -> Settings:
         lengths = tuple(int(length) for length in options.lengths.split(","))
     except ValueError:
         raise UsageError(f"--lengths {options.lengths!r} cannot be read, expected numbers as in 512,1024") from None
-    mix = Settings().mix if options.profile_mix is None else parse_mix(options.profile_mix)
-    return Settings(options.n_examples, lengths, options.seed, fold=options.fold, mix=mix)
+    mix = CalibrationSettings().mix if options.score_mix is None else parse_mix(options.score_mix)
+    return CalibrationSettings(options.n_examples, lengths, options.seed, fold=options.fold, mix=mix)
 
 
 def report_lines(profile: Profile) -> list[str]:

@@ -123,7 +123,7 @@ def _check_early(
     shape = supported_shape(metadata, path)
     check_has_vocabulary(metadata, path)
     shape.bytes_per_token(chat.type_k, chat.type_v)  # refuses unknown types and those that do not fit
-    profile = find_profile(path, metadata, shape, chat.profile, chat.profile_mix)
+    profile = find_profile(path, metadata, shape, chat.profile, chat.score_mix)
     if policy.needs_profile and profile is None:
         raise ProfileError(f"policy {policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate")
     types = {"type_k": chat.type_k, "type_v": chat.type_v}
@@ -172,7 +172,7 @@ class Talk:
         """Answer once; the answer and everything measured."""
         text = "".join(self.conversation.answer(prompt))
         self.bar.stop()
-        stats, report = self.headkv.stats(), self.headkv.kv_json()
+        stats, report = self.headkv.stats(), self.headkv.report()
         report["ms"] = {"load": round(ms_load, 3), **report["ms"]}
         return {
             "text": text,

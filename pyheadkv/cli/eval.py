@@ -126,7 +126,7 @@ def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
     check_has_vocabulary(metadata, path)
     if max(asked.lengths) > shape.n_ctx_train:
         raise UsageError(f"--ctx {max(asked.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
-    profile = find_profile(path, metadata, shape, options.profile, options.profile_mix)
+    profile = find_profile(path, metadata, shape, options.profile, options.score_mix)
     facts: dict[str, object] = {
         "file": path.name,
         "text": asked.prose.mark,

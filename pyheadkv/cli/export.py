@@ -60,9 +60,9 @@ def _check(options: ExportOptions) -> None:
     if options.profile and options.is_calibrating:
         raise UsageError("expected either --profile or --calibrate, not both")
     if options.is_removing and (
-        options.profile or options.is_calibrating or options.profile_mix is not None or options.budget is not None
+        options.profile or options.is_calibrating or options.score_mix is not None or options.budget is not None
     ):
-        raise UsageError("--remove goes with no --profile, --calibrate, --profile-mix or --budget")
+        raise UsageError("--remove goes with no --profile, --calibrate, --score-mix or --budget")
 
 
 def _keep_ratio(budget: str | None) -> float | None:
@@ -83,16 +83,16 @@ def _find_profile(options: ExportOptions, path: Path) -> Profile:
         profile = read_profile(options.profile or _beside(path), shape)
     if profile.fingerprint is None:
         note(f"{profile.source} does not say which model it was measured on")
-    return mix_profile(profile, options.profile_mix)
+    return mix_profile(profile, options.score_mix)
 
 
 def _calibrate(path: Path) -> Profile:
-    from pyheadkv.calibrate import Settings
+    from pyheadkv.calibrate import CalibrationSettings
     from pyheadkv.cli.calibrate import calibrate_model
 
     part = _part_of(path)
     try:
-        return calibrate_model(path, Settings(), part=part)
+        return calibrate_model(path, CalibrationSettings(), part=part)
     except (KeyboardInterrupt, SystemExit):
         if part.is_file():
             note(f"stopped; what is measured is in {part}, and the same command goes on from there")

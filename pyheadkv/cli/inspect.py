@@ -119,7 +119,7 @@ def _add_profile(inspection: Inspection, options: InspectOptions, path: Path, me
         inspection.report["profile_note"] = str(error)
         return
     if profile:
-        inspection.profile = mix_profile(profile, options.profile_mix)
+        inspection.profile = mix_profile(profile, options.score_mix)
         inspection.report["profile"] = asdict(inspection.profile)
 
 

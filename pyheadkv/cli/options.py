@@ -29,10 +29,10 @@ PolicyText = Annotated[
 ProfilePath = Annotated[
     Path | None, typer.Option("--profile", help="File with measured head scores. [default: the model's own]")
 ]
-ProfileMix = Annotated[
+ScoreMix = Annotated[
     str | None,
     typer.Option(
-        "--profile-mix",
+        "--score-mix",
         help="Kinds of scores for policies that name none: retrieval-reasoning=1,reconstruction=1.",
     ),
 ]
@@ -59,7 +59,7 @@ class ChatOptions:
     budget: BudgetText = None
     policy: PolicyText = "auto"
     profile: ProfilePath = None
-    profile_mix: ProfileMix = None
+    score_mix: ScoreMix = None
     n_ctx: NCtx = 0
     n_threads: Threads = None
     n_gpu_layers: GpuLayers = 0
@@ -141,7 +141,7 @@ class InspectOptions:
     budget: BudgetText = None
     policy: PolicyText = "auto"
     profile: ProfilePath = None
-    profile_mix: ProfileMix = None
+    score_mix: ScoreMix = None
     n_ctx: NCtx = 0
     type_k: TypeK = "f16"
     type_v: TypeV = "f16"
@@ -169,8 +169,8 @@ class ExportOptions:
         Path | None, typer.Option("--profile", help="Head scores to put in. [default: MODEL.headkv.json]")
     ] = None
     is_calibrating: Annotated[bool, typer.Option("--calibrate", help="Measure the head scores now.")] = False
-    profile_mix: Annotated[
-        str | None, typer.Option("--profile-mix", help="Kinds of scores to use: retrieval=1,reconstruction=1.")
+    score_mix: Annotated[
+        str | None, typer.Option("--score-mix", help="Kinds of scores to use: retrieval=1,reconstruction=1.")
     ] = None
     budget: Annotated[str | None, typer.Option("--budget", help="Default budget to store, a share: 10%.")] = None
     is_removing: Annotated[bool, typer.Option("--remove", help="Take head scores out instead.")] = False
@@ -191,9 +191,9 @@ class CalibrateOptions:
     lengths: Annotated[str, typer.Option("--lengths", help="Lengths of the texts, in tokens.")] = "512,1024,2048"
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of texts and questions.")] = 0
     fold: Annotated[str, typer.Option("--fold", help="Query heads into KV heads: sum or max.")] = "sum"
-    profile_mix: Annotated[
+    score_mix: Annotated[
         str | None,
-        typer.Option("--profile-mix", help="Kinds of scores. [default: retrieval-reasoning=1,reconstruction=1]"),
+        typer.Option("--score-mix", help="Kinds of scores. [default: retrieval-reasoning=1,reconstruction=1]"),
     ] = None
     n_threads: Threads = None
     n_gpu_layers: GpuLayers = 0
@@ -248,7 +248,7 @@ class EvalOptions:
     text: Annotated[Path | None, typer.Option("--text", help="Prose for the tasks. [default: pyheadkv's own]")] = None
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the cases.")] = 0
     profile: ProfilePath = None
-    profile_mix: ProfileMix = None
+    score_mix: ScoreMix = None
     type_k: TypeK = "f16"
     type_v: TypeV = "f16"
     n_threads: Threads = None
@@ -278,7 +278,7 @@ class BenchOptions:
         bool, typer.Option("--equal-rows", help="Keep every row, as stock does: the layout and the kernel alone.")
     ] = False
     profile: ProfilePath = None
-    profile_mix: ProfileMix = None
+    score_mix: ScoreMix = None
     type_k: TypeK = "f16"
     type_v: TypeV = "f16"
     n_threads: Threads = None

@@ -25,7 +25,7 @@ from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.files.jsonl import Record
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.text import parse_policy
-from pyheadkv.profile import Profile, Setting, format_mix
+from pyheadkv.profile import BudgetChoice, Profile, format_mix
 
 # cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache
 TASKS = {"single": 2, "open": 1, "multikey": 1, "reasoning": 1, KL: 1}
@@ -192,7 +192,7 @@ def _contender(candidate: Candidate, profile: Profile) -> Contender:
     return Contender(candidate.name, parse_policy(candidate.policy), mixed)
 
 
-def _setting(part: Range, chosen: Measured, n_needles: int) -> Setting:
+def _setting(part: Range, chosen: Measured, n_needles: int) -> BudgetChoice:
     figures = {
         "keep_ratio": float(Budget.parse(part.budget).value),
         "needles": round(chosen.needles[0], 4),
@@ -201,4 +201,4 @@ def _setting(part: Range, chosen: Measured, n_needles: int) -> Setting:
         "prose_kl": round(chosen.kl[0], 5),
         "prose_kl_error": round(chosen.kl[1], 5),
     }
-    return Setting(part.max_keep_ratio, chosen.candidate.policy, dict(chosen.candidate.mix), figures)
+    return BudgetChoice(part.max_keep_ratio, chosen.candidate.policy, dict(chosen.candidate.mix), figures)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pyheadkv.profile.checks import SUM_TOLERANCE, VERSION, check_scores, profile_from_body
 from pyheadkv.profile.file import read_profile, write_profile
-from pyheadkv.profile.profile import KINDS, Profile, Scores, Setting, format_mix, mix_profile, parse_mix
+from pyheadkv.profile.profile import KINDS, BudgetChoice, Profile, Scores, format_mix, mix_profile, parse_mix
 
 __all__ = [
     "KINDS",
     "SUM_TOLERANCE",
     "VERSION",
+    "BudgetChoice",
     "Profile",
     "Scores",
-    "Setting",
     "check_scores",
     "format_mix",
     "mix_profile",

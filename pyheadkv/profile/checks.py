@@ -13,7 +13,7 @@ from typing import TypeGuard
 
 from pyheadkv.errors import ProfileError
 from pyheadkv.model.shape import ModelShape
-from pyheadkv.profile.profile import Profile, Scores, Setting, check_mix, is_kind
+from pyheadkv.profile.profile import BudgetChoice, Profile, Scores, check_mix, is_kind
 
 VERSION = 1
 SUM_TOLERANCE = 1e-3  # room for values rounded to a few digits, or to f32
@@ -201,12 +201,12 @@ def _numbers(key: str, value: object) -> dict[str, float]:
     return numbers
 
 
-def _settings(value: object, kinds: Mapping[str, Scores]) -> tuple[Setting, ...]:
+def _settings(value: object, kinds: Mapping[str, Scores]) -> tuple[BudgetChoice, ...]:
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
         raise ProfileError(f"headkv.settings is {type(value).__name__}, expected a list")
-    settings: list[Setting] = []
+    settings: list[BudgetChoice] = []
     for i, item in enumerate(value):
         key = f"headkv.settings[{i}]"
         fields = _object(key, item)
@@ -217,7 +217,7 @@ def _settings(value: object, kinds: Mapping[str, Scores]) -> tuple[Setting, ...]
             raise ProfileError(f"{key}.max_keep_ratio is {ratio:g}, expected more than {settings[-1].max_keep_ratio:g}")
         mix = _weights(f"{key}.mix", fields.get("mix"), kinds)
         policy = _text(f"{key}.policy", fields.get("policy"))
-        settings.append(Setting(ratio, policy, mix, _numbers(f"{key}.figures", fields.get("figures"))))
+        settings.append(BudgetChoice(ratio, policy, mix, _numbers(f"{key}.figures", fields.get("figures"))))
     if settings and settings[-1].max_keep_ratio != 1:
         found = settings[-1].max_keep_ratio
         raise ProfileError(

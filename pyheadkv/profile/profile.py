@@ -17,7 +17,7 @@ _KIND = re.compile(r"[a-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Setting:
+class BudgetChoice:
     """The settings chosen for a range of budgets by measuring.
 
     Parameters
@@ -91,7 +91,7 @@ class Profile:
     n_obs: int | None = None
     pool_kernel: int | None = None
     keep_ratio: float | None = None
-    settings: tuple[Setting, ...] = ()
+    settings: tuple[BudgetChoice, ...] = ()
     calibration: Mapping[str, object] = field(default_factory=dict, hash=False)
 
     def with_mix(self, mix: Mapping[str, float], key: str = "headkv.mix") -> Profile:
@@ -125,7 +125,7 @@ class Profile:
         settings = tuple(replace(setting, mix={}) for setting in self.settings)
         return replace(self, scores=normalised, mix=dict(mix), settings=settings)
 
-    def setting_for(self, keep_ratio: float) -> Setting | None:
+    def setting_for(self, keep_ratio: float) -> BudgetChoice | None:
         """The measured choice for keeping this share of the rows; None if nothing was measured."""
         return next((setting for setting in self.settings if keep_ratio <= setting.max_keep_ratio), None)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import pyheadkv
-from pyheadkv.calibrate import Settings, calibrate
+from pyheadkv.calibrate import CalibrationSettings, calibrate
 from pyheadkv.calibrate.needles import REASONING
 from pyheadkv.calibrate.observer import Observer
 from pyheadkv.calibrate.pages import make_page
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 LENGTH = 384
 N_HEAD_KV = (3,) * 30
 LEADING = {(18, 2), (17, 1), (23, 0)}  # of exact copying; measured with other needles and other texts, too
-SETTINGS = Settings(n_examples=8, lengths=(LENGTH,), excerpt_tokens=120, mix={"reconstruction": 1})
+SETTINGS = CalibrationSettings(n_examples=8, lengths=(LENGTH,), excerpt_tokens=120, mix={"reconstruction": 1})
 TIMEOUT_S = 300
 
 

@@ -19,7 +19,7 @@ from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.policy.plan import make_plan
-from pyheadkv.profile import Profile, Setting, write_profile
+from pyheadkv.profile import BudgetChoice, Profile, write_profile
 from pyheadkv.profile.find import find_profile
 from tests.reference.select import select_positions
 from tests.tiny import Tiny, write_tiny
@@ -60,7 +60,7 @@ def read_prompt(llama: Any) -> None:
 
 def test_profile_in_the_model_is_used_by_itself(tiny: Path, tmp_path: Path, opened: Any) -> None:
     out = tmp_path / "with.gguf"
-    settings = (Setting(1.0, "headkv:beta=1.5,n_obs=8"),)
+    settings = (BudgetChoice(1.0, "headkv:beta=1.5,n_obs=8"),)
     export_model(tiny, out, profile_of(tiny, settings=settings), keep_ratio=0.2)
     notices: list[str] = []
     llama = opened(out)
@@ -130,7 +130,7 @@ def test_rows_by_the_scores_of_the_prompt(tiny: Path, opened: Any, policy: str) 
         for i, layer in enumerate(plan.rows):
             for ih, n in enumerate(layer):
                 assert headkv.native.positions(i, ih).size == n - plan.policy.n_obs
-        assert json.loads(json.dumps(headkv.kv_json()))["kv"]["rows_per_head"] == [list(layer) for layer in plan.rows]
+        assert json.loads(json.dumps(headkv.report()))["kv"]["rows_per_head"] == [list(layer) for layer in plan.rows]
 
 
 @pytest.mark.parametrize("policy", ["snapkv", "ada-snapkv"])

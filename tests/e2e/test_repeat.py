@@ -68,7 +68,7 @@ def test_session_keeps_the_best_of_its_scores(open_context: MakeContext) -> None
                 kept = headkv.native.positions(i, ih)
                 assert len(kept) == len(expected) and len(np.intersect1d(kept, expected)) >= len(kept) - 2  # near ties
         stats = headkv.stats()
-        assert stats.ms_second_pass > 0 and stats.n_read == 400 and headkv.kv_json()["ms"]["second_pass"] > 0
+        assert stats.ms_second_pass > 0 and stats.n_read == 400 and headkv.report()["ms"]["second_pass"] > 0
         llama.eval([5])
         assert np.isfinite(llama.scores[400]).all()
 

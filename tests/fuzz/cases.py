@@ -17,7 +17,7 @@ from typing import Any
 from pyheadkv.export.header import new_header
 from pyheadkv.model.gguf_header import Entry, open_header
 from pyheadkv.model.shape import ModelShape, shape_from_metadata
-from pyheadkv.profile import Profile, Setting
+from pyheadkv.profile import BudgetChoice, Profile
 from pyheadkv.profile.checks import body_of
 from pyheadkv.profile.gguf_keys import profile_to_metadata
 from tests.tiny import Tiny
@@ -36,7 +36,10 @@ PROFILE = Profile(
     n_obs=16,
     pool_kernel=7,
     keep_ratio=0.1,
-    settings=(Setting(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}), Setting(1.0, "headkv")),
+    settings=(
+        BudgetChoice(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
+        BudgetChoice(1.0, "headkv"),
+    ),
     calibration={"seed": 1, "lengths": [512, 1024]},
 )
 PUBLISHED = {f"{il}-{h}": [0.1 * h, 0.2] for il in range(2) for h in range(4)}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pyheadkv.calibrate import Settings
+from pyheadkv.calibrate import CalibrationSettings
 from pyheadkv.cli import calibrate as command
 from pyheadkv.cli.app import app
 from pyheadkv.cli.render import note
@@ -52,7 +52,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.loaded: dict[str, Any] = {}
-        self.settings: Settings | None = None
+        self.settings: CalibrationSettings | None = None
         self.options: dict[str, Any] = {}
         self.outcome: BaseException | None = None
 
@@ -60,7 +60,7 @@ class Calls:
         self.loaded = options
         return FakeLlama()
 
-    def calibrate(self, llama: FakeLlama, settings: Settings, **options: Any) -> Profile:
+    def calibrate(self, llama: FakeLlama, settings: CalibrationSettings, **options: Any) -> Profile:
         self.settings, self.options = settings, options
         options["part"].write_text("what is measured so far\n")
         options["on_progress"](0, 10, "512 tokens, digits")
@@ -92,7 +92,7 @@ def run(calls: Calls) -> Callable[..., Any]:
 def test_defaults(run: Callable[..., Any], calls: Calls) -> None:
     result = run()
     assert result.exit_code == 0, result.output
-    assert calls.settings == Settings()
+    assert calls.settings == CalibrationSettings()
     assert calls.loaded == {"n_ctx": 2048, "n_threads": None, "n_gpu_layers": 0, "on_notice": note}
     assert (calls.options["fingerprint"], calls.options["force"]) == ("f", False)
     assert FakeLlama.closed == 1
@@ -103,11 +103,13 @@ def test_defaults(run: Callable[..., Any], calls: Calls) -> None:
 
 def test_every_option_as_typed(run: Callable[..., Any], calls: Calls) -> None:
     line = (
-        "-o heads.json --examples 7 --lengths 512,700 --seed 3 --fold max --profile-mix retrieval=2,reconstruction"
+        "-o heads.json --examples 7 --lengths 512,700 --seed 3 --fold max --score-mix retrieval=2,reconstruction"
         " -t 3 -ngl 99 --force"
     )
     assert run(*line.split()).exit_code == 0
-    assert calls.settings == Settings(7, (512, 700), 3, fold="max", mix={"retrieval": 2, "reconstruction": 1})
+    assert calls.settings == CalibrationSettings(
+        7, (512, 700), 3, fold="max", mix={"retrieval": 2, "reconstruction": 1}
+    )
     assert dict(calls.settings.mix) == {"retrieval": 2, "reconstruction": 1}
     assert (calls.loaded["n_threads"], calls.loaded["n_gpu_layers"]) == (3, 99)
     assert calls.options["part"] == Path("heads.json.part") and calls.options["force"]
@@ -147,8 +149,8 @@ def test_too_few_examples_write_nothing_and_keep_what_is_measured(run: Callable[
         (["--lengths", "512,x"], "--lengths '512,x' cannot be read"),
         (["--lengths", "100"], "a length of 100 tokens is too short, at least 384 are needed"),
         (["--fold", "mean"], "unknown fold 'mean'"),
-        (["--profile-mix", "nope=1"], "names 'nope'"),
-        (["--profile-mix", "retrieval=-1"], "mix 'retrieval=-1' cannot be read"),
+        (["--score-mix", "nope=1"], "names 'nope'"),
+        (["--score-mix", "retrieval=-1"], "mix 'retrieval=-1' cannot be read"),
     ],
 )
 def test_known_errors_are_one_line_before_anything_is_loaded(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv.calibrate import Settings, calibrate, run
+from pyheadkv.calibrate import CalibrationSettings, calibrate, run
 from pyheadkv.calibrate.needles import Question
 from pyheadkv.calibrate.part import Part
 from pyheadkv.calibrate.result import MIN_COUNTED, Heads, make_profile
@@ -41,7 +41,7 @@ ENOUGH = [*(question(i) for i in range(MIN_COUNTED)), question(90, "reasoning"),
 
 def test_profile_is_the_mean_of_what_counted() -> None:
     records = [*ENOUGH, question(50, "codes", is_right=False)]
-    profile = make_profile(records, HEADS, Settings(mix=MIX), fingerprint="f")
+    profile = make_profile(records, HEADS, CalibrationSettings(mix=MIX), fingerprint="f")
     copies = np.mean([record["copy"] for record in ENOUGH[:MIN_COUNTED]], axis=0)
     reasons = np.mean([record["reasoning"] for record in ENOUGH[: MIN_COUNTED + 1]], axis=0)
     for kind, query in (("retrieval", copies), ("retrieval-reasoning", reasons)):
@@ -60,7 +60,7 @@ def test_profile_is_the_mean_of_what_counted() -> None:
 
 
 def test_fold_max() -> None:
-    profile = make_profile(ENOUGH, HEADS, Settings(mix=MIX, fold="max"))
+    profile = make_profile(ENOUGH, HEADS, CalibrationSettings(mix=MIX, fold="max"))
     query = np.mean([record["copy"] for record in ENOUGH[:MIN_COUNTED]], axis=0)
     folded = np.array([query[1], query[3], query[5]])
     assert np.concatenate(profile.kinds["retrieval"]) == pytest.approx(folded / folded.sum())
@@ -69,7 +69,7 @@ def test_fold_max() -> None:
 def test_too_few_right_answers_are_refused_in_one_line() -> None:
     records = [*(question(i, is_right=i < MIN_COUNTED - 1) for i in range(20)), excerpt(0), excerpt(1)]
     with pytest.raises(CalibrationError) as caught:
-        make_profile(records, HEADS, Settings(n_examples=20, mix=MIX))
+        make_profile(records, HEADS, CalibrationSettings(n_examples=20, mix=MIX))
     assert str(caught.value) == (
         "7 of 20 examples counted for retrieval-reasoning, at least 8 must be answered right: "
         "take more than 20 examples, shorter lengths, or the mix reconstruction=1"
@@ -79,7 +79,7 @@ def test_too_few_right_answers_are_refused_in_one_line() -> None:
 def test_a_kind_that_is_not_in_the_mix_may_be_left_out() -> None:
     notices: list[str] = []
     records = [question(0), excerpt(0), excerpt(1)]
-    profile = make_profile(records, HEADS, Settings(mix={"reconstruction": 1}), on_notice=notices.append)
+    profile = make_profile(records, HEADS, CalibrationSettings(mix={"reconstruction": 1}), on_notice=notices.append)
     assert set(profile.kinds) == {"reconstruction"} and profile.scores_query is None
     assert [notice.split(" examples")[0] for notice in notices[:2]] == ["1 of 1", "1 of 1"]
 
@@ -87,7 +87,7 @@ def test_a_kind_that_is_not_in_the_mix_may_be_left_out() -> None:
 def test_scores_that_are_all_zero_do_not_count() -> None:
     records = [record | {"copy": [0.0] * N_QUERY} if "copy" in record else record for record in ENOUGH]
     with pytest.raises(CalibrationError, match="counted for retrieval,"):
-        make_profile(records, HEADS, Settings(mix={"retrieval": 1}))
+        make_profile(records, HEADS, CalibrationSettings(mix={"retrieval": 1}))
 
 
 def test_warnings() -> None:
@@ -95,12 +95,12 @@ def test_warnings() -> None:
     rng = np.random.default_rng(0)
     records = [question(i) | {"copy": list(rng.random(6)), "reasoning": list(rng.random(6))} for i in range(10)]
     notices: list[str] = []
-    make_profile([*records, excerpt(0)], HEADS, Settings(mix=MIX), on_notice=notices.append)
+    make_profile([*records, excerpt(0)], HEADS, CalibrationSettings(mix=MIX), on_notice=notices.append)
     assert any(n.startswith("the split-half correlation of retrieval is ") for n in notices)
     assert any("of reconstruction cannot be had" in n for n in notices)
     assert any(n.startswith("no question that needs reasoning was answered right") for n in notices)
     notices.clear()
-    make_profile(ENOUGH, HEADS, Settings(mix=MIX), on_notice=notices.append)
+    make_profile(ENOUGH, HEADS, CalibrationSettings(mix=MIX), on_notice=notices.append)
     assert notices == []
 
 
@@ -119,21 +119,21 @@ def test_warnings() -> None:
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
-        Settings(**options)
+        CalibrationSettings(**options)
 
 
 def test_mix_is_checked_before_anything_is_measured() -> None:
     with pytest.raises(ProfileError, match="names 'nope'"):
-        Settings(mix={"nope": 1})
+        CalibrationSettings(mix={"nope": 1})
 
 
 def test_lengths_are_bounded_by_the_context() -> None:
-    settings = Settings(lengths=(512, 4096))
+    settings = CalibrationSettings(lengths=(512, 4096))
     assert settings.within(4095) == (512,) and settings.within(4096) == (512, 4096)
     with pytest.raises(CalibrationError, match="a context of 256 tokens: the shortest is 512"):
         settings.within(256)
     assert (settings.n_ctx(8192), settings.n_ctx(1024)) == (4096, 1024)
-    assert Settings(lengths=(512,)).n_ctx(8192) == 2128
+    assert CalibrationSettings(lengths=(512,)).n_ctx(8192) == 2128
 
 
 # ---- the part file ----
@@ -246,7 +246,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-SETTINGS = Settings(n_examples=20, lengths=(384, 512), excerpt_tokens=200)
+SETTINGS = CalibrationSettings(n_examples=20, lengths=(384, 512), excerpt_tokens=200)
 
 
 def run_calibration(**options: Any) -> Any:
@@ -288,13 +288,13 @@ def test_going_on_measures_the_rest_and_gives_the_same_profile(asked: list[str],
 def test_more_examples_another_mix_and_fold_use_what_is_there(asked: list[str], tmp_path: Path) -> None:
     run_calibration(part=tmp_path / "p.part")
     n = len(asked)
-    other = Settings(24, (384, 512), excerpt_tokens=200, fold="max", mix={"retrieval": 1})
+    other = CalibrationSettings(24, (384, 512), excerpt_tokens=200, fold="max", mix={"retrieval": 1})
     run_calibration(settings=other, part=tmp_path / "p.part")
     assert len(asked) == n
-    run_calibration(settings=Settings(32, (384, 512), excerpt_tokens=200), part=tmp_path / "p.part")
+    run_calibration(settings=CalibrationSettings(32, (384, 512), excerpt_tokens=200), part=tmp_path / "p.part")
     assert len(asked) == n + 8
     with pytest.raises(CalibrationError, match="its seed is 0, not 1"):
-        run_calibration(settings=Settings(20, (384, 512), 1, excerpt_tokens=200), part=tmp_path / "p.part")
+        run_calibration(settings=CalibrationSettings(20, (384, 512), 1, excerpt_tokens=200), part=tmp_path / "p.part")
 
 
 def test_progress_rises_to_the_whole(asked: list[str]) -> None:

@@ -20,7 +20,7 @@ from pyheadkv.cli.app import app
 from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.gguf_header import open_header
 from pyheadkv.model.shape import shape_from_metadata
-from pyheadkv.profile import Profile, Setting, write_profile
+from pyheadkv.profile import BudgetChoice, Profile, write_profile
 from pyheadkv.profile.gguf_keys import profile_from_metadata
 from tests.tiny import Tiny
 from tests.unit.small_gguf import write_model
@@ -30,7 +30,10 @@ PROFILE = Profile(
     "made",
     kinds={"retrieval": ((0.4, 0.4), (0.1, 0.1)), "reconstruction": ((0.25, 0.25), (0.25, 0.25))},
     mix={"retrieval": 1.0},
-    settings=(Setting(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}), Setting(1.0, "headkv")),
+    settings=(
+        BudgetChoice(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
+        BudgetChoice(1.0, "headkv"),
+    ),
 )
 
 Run = Callable[..., Any]
@@ -80,7 +83,7 @@ def test_in_place(run: Run) -> None:
 
 
 def test_mix(run: Run) -> None:
-    run("export", "model.gguf", "-o", "out.gguf", "--profile", "made.json", "--profile-mix", "reconstruction=2")
+    run("export", "model.gguf", "-o", "out.gguf", "--profile", "made.json", "--score-mix", "reconstruction=2")
     profile = read_back(Path("out.gguf"))
     assert profile is not None and profile.mix == {"reconstruction": 2}
     assert profile.scores == PROFILE.kinds["reconstruction"]
@@ -102,7 +105,7 @@ def test_measuring_now(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         return PROFILE
 
     monkeypatch.setattr(calibrate, "calibrate_model", measure)
-    done = run("export", "model.gguf", "-o", "out.gguf", "--calibrate", "--profile-mix", "reconstruction")
+    done = run("export", "model.gguf", "-o", "out.gguf", "--calibrate", "--score-mix", "reconstruction")
     assert done.exit_code == 0 and done.stdout == "out.gguf\n"
     profile = read_back(Path("out.gguf"))
     assert profile is not None and profile.mix == {"reconstruction": 1}
@@ -177,7 +180,7 @@ def test_an_unknown_origin_is_said(run: Run) -> None:
         (["-o", "o.gguf", "--profile", "made.json", "--budget", "512"], "budget 512 cannot be stored as a default"),
         (["-o", "o.gguf", "--profile", "made.json", "--budget", "x"], "budget 'x' cannot be read"),
         (
-            ["-o", "o.gguf", "--profile", "made.json", "--profile-mix", "x=1"],
+            ["-o", "o.gguf", "--profile", "made.json", "--score-mix", "x=1"],
             "headkv.mix names 'x', the kinds of scores",
         ),
         (["-o", "o.gguf", "--profile", "no.json"], "profile no.json cannot be read: No such file or directory"),

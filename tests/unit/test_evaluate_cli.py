@@ -24,7 +24,7 @@ from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.cases import Case, write_cases
 from pyheadkv.evaluate.runner import Outcome
 from pyheadkv.evaluate.tasks import Sizes
-from pyheadkv.profile import Profile, Setting
+from pyheadkv.profile import BudgetChoice, Profile
 
 METADATA: dict[str, object] = {
     "general.architecture": "llama",
@@ -120,7 +120,7 @@ def test_tables_in_a_readme(run: Callable[..., Any], opened: list[dict[str, Any]
 def test_room_for_a_second_pass_of_auto(
     run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (Setting(0.05, "headkv+kvzip", {}, {}), Setting(1.0, "headkv", {}, {}))
+    settings = (BudgetChoice(0.05, "headkv+kvzip", {}, {}), BudgetChoice(1.0, "headkv", {}, {}))
     monkeypatch.setattr(command, "find_profile", lambda *_: replace(PROFILE, settings=settings))
     for budgets in ("10%", "10%,5%"):
         options = ("--tasks", "kl", "--policies", "auto", "--budgets", budgets, "--cases", "1", "-o", budgets)
@@ -288,7 +288,7 @@ def test_no_profile_for_a_policy_that_needs_one(run: Callable[..., Any], monkeyp
 
 
 def test_calibrate_and_choose(opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = replace(PROFILE, settings=(Setting(1.0, "snapkv", {}, {"prose_kl": 0.1}),))
+    chosen = replace(PROFILE, settings=(BudgetChoice(1.0, "snapkv", {}, {"prose_kl": 0.1}),))
 
     def choose(path: Path, profile: Profile, part: Path, *rest: Any) -> Profile:
         part.write_text("measured so far")

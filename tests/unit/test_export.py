@@ -21,7 +21,7 @@ from pyheadkv.export import export_model, files, remove_profile
 from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.gguf_header import Header, open_header
 from pyheadkv.model.shape import shape_from_metadata
-from pyheadkv.profile import Profile, Setting
+from pyheadkv.profile import BudgetChoice, Profile
 from pyheadkv.profile.gguf_keys import profile_from_metadata
 from tests.tiny import Tiny
 from tests.unit.small_gguf import write_model
@@ -32,7 +32,7 @@ PROFILE = Profile(
     beta=1.1,
     kinds={"reconstruction": ((0.25, 0.25), (0.25, 0.25))},
     mix={"reconstruction": 1.0},
-    settings=(Setting(1.0, "headkv"),),
+    settings=(BudgetChoice(1.0, "headkv"),),
     calibration={"seed": 1},
 )
 USAGE = namedtuple("USAGE", "total used free")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyheadkv.errors import ProfileError
 from pyheadkv.model.shape import LayerShape, ModelShape
-from pyheadkv.profile import Profile, Setting
+from pyheadkv.profile import BudgetChoice, Profile
 from pyheadkv.profile.gguf_keys import MetadataValue, profile_from_metadata, profile_to_metadata
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 4, 1, 64, 64)))
@@ -31,7 +31,10 @@ FULL = Profile(
     n_obs=16,
     pool_kernel=7,
     keep_ratio=0.1,
-    settings=(Setting(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}), Setting(1.0, "headkv")),
+    settings=(
+        BudgetChoice(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
+        BudgetChoice(1.0, "headkv"),
+    ),
     calibration={"seed": 1, "lengths": [512, 1024]},
 )
 

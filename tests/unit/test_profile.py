@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyheadkv.errors import ProfileError
 from pyheadkv.model.shape import LayerShape, ModelShape
-from pyheadkv.profile import Profile, Setting, check_scores, format_mix, parse_mix, read_profile, write_profile
+from pyheadkv.profile import BudgetChoice, Profile, check_scores, format_mix, parse_mix, read_profile, write_profile
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(2, 4, 1, 64, 64)))
 GOOD: dict[str, object] = {
@@ -176,8 +176,8 @@ FULL = Profile(
     pool_kernel=7,
     keep_ratio=0.1,
     settings=(
-        Setting(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
-        Setting(1.0, "headkv", {}, {"prose_kl": 0.07}),
+        BudgetChoice(0.05, "headkv:beta=1.01", {"retrieval": 1.0}, {"needles": 0.9}),
+        BudgetChoice(1.0, "headkv", {}, {"prose_kl": 0.07}),
     ),
     calibration={"seed": 1, "lengths": [512, 1024]},
 )

@@ -13,7 +13,7 @@ from pyheadkv.policy.plan import check_budget, choose_budget, make_plan
 from pyheadkv.policy.policy import Auto, Policy, register_policy
 from pyheadkv.policy.resolve import resolve
 from pyheadkv.policy.text import parse_policy
-from pyheadkv.profile import Profile, Setting
+from pyheadkv.profile import BudgetChoice, Profile
 
 SHAPE = ModelShape("llama", "", 8192, (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 1, 64, 64)))
 AUTO = Auto()
@@ -22,8 +22,8 @@ PLAIN = Profile(((0.5, 0.2), (0.3,)), "test", kinds=KINDS)
 MEASURED = replace(
     PLAIN,
     settings=(
-        Setting(0.05, "headkv:beta=1.1,n_obs=8,n_sink=2", {"retrieval": 1.0}),
-        Setting(1.0, "snapkv:n_obs=32"),
+        BudgetChoice(0.05, "headkv:beta=1.1,n_obs=8,n_sink=2", {"retrieval": 1.0}),
+        BudgetChoice(1.0, "snapkv:n_obs=32"),
     ),
 )
 
@@ -55,7 +55,7 @@ def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
 
 
 def test_a_measured_choice_with_a_mix_of_its_own_gets_it() -> None:
-    chosen = replace(PLAIN, settings=(Setting(1.0, "headkv:mix=reconstruction"),))
+    chosen = replace(PLAIN, settings=(BudgetChoice(1.0, "headkv:mix=reconstruction"),))
     found = resolve(AUTO, chosen, 0.1)
     policy, profile = found.policy, found.profile
     assert policy.mix == "reconstruction"
@@ -120,7 +120,7 @@ def test_profile_without_choices_is_headkv_with_its_own_numbers() -> None:
 )
 def test_choice_that_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(ProfileError, match=message):
-        resolve(AUTO, replace(PLAIN, settings=(Setting(1.0, text),)), 0.1)
+        resolve(AUTO, replace(PLAIN, settings=(BudgetChoice(1.0, text),)), 0.1)
 
 
 def test_plan_follows_the_choice() -> None:

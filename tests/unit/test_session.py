@@ -65,8 +65,8 @@ def test_left_whole(make: Make, n: int, budget: str) -> None:
     headkv = make(budget=budget)
     answer(headkv, prompt_of(n))
     assert not headkv.is_compressed and headkv.plan is None
-    assert headkv.kv_json()["budget"]["keep_ratio"] == 1
-    assert headkv.kv_json()["kv"]["rows_kept"] == headkv.kv_json()["kv"]["rows_full"]
+    assert headkv.report()["budget"]["keep_ratio"] == 1
+    assert headkv.report()["kv"]["rows_kept"] == headkv.report()["kv"]["rows_full"]
 
 
 def test_budget_of_everything_still_makes_a_prefix(make: Make) -> None:
@@ -242,7 +242,7 @@ def test_counts_and_times(make: Make) -> None:
     stats = headkv.stats()
     assert (stats.n_prompt, stats.n_read, stats.n_generated, stats.n_decoded) == (400, 400, 5, 4)
     assert stats.ms_prefill > 0 and stats.ms_decode > 0 and stats.tok_s_decode > 0
-    report = headkv.kv_json()
+    report = headkv.report()
     assert report["kv"]["bytes_measured"] == stats.native.bytes_prefix + stats.native.bytes_tail
     assert sum(map(sum, report["kv"]["rows_per_head"])) == report["kv"]["rows_kept"] == report["budget"]["rows"]
     assert report["kv"]["bytes_full"] == 400 * N_HEADS * 256
