@@ -48,7 +48,7 @@ def run_bench(
     BenchError, ModelError, NativeError
         something could not be measured
     """
-    plans = {(n, i): setup.plan(trial, n) for n in n_prompts for i, trial in enumerate(trials)}
+    drafts = {(n, i): setup.draft(trial, n) for n in n_prompts for i, trial in enumerate(trials)}
     apart = (None, *trials) if with_memory else ()
     total, done = sum(n_prompts) * (1 + len(apart)), 0
     records: list[Record] = []
@@ -70,9 +70,9 @@ def run_bench(
             done += n_prompt
             for i, trial in enumerate(trials):
                 show(f"{n_prompt} tokens: decoding, {trial.name} {trial.budget.request}")
-                plan = plans[(n_prompt, i)]
+                draft = drafts[(n_prompt, i)]
                 pair = (readings[0], readings[i + 1]) if readings else None
-                records.append(record_of(setup, trial, plan, race.ms_prefill, race.run(trial, plan), pair))
+                records.append(record_of(setup, trial, draft.expected, race.ms_prefill, race.run(trial, draft), pair))
                 if on_record:
                     on_record(records[-1])
     show("done")

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.abi import STATUS_NO_MEMORY
+from pyheadkv.engine.llama import logits
 from pyheadkv.engine.load import FIRST_CELLS, opened
-from pyheadkv.errors import BenchError, UsageError
+from pyheadkv.errors import BenchError, NativeError, UsageError
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import Plan, make_plan
+from pyheadkv.policy.plan import DraftPlan, Plan, draft_plan
 from pyheadkv.policy.policy import PolicyChoice
 from pyheadkv.profile import Profile
 
@@ -63,7 +65,7 @@ class Setup:
     n_rounds: int = 5
     seed: int = 0
 
-    def plan(self, trial: Trial, n_prompt: int) -> Plan:
+    def draft(self, trial: Trial, n_prompt: int) -> DraftPlan:
         """What a trial does with a prompt.
 
         Raises
@@ -79,7 +81,7 @@ class Setup:
                 f"a prompt of {n_prompt} tokens and what comes after it need {n_needed} positions, "
                 f"this model has {self.shape.n_ctx_train}"
             )
-        plan = make_plan(
+        draft = draft_plan(
             self.shape,
             trial.policy,
             trial.budget,
@@ -88,9 +90,9 @@ class Setup:
             type_v=self.type_v,
             profile=trial.profile,
         )
-        if plan is None:
+        if draft is None:
             raise UsageError(f"budget {trial.budget.request} compresses nothing of {n_prompt} tokens")
-        return plan
+        return draft
 
     @contextmanager
     def open_stock(self, n_prompt: int, n_ahead: int = 0) -> Iterator[llama_cpp.Llama]:
@@ -132,10 +134,25 @@ def check_compressed(headkv: HeadKV, trial: Trial) -> Plan:
         the prompt was not compressed: there was no memory
     """
     if headkv.plan is None:
-        raise BenchError(f"{trial.name} at {trial.budget.request}: there was no memory to compress the prompt")
+        raise _no_memory(trial)
     return headkv.plan
+
+
+@contextmanager
+def no_memory(trial: Trial) -> Iterator[None]:
+    """A compression inside that finds no memory ends with a BenchError."""
+    try:
+        yield
+    except NativeError as error:
+        if error.status != STATUS_NO_MEMORY:
+            raise
+        raise _no_memory(trial) from error
+
+
+def _no_memory(trial: Trial) -> BenchError:
+    return BenchError(f"{trial.name} at {trial.budget.request}: there was no memory to compress the prompt")
 
 
 def finish(llama: llama_cpp.Llama) -> None:
     """Wait until all that was evaluated is computed, as a sampler would."""
-    llama._ctx.get_logits_ith(-1)
+    logits(llama)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyheadkv.bench.setup import Setup, Trial, check_compressed, finish, make_session
+from pyheadkv.bench.setup import Setup, Trial, finish, no_memory
+from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import arm
-from pyheadkv.engine.llama import Reader
-from pyheadkv.policy.plan import Plan
+from pyheadkv.cache.stats import TurnTimer
+from pyheadkv.engine.llama import cut
+from pyheadkv.policy.plan import DraftPlan, Plan
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -78,14 +80,14 @@ class Race:
         self.setup = setup
         self.stock, self.ours = stock, ours
         self.prompt = setup.prompt(stock, n_prompt)
-        self.reader = Reader(ours)
+        self.prefill = Prefill(ours)
         start = time.perf_counter()
         stock.eval(self.prompt)
         finish(stock)
         self.ms_prefill = (time.perf_counter() - start) * 1000
         self._state = stock.save_state()  # so that ours need not read it again for every trial
 
-    def run(self, trial: Trial, plan: Plan) -> Speed:
+    def run(self, trial: Trial, draft: DraftPlan) -> Speed:
         """Compress the prompt by a trial, then decode in turns; the first turns only warm up.
 
         Raises
@@ -94,44 +96,49 @@ class Race:
             the prompt was not compressed: there was no memory
         """
         self._put_back()
-        ms_scoring = self._scoring_ms(plan)
+        ms_scoring = self._scoring_ms(draft.expected)
         self._put_back()
-        with make_session(self.ours, trial) as headkv:
-            self.ours.n_tokens -= 2  # the session takes back what has to be read again for its plan
-            self.ours.eval(self.prompt[-2:])
-            n_past = self._go_on(trial.policy.lookahead)
-            check_compressed(headkv, trial)
-            rounds = [
-                [self._decode_ms(llama, n_past) for llama in (self.stock, self.ours)]
-                for _ in range(self.setup.n_rounds + 1)
-            ][1:]
-            stats = headkv.stats()
+        self._compress(trial, draft)
+        n_past = self._go_on(trial, draft.expected.policy.lookahead)
+        rounds = [
+            [self._decode_ms(llama, n_past) for llama in (self.stock, self.ours)]
+            for _ in range(self.setup.n_rounds + 1)
+        ][1:]
+        turn, stats = self.prefill.turn, self.prefill.native.stats()
         stock, ours = zip(*rounds, strict=True)
         return Speed(
             Spread.of(stock),
             Spread.of(ours),
             Spread.of([a / b for a, b in rounds]),
             ms_scoring,
-            stats.ms_second_pass + stats.ms_select,
-            stats.bytes_measured,
+            1000 * (turn.second_pass_s + turn.select_s),
+            stats.bytes_prefix + stats.bytes_tail,
         )
 
     def _put_back(self) -> None:
         """Have the whole prompt in our cache, which is whole."""
-        self.reader.forget()
-        self.reader.native.reserve(len(self.prompt))
+        self.prefill.forget()
+        self.prefill.native.reserve(len(self.prompt))
         input_ids = self.ours.input_ids
         self.ours.load_state(self._state)
         self.ours.input_ids = input_ids  # ours has room for more tokens than stock, whose place came with the state
         input_ids[: len(self.prompt)] = self.prompt
 
-    def _go_on(self, n_ahead: int) -> int:
+    def _compress(self, trial: Trial, draft: DraftPlan) -> None:
+        n_last = draft.expected.n_last
+        cut(self.ours, len(self.prompt) - n_last)
+        self.prefill.turn = TurnTimer()
+        with no_memory(trial):
+            self.prefill.compress_prompt(self.prompt[-n_last:], draft)
+
+    def _go_on(self, trial: Trial, n_ahead: int) -> int:
         """Have both sides decode tokens before it counts; returns the positions that are there then."""
         n_prompt = len(self.prompt)
         self.stock.n_tokens = n_prompt
         for token in self.prompt[:n_ahead]:
             self.stock.eval([token])
-            self.ours.eval([token])
+            with no_memory(trial):
+                self.prefill.read([token])
         return n_prompt + n_ahead
 
     def _decode_ms(self, llama: llama_cpp.Llama, n_past: int) -> float:
@@ -160,12 +167,12 @@ class Race:
 
     def _last_ms(self, last: list[int], plan: Plan | None) -> float:
         """Milliseconds to read the last tokens again, scored as the plan wants it, if any."""
-        self.reader.go_back(len(last))
+        self.prefill.go_back(len(last))
         if plan:
-            arm(self.reader.native, plan)
+            arm(self.prefill.native, plan)
         start = time.perf_counter()
-        self.reader.go_on(last)
+        self.prefill.read(last)
         finish(self.ours)
         ms = (time.perf_counter() - start) * 1000
-        self.reader.native.score_arm(0)
+        self.prefill.native.score_arm(0)
         return ms

@@ -1,22 +1,30 @@
-"""Reading tokens: what of a prompt is new, what has to be read again, and when the cache is compressed.
+"""Reading tokens onto the cache of a Llama, and compressing it by a plan: the only code that reads prompts.
 
-A prompt is read up to the last `n_last` tokens of its plan, those that its scorer observes; then scoring is armed, they
-are read, and the cache is compressed, or after the first tokens of the answer where the policy looks ahead. A scorer
-with a second pass has the model repeat the prompt before the last tokens are read.
+    WHOLE --> OBSERVING (the last tokens of a prompt) -----------------------------------------> COMPRESSED
+                        \\--> LOOKING_AHEAD (the first tokens of the answer, on the whole cache) --/
+
+A prompt is read up to the last tokens of its plan, those that its scorer observes; then an observation begins, they are
+read, and the cache is compressed, or after the first tokens of the answer where the policy looks ahead. Where the
+scorer has the prompt repeated, that comes before the last tokens. Whatever fails on the way leaves a whole cache that
+holds the tokens up to ``llama.n_tokens``, in which nothing observes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from enum import Enum, auto
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from pyheadkv.cache.reconstruct import Repetition
 from pyheadkv.cache.select import Floats, arm, compress
 from pyheadkv.cache.stats import TurnTimer
-from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
+from pyheadkv.engine.abi import STATUS_COMPUTE
 from pyheadkv.engine.interrupt import interruptible
-from pyheadkv.engine.llama import context_length, cut_back
+from pyheadkv.engine.llama import cut, logits, tokens_of
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -33,217 +41,201 @@ _DECODE_FAILURES = {
 }
 
 
-class PromptReader:
-    """Reads prompts and answers onto the cache of a Llama, and compresses it after a long prompt.
+class Stage(Enum):
+    """How far a prompt is."""
+
+    WHOLE = auto()
+    OBSERVING = auto()
+    LOOKING_AHEAD = auto()
+    COMPRESSED = auto()
+
+
+class Prefill:
+    """A cache that tokens are read onto, whole at first.
 
     Parameters
     ----------
-    llama, native
-        the model and its native side
-    evaluate
-        the Llama's own eval
-    make_plan
-        for a prompt; None leaves the cache whole
-    min_prompt
-        prompts of fewer tokens are left whole
-    on_notice
-        called with one line
+    llama
+        with flash attention, best made by `pyheadkv.load`; its conversation is lost, unless this is the HeadKV's own
+    native, evaluate
+        of a HeadKV: the Llama's native side and its own eval
     on_progress
-        called with (tokens read, tokens to read)
+        called with (tokens read, tokens to read) while a prompt is read
+
+    Attributes
+    ----------
+    turn
+        what is read and how long it takes is counted here
+
+    Raises
+    ------
+    ModelError
+        the model's cache cannot be compressed
+    UsageError
+        a HeadKV is on this Llama
     """
 
     def __init__(
         self,
         llama: llama_cpp.Llama,
-        native: Native,
-        evaluate: Callable[[list[int]], None],
-        make_plan: Callable[[list[int]], DraftPlan | None],
-        *,
-        min_prompt: int,
-        on_notice: Callable[[str], None],
-        on_progress: Callable[[int, int], None],
+        native: Native | None = None,
+        evaluate: Callable[[list[int]], None] | None = None,
+        on_progress: Callable[[int, int], None] = lambda n_done, n_total: None,
     ) -> None:
+        if evaluate is None and "eval" in vars(llama):
+            raise UsageError("this Llama has a HeadKV: close that one before measuring")
+        self.llama = llama
+        self.native = native or Native(llama)
         self.turn = TurnTimer()
-        self._llama = llama
-        self._native = native
         self._evaluate = evaluate
-        self._make_plan = make_plan
-        self._min_prompt = min_prompt
-        self._notify = on_notice
         self._on_progress = on_progress
+        self._stage = Stage.WHOLE
+        self._draft: DraftPlan | None = None  # what is observed for
+        self._scores: list[Floats] | None = None  # of the prompt, that the library does not make
         self._plan: Plan | None = None
-        self._waiting: DraftPlan | None = None  # until its lookahead is generated
-        self._scores: list[Floats] | None = None  # of a second pass
         self._n_done = self._n_total = 0
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether a compressed prefix exists now."""
-        return self._native.stats().n_pos_prefix > 0
+    def stage(self) -> Stage:
+        """How far the cache is; upstream may have dropped the hot rows."""
+        return Stage.COMPRESSED if self.native.stats().n_pos_prefix > 0 else self._stage
 
     @property
     def plan(self) -> Plan | None:
-        """The plan that the cache follows now; None while it is whole."""
-        return self._plan if self.is_compressed else None
+        """The plan that a compressed cache follows; None while it is whole."""
+        return self._plan if self.stage is Stage.COMPRESSED else None
 
-    def starts_in_prefix(self) -> bool:
-        """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
-        return self._llama.n_tokens < self._native.stats().n_pos_prefix
+    # ---- tokens ----
 
-    def clear(self) -> None:
-        """Empty the cache and give its memory back."""
-        self.stop_looking_ahead()
-        self._llama.reset()  # type: ignore[no-untyped-call]
-        self._llama._ctx.kv_cache_seq_rm(-1, 0, -1)
+    def read(self, tokens: Sequence[int]) -> None:
+        """Read tokens after those that are there, in batches.
 
-    def stop_looking_ahead(self) -> None:
-        """Forget a prompt that was to be compressed after the first tokens of its answer."""
-        self._scores = None
-        if self._waiting:
-            self._waiting = None
-            self._native.score_arm(0)
+        Raises
+        ------
+        NativeError
+            they cannot be computed, or there is no memory to compress where a policy looked ahead at them
+        KeyboardInterrupt
+            Ctrl-C, soon after it
+        """
+        for start in range(0, len(tokens), self.llama.n_batch):
+            batch = list(tokens[start : start + self.llama.n_batch])
+            try:
+                with interruptible(self.native) if len(tokens) > 1 else nullcontext():
+                    self._eval(batch)
+            except BaseException:
+                cut(self.llama, self.llama.n_tokens)  # some ubatches of the batch may be in the cache
+                raise
+            self.turn.n_read += len(batch)
+            self._n_done += len(batch)
+            self._on_progress(self._n_done, self._n_total)
+        self.compress_if_due()
 
-    def read_answer(self, tokens: list[int]) -> None:
-        """Read tokens that were generated."""
+    def decode(self, tokens: list[int]) -> None:
+        """Read tokens that were generated; `compress_if_due` is to be called after them."""
         with self.turn.decode(len(tokens)):
             self._eval(tokens)
-        if self._waiting:
-            self._look_ahead(self._waiting)
 
-    def read_prompt(self, tokens: list[int]) -> None:
-        """Read the rest of a prompt, whose beginning is in the cache.
+    def go_back(self, n_tokens: int) -> None:
+        """Forget the last tokens, none of which has hot rows; there are no logits until one is read."""
+        cut(self.llama, self.llama.n_tokens - n_tokens)
+
+    def forget(self) -> None:
+        """Empty the cache and give its memory back; observe nothing any more."""
+        self._forget_draft()
+        self.llama.reset()  # type: ignore[no-untyped-call]
+        cut(self.llama, 0)
+        self.native.score_arm(0)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
+        return logits(self.llama)
+
+    # ---- prompts ----
+
+    def start_progress(self, n_total: int) -> None:
+        """Count the tokens that are read from here on, of so many."""
+        self._n_done, self._n_total = 0, n_total
+
+    def compress_prompt(self, tokens: Sequence[int], draft: DraftPlan, scores: list[Floats] | None = None) -> None:
+        """Read the rest of a prompt, and compress all of it.
+
+        Parameters
+        ----------
+        tokens
+            those that are not in the cache, which is whole; among them all that observe
+        draft
+            of the whole prompt
+        scores
+            of its positions, where they are made already: for each layer f32 [n_head_kv, n_prompt - n_obs], not pooled.
+            Nothing observes then
 
         Raises
         ------
         UsageError
-            the prompt is longer than the context, or its second pass has no room there; nothing is read then
+            the prompt is to be repeated and has no room beside it; nothing is read then
         NativeError
-            a computation failed; the cache is whole then, up to ``llama.n_tokens``
-        KeyboardInterrupt
-            Ctrl-C, soon after it; the cache as after an error
+            a computation failed, or there is no memory
         """
-        n_prompt, n_ctx = self._llama.n_tokens + len(tokens), context_length(self._llama)
-        if n_prompt > n_ctx:
-            raise UsageError(f"prompt of {n_prompt} tokens is longer than the context of {n_ctx}")
-        if self.turn.is_used:  # a caller's own loop of eval and sample, without generate
-            self.turn = TurnTimer()
-        self.turn.n_prompt = n_prompt
-        self.stop_looking_ahead()
-        with self.turn.prefill():
-            if not self.is_compressed:
-                self._read_whole(tokens)
-            elif self._must_read_again(tokens):
-                tokens = self._llama.input_ids[: self._llama.n_tokens].tolist() + tokens
-                self.clear()
-                self._read_whole(tokens)
-            else:
-                self._start_progress(len(tokens))
-                self._read(tokens)
-
-    def _read_whole(self, tokens: list[int]) -> None:
-        """Read a prompt onto a cache that is not compressed, and compress it if there is something to gain."""
-        prompt = [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens]
-        draft = self._make_plan(prompt) if len(prompt) >= self._min_prompt else None
-        self._native.reserve(len(prompt))
-        if draft is None:
-            self._start_progress(len(tokens))
-            self._read(tokens)
-        else:
-            self._read_and_compress(self._with_last(tokens, draft.expected.n_last), draft)
-
-    def _must_read_again(self, tokens: list[int]) -> bool:
-        n_past = self._llama.n_tokens
-        if self.starts_in_prefix():
-            n_pos_prefix = self._native.stats().n_pos_prefix
-            self._notify(f"the conversation changed before position {n_pos_prefix}: reading it again")
-            return True
-        if len(tokens) > max(n_past, self._min_prompt):
-            self._notify(f"{len(tokens)} new tokens after {n_past}: reading all again to compress them together")
-            return True
-        return False
-
-    def _with_last(self, tokens: list[int], n_last: int) -> list[int]:
-        """Take back the last tokens of a whole cache where the new ones are fewer than those that observe."""
-        n_past = self._llama.n_tokens
-        n_back = max(0, n_last - len(tokens))
-        n_left = n_past - n_back
-        cut_back(self._llama, n_left)
-        return [*self._llama.input_ids[n_left:n_past].tolist(), *tokens]
-
-    def _read_and_compress(self, tokens: list[int], draft: DraftPlan) -> None:
         plan = draft.expected
-        n_head = len(tokens) - plan.n_last
-        repetition = self._repetition(tokens[:n_head], plan)
-        self._start_progress(len(tokens) + (repetition.n_tokens if repetition else 0))
-        self._read(tokens[:n_head])
+        n_head = len(tokens) - (plan.n_last if scores is None else plan.policy.n_obs)
+        head, last = tokens[:n_head], tokens[n_head:]
+        repetition = None
+        if plan.policy.scorer.needs_second_pass and scores is None:
+            repetition = Repetition(self.llama, [*tokens_of(self.llama), *head])
+        self.start_progress(len(tokens) + (repetition.n_tokens if repetition else 0))
+        self.read(head)
         try:
-            self._scores = self._second_pass(repetition, plan) if repetition else None
-            arm(self._native, plan)
-            self._read(tokens[n_head:])
-            if plan.policy.lookahead:
-                self._waiting = draft
-            else:
-                self._compress(draft)
-        except BaseException as error:
-            with suppress(NativeError):
-                self._native.score_arm(0)
-            if not (isinstance(error, NativeError) and error.status == STATUS_NO_MEMORY):
-                raise
-            self._notify(f"the chat goes on uncompressed: {error}")
-            self._read(tokens[len(tokens) - (plan.n_prompt - self._llama.n_tokens) :])
+            if repetition:
+                scores = self._repeat(repetition, plan)
+            self._stage, self._draft, self._scores = Stage.OBSERVING, draft, scores
+            if scores is None:
+                arm(self.native, plan)
+            self.read(last)
+            self._stage = Stage.LOOKING_AHEAD
+            self.compress_if_due()
+        except BaseException:
+            self.stop_observing()
+            raise
 
-    def _repetition(self, tokens: list[int], plan: Plan) -> Repetition | None:
-        if not plan.policy.scorer.needs_second_pass:
-            return None
-        return Repetition(self._llama, [*self._llama.input_ids[: self._llama.n_tokens].tolist(), *tokens])
-
-    def _second_pass(self, repetition: Repetition, plan: Plan) -> list[Floats]:
-        with self.turn.second_pass():
-            return repetition.scores(self._native, self._read_batches, plan.policy.scorer)
-
-    def _look_ahead(self, draft: DraftPlan) -> None:
-        """Compress when the last observing token of the answer is in the cache."""
-        if self._llama.n_tokens < draft.expected.n_prompt + draft.expected.policy.lookahead:
+    def compress_if_due(self) -> None:
+        """Compress when the last token that observes is in the cache."""
+        draft = self._draft
+        if self._stage is not Stage.LOOKING_AHEAD or draft is None:
             return
-        self._waiting = None
+        if self.llama.n_tokens < draft.expected.n_prompt + draft.expected.policy.lookahead:
+            return
         try:
-            self._compress(draft)
-        except NativeError as error:
+            with self.turn.select():
+                self._plan = compress(self.native, draft, int(self.llama.n_threads_batch), self._scores)
+            self._forget_draft()
+        except BaseException:
+            self.stop_observing()
+            raise
+
+    def stop_observing(self) -> None:
+        """Forget a prompt that was to be compressed: the cache stays whole."""
+        if self._stage is not Stage.WHOLE:
+            self._forget_draft()
             with suppress(NativeError):
-                self._native.score_arm(0)
-            self._notify(f"the chat goes on uncompressed: {error}")
+                self.native.score_arm(0)
 
-    def _compress(self, draft: DraftPlan) -> None:
-        scores, self._scores = self._scores, None  # many numbers, of no use afterwards
-        with self.turn.select():
-            self._plan = compress(self._native, draft, int(self._llama.n_threads_batch), scores)
+    def _forget_draft(self) -> None:
+        """Scores are many numbers. The cache is whole, again once the hot rows are gone."""
+        self._stage, self._draft, self._scores = Stage.WHOLE, None, None
 
-    def _read(self, tokens: list[int]) -> None:
-        self._read_batches(tokens, self.turn)
-
-    def _read_batches(self, tokens: list[int], turn: TurnTimer | None = None) -> None:
-        for start in range(0, len(tokens), self._llama.n_batch):
-            batch = tokens[start : start + self._llama.n_batch]
-            try:
-                with interruptible(self._native):
-                    self._eval(batch)
-            except BaseException:
-                cut_back(self._llama, self._llama.n_tokens)  # some ubatches of the batch may be in the cache
-                raise
-            if turn:  # a repetition is not counted
-                turn.n_read += len(batch)
-            self._n_done += len(batch)
-            self._on_progress(self._n_done, self._n_total)
-
-    def _start_progress(self, n_total: int) -> None:
-        self._n_done, self._n_total = 0, n_total
+    def _repeat(self, repetition: Repetition, plan: Plan) -> list[Floats]:
+        n_read = self.turn.n_read
+        with self.turn.second_pass():
+            scores = repetition.scores(self.native, self.read, plan.policy.scorer)
+        self.turn.n_read = n_read  # a repetition is not counted
+        return scores
 
     def _eval(self, tokens: list[int]) -> None:
         try:
-            self._evaluate(tokens)
-            self._native.synchronize()
+            (self._evaluate or self.llama.eval)(tokens)
+            self.native.synchronize()
         except RuntimeError as error:
-            raise _decode_error(error, self._llama.n_tokens) from error
+            raise _decode_error(error, self.llama.n_tokens) from error
 
 
 def _decode_error(error: RuntimeError, n_tokens: int) -> Exception:

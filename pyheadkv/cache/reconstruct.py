@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.cache.select import attention_of
-from pyheadkv.engine.llama import context_length, cut_back
+from pyheadkv.engine.llama import context_length, cut, has_vocabulary
 from pyheadkv.engine.native import Native
-from pyheadkv.engine.template import NO_VOCABULARY, ChatTemplate, template_source
+from pyheadkv.engine.template import ChatTemplate, template_source
 from pyheadkv.errors import UsageError
 from pyheadkv.policy.scorers import Scorer
 
@@ -131,9 +131,9 @@ class Repetition:
                     layer[:, part.first : part.end] = fold_heads(
                         found[:, part.first : part.end], len(layer), scorer.fold
                     )
-                cut_back(self._llama, self._n_pos)
+                cut(self._llama, self._n_pos)
         finally:
-            cut_back(self._llama, self._n_pos)
+            cut(self._llama, self._n_pos)
             native.score_arm(0)
         return scores
 
@@ -146,7 +146,7 @@ def fold_heads(scores: npt.NDArray[Any], n_head_kv: int, fold: str) -> npt.NDArr
 
 def _asking(llama: llama_cpp.Llama) -> tuple[list[int], list[int], list[int]]:
     """Tokens that ask for the whole text, for a part of it, and that begin the answer."""
-    if llama._model.vocab_type() == NO_VOCABULARY:  # token ids without words: the repetition alone
+    if not has_vocabulary(llama):  # token ids without words: the repetition alone
         return [], [], []
     asks = [llama.tokenize(text.encode(), add_bos=False, special=False) for text in (_ASK_ALL, _ASK_PART, "\n")]
     has_template = template_source(llama) is not None

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import attention_of
-from pyheadkv.engine.llama import Reader, context_length, cut_back
+from pyheadkv.engine.llama import context_length, cut, tokens_of
 from pyheadkv.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ Attention = list[npt.NDArray[np.float32]]
 TILE = 64
 
 
-class Observer(Reader):
-    """A `Reader` that keeps what it has in the cache from the last time, and tells what tokens attended to."""
+class Observer(Prefill):
+    """A `Prefill` that keeps what it has in the cache from the last time, and tells what tokens attended to."""
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
         super().__init__(llama)
@@ -32,24 +33,23 @@ class Observer(Reader):
         self.n_head_kv = [layer.n_head_kv for layer in layers]
         self.forget()
 
-    def read(self, tokens: Sequence[int]) -> None:
+    def read_only(self, tokens: Sequence[int]) -> None:
         """Have exactly these tokens in the cache; those at the front that are there already are not read again.
 
         A few of them are, where that makes a whole tile.
         """
         self._check_room(len(tokens))
         n_same = 0
-        past = self.llama.input_ids[: self.llama.n_tokens].tolist()
-        for token, other in zip(tokens, past, strict=False):
+        for token, other in zip(tokens, tokens_of(self.llama), strict=False):
             if token != other:
                 break
             n_same += 1
         if n_same < len(tokens):
             n_same = max(0, min(n_same, len(tokens) - TILE))
-        cut_back(self.llama, n_same)
+        cut(self.llama, n_same)
         self.native.score_arm(0)
         self.native.reserve(max(1, len(tokens)))
-        self.go_on(tokens[n_same:])
+        self.read(tokens[n_same:])
 
     def observe(self, tokens: Sequence[int], reduce: str = "mean") -> Attention:
         """Read tokens and return what they attended to before them.
@@ -64,7 +64,7 @@ class Observer(Reader):
         for each layer with a cache, f32 [n_head, positions before the tokens]
         """
         self._check_room(self.llama.n_tokens + len(tokens))
-        return attention_of(self.native, self.go_on, tokens, reduce)
+        return attention_of(self.native, self.read, tokens, reduce)
 
     def likeliest(self) -> int:
         """The token that the model would go on with."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyheadkv.calibrate.scores import Positions
+from pyheadkv.engine.llama import is_end
+from pyheadkv.engine.llama import piece as piece_of
 from pyheadkv.engine.template import ChatPrompt, ChatTemplate, plain_prompt, template_source
 from pyheadkv.errors import CalibrationError
 
@@ -117,11 +119,9 @@ class Prompter:
     def piece(self, token: int) -> bytes:
         """Bytes that a token stands for, markers of a chat written out."""
         if token not in self._pieces:
-            self._pieces[token] = self._llama._model.detokenize([token], special=True)
+            self._pieces[token] = piece_of(self._llama, token)
         return self._pieces[token]
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its answer with this token."""
-        import llama_cpp
-
-        return bool(llama_cpp.llama_vocab_is_eog(self._llama._model.vocab, token))
+        return is_end(self._llama, token)

@@ -60,7 +60,7 @@ def measure_excerpt(observer: Observer, prompter: Prompter, excerpt: str) -> Flo
     n_asked = _n_same(asked.tokens, repeated)
     positions = asked.positions(excerpt)
     positions = positions[(positions >= N_FIRST) & (positions < n_asked)]
-    observer.read(repeated[:n_asked])
+    observer.read_only(repeated[:n_asked])
     attention = observer.observe(repeated[n_asked:], reduce="max")
     layers = zip(attention, observer.n_head_kv, strict=True)
     return np.concatenate([largest_attention(layer, n_head_kv, positions) for layer, n_head_kv in layers])

@@ -47,7 +47,7 @@ def measure_question(observer: Observer, prompter: Prompter, page: Page, questio
     """
     prompt = question_prompt(prompter, page, question)
     span = prompt.positions(question.answer)
-    observer.read(prompt.tokens[:-1])
+    observer.read_only(prompt.tokens[:-1])
     token, said = prompt.tokens[-1], b""
     steps: list[tuple[Floats, Floats]] = []
     while len(steps) < len(span) + N_EXTRA and not is_complete(question, said):

@@ -28,11 +28,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyheadkv.cache.prefill import PromptReader
+from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
-from pyheadkv.engine.llama import context_length
+from pyheadkv.cache.turns import Turns
+from pyheadkv.engine.llama import CLOSED, context_length, n_ctx_train, piece, replace_freed
 from pyheadkv.engine.load import load
-from pyheadkv.engine.native import CLOSED, Native
+from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import protect_chat_completion
 from pyheadkv.errors import ModelError, UsageError
 from pyheadkv.files.plain_text import typed_text
@@ -135,15 +136,8 @@ class HeadKV:
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
-        self._reader = PromptReader(
-            llama,
-            self.native,
-            self._stock["eval"],
-            self._make_plan,
-            min_prompt=min_prompt,
-            on_notice=self._notify,
-            on_progress=self._progress,
-        )
+        self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress)
+        self._turns = Turns(self._prefill, self._make_plan, min_prompt=min_prompt, on_notice=self._notify)
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))
         self._unprotect = protect_chat_completion(llama, self._notify)
@@ -174,12 +168,12 @@ class HeadKV:
     @property
     def is_compressed(self) -> bool:
         """Whether a compressed prefix exists now."""
-        return self._reader.is_compressed
+        return self._prefill.stage is Stage.COMPRESSED
 
     @property
     def plan(self) -> Plan | None:
         """The plan that the cache follows now; None while it is whole."""
-        return self._reader.plan
+        return self._prefill.plan
 
     def plan_for(self, n_prompt: int) -> Plan | None:
         """What would be kept of a prompt of so many tokens, protected texts aside; None is all of it."""
@@ -188,7 +182,7 @@ class HeadKV:
 
     def stats(self) -> SessionStats:
         """Rows and bytes as they are now, times of the last turn."""
-        return self._reader.turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
+        return self._prefill.turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
 
     def report(self) -> dict[str, Any]:
         """Objects "budget", "kv", "ms" and "tok_s" of the last turn, ready for JSON."""
@@ -196,7 +190,7 @@ class HeadKV:
 
     def clear(self) -> None:
         """Forget the conversation and give its memory back."""
-        self._reader.clear()
+        self._prefill.forget()
 
     def close(self) -> None:
         """Take the wrappers off the Llama. A compressed prefix stays until the Llama drops it."""
@@ -225,7 +219,7 @@ class HeadKV:
 
     def _generate(self, tokens: Sequence[int], *args: Any, **options: Any) -> Generator[int, Any, None]:
         """Llama.generate, counted: its first eval reads the prompt, later ones are drafts and single tokens."""
-        self._reader.turn = TurnTimer(n_prompt=len(tokens))
+        self._prefill.turn = TurnTimer(n_prompt=len(tokens))
         self._is_generating = False
         with closing(self._stock["generate"](tokens, *args, **options)) as stock:
             sent = None
@@ -236,7 +230,7 @@ class HeadKV:
                     return
                 finally:
                     self._is_generating = None
-                self._reader.turn.n_generated += 1
+                self._prefill.turn.n_generated += 1
                 sent = yield token
                 if self.stop_when and self.stop_when(token):
                     return
@@ -245,13 +239,13 @@ class HeadKV:
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)
         if tokens and self._is_prompt(tokens):
-            self._reader.read_prompt(tokens)
+            self._turns.read_prompt(tokens)
         else:
-            self._reader.read_answer(tokens)
+            self._turns.read_answer(tokens)
 
     def _is_prompt(self, tokens: list[int]) -> bool:
         if self._is_generating is None:
-            return len(tokens) > 1 or self._reader.starts_in_prefix()
+            return len(tokens) > 1 or self._turns.starts_in_hot_rows()
         return not self._is_generating
 
     def _set_cache(self, cache: Any) -> None:
@@ -267,17 +261,16 @@ class HeadKV:
     def _load_state(self, state: Any) -> None:
         if self.is_compressed:
             self.clear()
-        self._reader.stop_looking_ahead()
+        self._prefill.stop_observing()
         self.native.reserve(max(1, state.n_tokens))
         self._stock["load_state"](state)
 
     def _close(self) -> None:
         """Llama.close; whatever asks for the model or its context afterwards gets an error."""
         self._stock["close"]()
-        llama: Any = self.llama
-        llama._model = llama._ctx = llama.tokenizer_ = _Closed()
+        replace_freed(self.llama, _Closed())
 
-    # ---- for the reader ----
+    # ---- for the turns ----
 
     def _make_plan(self, tokens: list[int]) -> DraftPlan | None:
         draft = draft_plan(
@@ -298,8 +291,8 @@ class HeadKV:
         """Where the protected texts stand in a prompt."""
         if not self.protect:
             return []
-        piece = cache(lambda token: self.llama._model.detokenize([token], special=True))
-        spans = find_spans(tokens, self.protect, piece)
+        words = cache(lambda token: piece(self.llama, token))
+        spans = find_spans(tokens, self.protect, words)
         for text, span in zip(self.protect, spans, strict=True):
             if span is None:
                 self._notify(f"nothing to protect: {short_text(text)} is not in the prompt")
@@ -347,6 +340,6 @@ def _native_shape(llama: llama_cpp.Llama, native: Native) -> ModelShape:
     return ModelShape(
         architecture=llama.metadata.get("general.architecture", ""),
         name=llama.metadata.get("general.name", ""),
-        n_ctx_train=llama._model.n_ctx_train(),
+        n_ctx_train=n_ctx_train(llama),
         layers=native.layers(),
     )

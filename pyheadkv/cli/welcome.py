@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyheadkv.cache.stats import mib
 from pyheadkv.chat import demo
 from pyheadkv.chat.session import HeadKV
-from pyheadkv.engine.llama import context_length
+from pyheadkv.engine.llama import context_length, n_params
 
 
 def welcome_lines(headkv: HeadKV) -> list[str]:
@@ -16,7 +16,7 @@ def welcome_lines(headkv: HeadKV) -> list[str]:
     name = headkv.shape.name or headkv.shape.architecture
     kept = f"up to {mib(plan.bytes_kept)} MiB of keys and values, whole cache {whole} MiB" if plan else f"{whole} MiB"
     lines = [
-        f"{name}, {_count(llama._model.n_params())} parameters, context {n_ctx} tokens",
+        f"{name}, {_count(n_params(llama))} parameters, context {n_ctx} tokens",
         f"budget {headkv.budget.request}: {kept} at this context",
     ]
     return [*lines, demo.WORDS] if demo.is_demo(llama.model_path) else lines

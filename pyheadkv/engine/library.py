@@ -11,6 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from pyheadkv.engine.llama import loaded_library
 from pyheadkv.errors import LibraryError
 
 LLAMA_CPP_PYTHON_VERSION = "0.3.36"  # of patches/UPSTREAM; its ctypes structs fit this llama.cpp only
@@ -39,8 +40,8 @@ def prepare() -> Path:
     if not library.is_file():
         raise LibraryError(f"no native library at {library}: build it with scripts/pyheadkv, or set HEADKV_LIB_DIR")
     _check_version()
-    loaded = _loaded_library()
-    if loaded is not None and loaded.resolve() != library.resolve():
+    loaded = loaded_library()
+    if loaded is not None and Path(loaded).resolve() != library.resolve():
         raise LibraryError(f"llama_cpp was imported first and loaded {loaded}: import pyheadkv before llama_cpp")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
     return folder
@@ -53,10 +54,3 @@ def _check_version() -> None:
         raise LibraryError(f"llama-cpp-python {LLAMA_CPP_PYTHON_VERSION} is not installed") from None
     if found != LLAMA_CPP_PYTHON_VERSION:
         raise LibraryError(f"llama-cpp-python {found} is installed, the library fits {LLAMA_CPP_PYTHON_VERSION} only")
-
-
-def _loaded_library() -> Path | None:
-    """File that llama_cpp has loaded; None when llama_cpp is not imported."""
-    module = sys.modules.get("llama_cpp.llama_cpp")
-    library = getattr(module, "_lib", None)
-    return None if library is None else Path(library._name)

@@ -1,21 +1,35 @@
-"""A Llama and its native side: tokens are read, taken back and forgotten here, for the session and for measuring."""
+"""A llama_cpp.Llama as it is inside: the only file that touches private attributes of llama-cpp-python."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.engine.abi import STATUS_COMPUTE
-from pyheadkv.engine.interrupt import interruptible
-from pyheadkv.engine.native import Native
-from pyheadkv.errors import NativeError, UsageError
+from pyheadkv.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import llama_cpp
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+CLOSED = "this Llama is closed, its model is freed: load it again"
+NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+
+
+# ---- the context ----
+
+
+def context_of(llama: llama_cpp.Llama) -> Any:
+    """The llama_context, as ctypes has it; UsageError where it is freed."""
+    context = llama._ctx.ctx
+    if ctypes.cast(context, ctypes.c_void_p).value is None:
+        raise UsageError(CLOSED)
+    return context
 
 
 def context_length(llama: llama_cpp.Llama) -> int:
@@ -23,8 +37,14 @@ def context_length(llama: llama_cpp.Llama) -> int:
     return len(llama.input_ids)
 
 
-def cut_back(llama: llama_cpp.Llama, n_tokens: int) -> None:
-    """Keep the first tokens of a cache, at least those of a compressed prefix; there are no logits until one is read.
+def tokens_of(llama: llama_cpp.Llama) -> list[int]:
+    """The tokens that were read, from position 0 on."""
+    tokens: list[int] = llama.input_ids[: llama.n_tokens].tolist()
+    return tokens
+
+
+def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
+    """Keep the first tokens of a cache, at least those that have hot rows; there are no logits until one is read.
 
     At once: the next eval would cut there too, but what observes asks for cells before that.
     """
@@ -32,53 +52,105 @@ def cut_back(llama: llama_cpp.Llama, n_tokens: int) -> None:
     llama.n_tokens = n_tokens
 
 
-class Reader:
-    """Reads tokens on the Llama of the caller, whose conversation is lost.
+def logits(llama: llama_cpp.Llama) -> npt.NDArray[np.float32]:
+    """Of the token after the last one, f32 [n_vocab], when they are computed; good until the next token is read."""
+    return np.ctypeslib.as_array(llama._ctx.get_logits_ith(-1), shape=(llama.n_vocab(),))
 
-    Parameters
-    ----------
-    llama
-        with flash attention, best made by `pyheadkv.load`
+
+# ---- the model ----
+
+
+def n_ctx_train(llama: llama_cpp.Llama) -> int:
+    """Positions that the model was trained for."""
+    return int(llama._model.n_ctx_train())
+
+
+def n_params(llama: llama_cpp.Llama) -> int:
+    """Numbers in the model's weights."""
+    return int(llama._model.n_params())
+
+
+# ---- the vocabulary ----
+
+
+def has_vocabulary(llama: llama_cpp.Llama) -> bool:
+    """Whether tokens stand for text."""
+    return bool(llama._model.vocab_type() != NO_VOCABULARY)
+
+
+def vocabulary_of(llama: llama_cpp.Llama) -> Any:
+    """The model as a tokenizer of llama.cpp's; a Llama may have another, which finds special tokens in any text.
 
     Raises
     ------
     ModelError
-        the model's cache cannot be compressed
-    UsageError
-        a HeadKV is on this Llama
+        it has no vocabulary, on which llama.cpp would end the process
     """
+    if not has_vocabulary(llama):
+        raise ModelError("this model has no vocabulary: it takes tokens, and no text")
+    return llama._model
 
-    def __init__(self, llama: llama_cpp.Llama) -> None:
-        if "eval" in vars(llama):
-            raise UsageError("this Llama has a HeadKV: close that one before measuring")
-        self.llama = llama
-        self.native = Native(llama)
 
-    def forget(self) -> None:
-        """Empty the cache and give its memory back; observe nothing any more."""
-        self.llama.reset()  # type: ignore[no-untyped-call]
-        self.llama._ctx.kv_cache_seq_rm(-1, 0, -1)
-        self.native.score_arm(0)
+def piece(llama: llama_cpp.Llama, token: int) -> bytes:
+    """The bytes that a token stands for; those of control tokens are their names."""
+    text: bytes = llama._model.detokenize([token], special=True)
+    return text
 
-    def go_on(self, tokens: Sequence[int]) -> None:
-        """Read tokens after those that are there.
 
-        Raises
-        ------
-        NativeError
-            they cannot be decoded
-        """
-        try:
-            if tokens:
-                with interruptible(self.native) if len(tokens) > 1 else nullcontext():
-                    self.llama.eval(tokens)
-        except RuntimeError as error:
-            raise NativeError(f"{error} after position {self.llama.n_tokens}", STATUS_COMPUTE) from error
+def token_text(llama: llama_cpp.Llama, token: int) -> str:
+    """The vocabulary's own word for a token; "" for none (-1)."""
+    text: str = llama._model.token_get_text(token) if token >= 0 else ""
+    return text
 
-    def go_back(self, n_tokens: int) -> None:
-        """Forget the last tokens, none of them in a compressed prefix; there are no logits until one is read."""
-        cut_back(self.llama, self.llama.n_tokens - n_tokens)
 
-    def logits(self) -> npt.NDArray[np.float32]:
-        """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
-        return np.ctypeslib.as_array(self.llama._ctx.get_logits_ith(-1), shape=(self.llama.n_vocab(),))
+def adds_bos(llama: llama_cpp.Llama) -> bool:
+    """Whether the vocabulary wants a token at the beginning of each text."""
+    return bool(llama._model.add_bos_token())
+
+
+def is_end(llama: llama_cpp.Llama, token: int) -> bool:
+    """Whether an answer ends with this token."""
+    import llama_cpp
+
+    return bool(llama_cpp.llama_vocab_is_eog(llama._model.vocab, token))
+
+
+# ---- the bindings ----
+
+
+def replace_freed(llama: llama_cpp.Llama, stand_in: object) -> None:
+    """Put something where a closed Llama had its model, its context and its tokenizer, which are freed."""
+    inside: Any = llama
+    inside._model = inside._ctx = inside.tokenizer_ = stand_in
+
+
+def loaded_library() -> str | None:
+    """File of the libllama that llama_cpp has loaded; None when llama_cpp is not imported."""
+    library = getattr(sys.modules.get("llama_cpp.llama_cpp"), "_lib", None)
+    return None if library is None else str(library._name)
+
+
+def jinja_template(formatter: Jinja2ChatFormatter) -> Any:
+    """The template that llama-cpp-python's formatter has compiled."""
+    return formatter._environment
+
+
+@contextmanager
+def log_lines(lines: list[str], *, with_warnings: bool = True) -> Iterator[None]:
+    """Append llama.cpp's errors, and its warnings, to lines and print none; the usual log comes back afterwards."""
+    from llama_cpp import _logger
+    from llama_cpp import llama_cpp as bindings
+
+    warn, error = 3, 4  # enum ggml_log_level
+    kept = (warn, error) if with_warnings else (error,)
+
+    @bindings.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        if level in kept and text.strip():
+            lines.append(" ".join(text.decode("utf-8", errors="replace").split()))
+
+    bindings.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield
+    finally:
+        bindings.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))

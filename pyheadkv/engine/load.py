@@ -11,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyheadkv.engine.native import context_cells, log_lines
+from pyheadkv.engine.llama import log_lines
+from pyheadkv.engine.native import context_cells
 from pyheadkv.engine.template import check_template, deferred_compilation, set_template
 from pyheadkv.errors import ModelError, UsageError, one_line
 from pyheadkv.model.file import check_generates, has_vocabulary, no_vocabulary, read_gguf_metadata

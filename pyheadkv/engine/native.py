@@ -32,13 +32,12 @@ from pyheadkv.engine.abi import (
     STATUS_UNSUPPORTED,
     UPSTREAM_CDEF,
 )
+from pyheadkv.engine.llama import context_of, loaded_library
 from pyheadkv.errors import LibraryError, ModelError, NativeError, UsageError, one_line
 from pyheadkv.model.shape import LayerShape
 
 if TYPE_CHECKING:
     import llama_cpp
-
-CLOSED = "this Llama is closed, its model is freed: load it again"
 
 _ffi = cffi.FFI()
 _ffi.cdef(HEADKV_CDEF)
@@ -115,10 +114,10 @@ def _llama_lib() -> Any:
     """The image of libllama that llama_cpp uses, whoever built it."""
     _library.prepare()
     try:
-        from llama_cpp import llama_cpp as bindings
+        import llama_cpp  # noqa: F401 - loads its library
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise LibraryError(f"llama_cpp cannot be loaded: {one_line(error)}") from error
-    return _ffi.dlopen(bindings._lib._name)
+    return _ffi.dlopen(loaded_library())
 
 
 @functools.cache
@@ -202,27 +201,6 @@ def context_cells(n_cells: int) -> Iterator[None]:
         lib.headkv_context_next(0)
 
 
-@contextmanager
-def log_lines(lines: list[str], *, with_warnings: bool = True) -> Iterator[None]:
-    """Append llama.cpp's errors, and its warnings, to lines and print none; the usual log comes back afterwards."""
-    from llama_cpp import _logger
-    from llama_cpp import llama_cpp as bindings
-
-    warn, error = 3, 4  # enum ggml_log_level
-    kept = (warn, error) if with_warnings else (error,)
-
-    @bindings.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        if level in kept and text.strip():
-            lines.append(" ".join(text.decode("utf-8", errors="replace").split()))
-
-    bindings.llama_log_set(collect, ctypes.c_void_p(0))
-    try:
-        yield
-    finally:
-        bindings.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))
-
-
 class Native:
     """One llama_context, prepared for compression.
 
@@ -244,10 +222,7 @@ class Native:
     @property
     def _ctx(self) -> Any:
         """The llama_context, as long as it exists."""
-        address = ctypes.cast(self._llama._ctx.ctx, ctypes.c_void_p).value
-        if address is None:
-            raise UsageError(CLOSED)
-        return _ffi.cast("struct llama_context *", address)
+        return _ffi.cast("struct llama_context *", ctypes.cast(context_of(self._llama), ctypes.c_void_p).value)
 
     def layers(self) -> tuple[LayerShape, ...]:
         """Layers with a KV cache of their own."""
@@ -275,7 +250,7 @@ class Native:
         """
         from llama_cpp import llama_cpp as bindings
 
-        context = self._llama._ctx.ctx
+        context = context_of(self._llama)
         callback = bindings.ggml_abort_callback(lambda _: is_stopped())
         bindings.llama_set_abort_callback(context, callback, ctypes.c_void_p(0))
         try:

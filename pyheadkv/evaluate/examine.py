@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 class Speaker(Protocol):
     """A model that has read a prompt."""
 
-    def go_on(self, tokens: Sequence[int]) -> None:
+    def read(self, tokens: Sequence[int]) -> None:
         """Read tokens after those that are there."""
 
     def go_back(self, n_tokens: int) -> None:
@@ -76,7 +76,7 @@ def examine(
         figures = {"kl": metrics.kl_divergence(full, found), "top1": metrics.top1_agreement(full, found)}
         figures |= {"perplexity": metrics.perplexity(found, asked.rest), "ms_token": ms_token}
         return Examined(figures, log_probs=found)
-    speaker.go_on(asked.rest)
+    speaker.read(asked.rest)
     first = speaker.logits().copy()
     likelihood = {"loglik": _log_likelihood(speaker, first, asked.gold)} if with_gold and asked.gold else {}
     output = _answer(speaker, prompter, first, asked.case)
@@ -97,7 +97,7 @@ def _log_probs(speaker: Speaker, tokens: Sequence[int]) -> tuple[metrics.LogProb
     found, seconds = [], []
     for token in tokens:
         start = time.perf_counter()
-        speaker.go_on([token])
+        speaker.read([token])
         logits = speaker.logits()
         seconds.append(time.perf_counter() - start)
         found.append(metrics.log_softmax(logits))
@@ -108,7 +108,7 @@ def _log_likelihood(speaker: Speaker, first: Logits, gold: Sequence[int]) -> flo
     """Mean log-likelihood of the tokens of an answer, in nats, each after those before it. They are forgotten again."""
     total = float(metrics.log_softmax(first)[gold[0]])
     for token, following in pairwise(gold):
-        speaker.go_on([token])
+        speaker.read([token])
         total += float(metrics.log_softmax(speaker.logits())[following])
     speaker.go_back(len(gold) - 1)
     return total / len(gold)
@@ -125,6 +125,6 @@ def _answer(speaker: Speaker, prompter: Prompter, logits: Logits, case: Case) ->
         text = said.decode(errors="ignore")
         if metrics.is_settled(case.metric, text, case.answers) or (case.first_line and "\n" in text.lstrip("\n")):
             break
-        speaker.go_on([token])
+        speaker.read([token])
         logits = speaker.logits()
     return text

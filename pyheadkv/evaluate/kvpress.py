@@ -155,7 +155,7 @@ class PressRunner:
         clock = time.monotonic()
         asked = self._asker.ask(case, question)
         speaker = _TorchSpeaker(self._libraries["torch"], self._libraries["transformers"], self._model)
-        speaker.read(asked.tokens, None)
+        speaker.read_prompt(asked.tokens, None)
         found = examine(speaker, self._asker.prompter, asked, reference)
         n_bytes = speaker.n_bytes
         seconds = time.monotonic() - clock
@@ -174,7 +174,7 @@ class PressRunner:
         keep_ratio = float(budget.value)
         speaker = _TorchSpeaker(self._libraries["torch"], self._libraries["transformers"], self._model)
         try:
-            speaker.read(reading.asked.tokens, self._press(press, keep_ratio))
+            speaker.read_prompt(reading.asked.tokens, self._press(press, keep_ratio))
             found = examine(speaker, self._asker.prompter, reading.asked, reading.log_probs)
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             reason = one_line(error)[:200]
@@ -216,14 +216,14 @@ class _TorchSpeaker:
         self._logits: Any = None
         self.n_bytes = 0
 
-    def read(self, tokens: Sequence[int], press: Any) -> None:
+    def read_prompt(self, tokens: Sequence[int], press: Any) -> None:
         """Read a prompt, compressing it if a press is given."""
         with press(self._model) if press is not None else nullcontext():
-            self.go_on(tokens)
+            self.read(tokens)
         layers = self._cache.layers
         self.n_bytes = sum(layer.keys.numel() + layer.values.numel() for layer in layers) * _BYTES
 
-    def go_on(self, tokens: Sequence[int]) -> None:
+    def read(self, tokens: Sequence[int]) -> None:
         """Read tokens after those that are there."""
         if not tokens:
             return

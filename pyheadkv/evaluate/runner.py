@@ -14,7 +14,7 @@ from pyheadkv.engine.llama import context_length
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import KL, Case
-from pyheadkv.evaluate.engine import Engine, Kept
+from pyheadkv.evaluate.engine import Engine, Snapshot
 from pyheadkv.evaluate.examine import Examined, examine
 from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.tasks.make import Sizes
@@ -79,7 +79,7 @@ class Reading:
 
     Parameters
     ----------
-    kept
+    snapshot
         the cache where it is to be compressed
     full
         the outcome without compression
@@ -88,7 +88,7 @@ class Reading:
     """
 
     asked: Asked
-    kept: Kept
+    snapshot: Snapshot
     full: Outcome
     log_probs: LogProbs | None
 
@@ -140,13 +140,13 @@ class Runner:
         asked = self.asker.ask(case, question)
         if asked.n_needed > self._n_ctx:
             raise EvaluationError(f"case {case.id} needs {asked.n_needed} positions, the context has {self._n_ctx}")
-        self.engine.read(asked.tokens)
-        kept = self.engine.keep_aside()
+        self.engine.read_only(asked.tokens)
+        snapshot = self.engine.snapshot()
         found = examine(self.engine, self.asker.prompter, asked, reference)
         n_prompt = len(asked.tokens)
         n_bytes = n_prompt * self.shape.bytes_per_token(**self._types)
         full = self._outcome(found, n_prompt, 1.0, n_bytes, n_bytes, "full", clock)
-        return Reading(asked, kept, full, found.log_probs if reference is None else reference)
+        return Reading(asked, snapshot, full, found.log_probs if reference is None else reference)
 
     def measure(self, reading: Reading, contender: Contender, budget: Budget) -> Outcome:
         """Compress a reading and let the model answer.
@@ -168,7 +168,7 @@ class Runner:
         looks_ahead = plan.policy.lookahead > 0
         if looks_ahead and reading.asked.rest and reading.asked.case.metric != KL:
             raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
-        self.engine.compress(reading.kept, draft)
+        self.engine.compress(reading.snapshot, draft)
         # who looks ahead must see the model's own answer, not the one that it should give
         found = self._examine(reading, with_gold=not looks_ahead)
         return self._outcome(

@@ -63,11 +63,11 @@ def test_a_page_is_read_once_and_what_is_kept_is_the_same(llama: Any) -> None:
     first, *_, last = page.questions
     measure_question(observer, prompter, page, first)
     shared = question_prompt(prompter, page, last).tokens
-    observer.read(shared[:-1])
+    observer.read_only(shared[:-1])
     together = observer.observe([shared[-1]])
     observer.forget()
     assert observer.native.stats().n_pos == 0
-    observer.read(shared[:-1])
+    observer.read_only(shared[:-1])
     alone = observer.observe([shared[-1]])
     assert len(alone) == 30
     for one, other in zip(together, alone, strict=True):
@@ -78,13 +78,13 @@ def test_a_page_is_read_once_and_what_is_kept_is_the_same(llama: Any) -> None:
 def test_tokens_of_a_whole_tile_are_read_again_at_most(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     observer = Observer(llama)
     tokens = list(range(100, 400))
-    observer.read(tokens)
+    observer.read_only(tokens)
     read: list[int] = []
     stock = llama.eval
     monkeypatch.setattr(llama, "eval", lambda batch: (read.append(len(batch)), stock(batch)))
-    observer.read([*tokens[:280], *range(50)])
-    observer.read([*tokens[:280], *range(50)])
-    observer.read([*tokens[:100], *range(200)])
+    observer.read_only([*tokens[:280], *range(50)])
+    observer.read_only([*tokens[:280], *range(50)])
+    observer.read_only([*tokens[:100], *range(200)])
     assert read == [64, 200]
     assert llama.input_ids[: llama.n_tokens].tolist() == [*tokens[:100], *range(200)]
     observer.forget()
@@ -93,7 +93,7 @@ def test_tokens_of_a_whole_tile_are_read_again_at_most(llama: Any, monkeypatch: 
 def test_what_does_not_fit_or_is_taken_is_refused(llama: Any) -> None:
     observer = Observer(llama)
     with pytest.raises(CalibrationError, match="a prompt of 513 tokens does not fit into the context of 512"):
-        observer.read([1] * 513)
+        observer.read_only([1] * 513)
     with pyheadkv.HeadKV(llama, budget="50%"), pytest.raises(UsageError, match="has a HeadKV"):
         Observer(llama)
 

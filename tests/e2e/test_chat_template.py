@@ -11,7 +11,7 @@ import gguf
 import pytest
 
 from pyheadkv.chat.session import HeadKV, load
-from pyheadkv.engine.native import log_lines
+from pyheadkv.engine.llama import log_lines
 from pyheadkv.engine.template import ChatTemplate
 from pyheadkv.errors import ModelError
 from tests.tiny import Tiny, write_tiny

@@ -16,7 +16,7 @@ from pyheadkv.engine.native import Native
 from pyheadkv.errors import EvaluationError, NativeError
 from pyheadkv.evaluate.asking import AFTER, Asked
 from pyheadkv.evaluate.cases import Case
-from pyheadkv.evaluate.engine import Engine
+from pyheadkv.evaluate.engine import Engine, Snapshot
 from pyheadkv.evaluate.examine import examine
 from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.runner import Contender, Reading, Runner
@@ -61,21 +61,28 @@ def kept_positions(native: Native) -> list[list[int]]:
     ]
 
 
+def compress_to(engine: Engine, snapshot: Snapshot, positions: Any, n_obs: int) -> None:
+    """Put a copy back and keep the given positions of each KV head."""
+    engine.restore(snapshot, len(snapshot.tokens) - 1)
+    engine.read(snapshot.tokens[-1:])
+    engine.native.keep(positions, n_obs)
+
+
 def test_a_cache_put_back_is_the_cache(llama: Any) -> None:
     engine = Engine(llama)
-    engine.read(PROMPT)
-    kept = engine.keep_aside()
+    engine.read_only(PROMPT)
+    kept = engine.snapshot()
     wanted = logits_after(llama, NEXT)
-    engine.read(PROMPT[::-1])
-    engine.put_back(kept, len(PROMPT))
+    engine.read_only(PROMPT[::-1])
+    engine.restore(kept, len(PROMPT))
     np.testing.assert_array_equal(logits_after(llama, NEXT), wanted)
-    engine.put_back(kept, 300)
+    engine.restore(kept, 300)
     assert llama.n_tokens == 300 and engine.native.stats().n_pos == 300
     np.testing.assert_array_equal(logits_after(llama, PROMPT[300:302]).argmax(axis=1), _direct(engine, 300, 302))
 
 
 def _direct(engine: Engine, start: int, end: int) -> npt.NDArray[np.intp]:
-    engine.read(PROMPT[:start])
+    engine.read_only(PROMPT[:start])
     return logits_after(engine.llama, PROMPT[start:end]).argmax(axis=1)
 
 
@@ -90,12 +97,12 @@ def test_compressed_as_a_session_does(llama: Any, policy: str) -> None:
     engine = Engine(llama)
     plan = draft_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
     assert plan is not None
-    engine.read(PROMPT)
-    kept = engine.keep_aside()
+    engine.read_only(PROMPT)
+    kept = engine.snapshot()
     for _ in range(2):  # the second time there is a compressed cache to begin with
         engine.compress(kept, plan)
         for token in NEXT[: plan.expected.policy.lookahead]:
-            engine.go_on([token])
+            engine.read([token])
         assert kept_positions(engine.native) == positions
         found = logits_after(llama, NEXT[plan.expected.policy.lookahead :])
         np.testing.assert_allclose(found, wanted[plan.expected.policy.lookahead :], atol=2e-2)
@@ -103,12 +110,12 @@ def test_compressed_as_a_session_does(llama: Any, policy: str) -> None:
 
 def test_a_compressed_cache_is_not_kept_aside(llama: Any) -> None:
     engine = Engine(llama)
-    engine.read(PROMPT)
-    kept = engine.keep_aside()
-    engine.compress_to(kept, [[0, 1, 2]] * sum(TINY.n_head_kv), N_OBS)
+    engine.read_only(PROMPT)
+    kept = engine.snapshot()
+    compress_to(engine, kept, [[0, 1, 2]] * sum(TINY.n_head_kv), N_OBS)
     with pytest.raises(NativeError, match="cannot be saved"):
-        engine.keep_aside()
-    engine.put_back(kept, 10)
+        engine.snapshot()
+    engine.restore(kept, 10)
     assert engine.native.stats().n_pos_prefix == 0
 
 
@@ -135,15 +142,15 @@ def test_log_likelihood_is_that_of_reading_the_answer(llama: Any, policy: str | 
     engine = Engine(llama)
 
     def prepare() -> None:
-        engine.read(PROMPT)
+        engine.read_only(PROMPT)
         if policy:
             plan = draft_plan(shape, parse_policy(policy), Budget.parse("20%"), len(PROMPT))
             assert plan is not None
-            engine.compress(engine.keep_aside(), plan)
+            engine.compress(engine.snapshot(), plan)
 
     shape = shape_from_metadata(read_gguf_metadata(llama.model_path))
     prepare()
-    engine.go_on(rest)
+    engine.read(rest)
     logits = [engine.logits().copy(), *logits_after(llama, GOLD[:-1])]
     wanted = np.mean([log_softmax(row)[token] for row, token in zip(logits, GOLD, strict=True)])
     asked = asked_for("all_substr", rest, GOLD)
@@ -162,21 +169,21 @@ def test_quantised_caches_are_compared_with_the_first(library: None, tiny: Path)
     for name in ("f16", "q8_0", "q4_0"):
         llama = load(tiny, n_threads=1, n_ctx=512, type_k=name, type_v=name)
         engine = Engine(llama)
-        engine.read(PROMPT)
-        kept = engine.keep_aside()
+        engine.read_only(PROMPT)
+        kept = engine.snapshot()
         n_bytes[name] = engine.native.stats().bytes_tail
         asked = asked_for("kl", NEXT, [])
         found = examine(engine, Numbers(), asked, references)  # type: ignore[arg-type]
         references = found.log_probs if references is None else references
         kl[name] = found.figures["kl"]
         if name == "q8_0":
-            engine.compress_to(kept, [list(range(4))] * sum(TINY.n_head_kv), N_OBS)
+            compress_to(engine, kept, [list(range(4))] * sum(TINY.n_head_kv), N_OBS)
             kl["few rows"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
             spoilt = replace(kept, rows=kept.rows.copy())
             blocks = spoilt.rows[-34 * (len(spoilt.rows) // 340) :].reshape(-1, 34)  # of V, in the last layer
             blocks[:] = blocks[::-1].copy()  # as by a kernel that reads the wrong rows
-            engine.put_back(spoilt, len(PROMPT) - 1)
-            engine.go_on(PROMPT[-1:])
+            engine.restore(spoilt, len(PROMPT) - 1)
+            engine.read(PROMPT[-1:])
             kl["spoilt"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
         llama.close()
     assert kl["f16"] == 0 < kl["q8_0"] < kl["q4_0"]
@@ -210,20 +217,20 @@ def readings(runner: Runner) -> list[Reading]:
 def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
     case = reading.asked.case
     prompt = runner.asker.prompter.prompt(case.message, case.answer_prefix)
-    assert prompt.tokens == reading.kept.tokens
+    assert prompt.tokens == reading.snapshot.tokens
     return set(prompt.positions(part).tolist())
 
 
 def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, float]:
-    n_before = len(reading.kept.tokens) - N_OBS
+    n_before = len(reading.snapshot.tokens) - N_OBS
     head = sorted(position for position in positions if position < n_before)
-    runner.engine.compress_to(reading.kept, [head] * runner.shape.n_kv_heads, N_OBS)
+    compress_to(runner.engine, reading.kept, [head] * runner.shape.n_kv_heads, N_OBS)
     return examine(runner.engine, runner.asker.prompter, reading.asked, reading.log_probs).figures
 
 
 def test_oracles(runner: Runner, readings: list[Reading]) -> None:
     for reading in readings:
-        everything = set(range(len(reading.kept.tokens)))
+        everything = set(range(len(reading.snapshot.tokens)))
         answer = positions_of(runner, reading, reading.asked.case.answers[0])
         first = min(answer)
         needle = (
@@ -255,10 +262,10 @@ def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, re
 def test_question_after(runner: Runner, readings: list[Reading]) -> None:
     case = readings[0].asked.case
     reading = runner.read(case, AFTER)
-    text = b"".join(map(runner.asker.prompter.piece, reading.kept.tokens)).decode()
+    text = b"".join(map(runner.asker.prompter.piece, reading.snapshot.tokens)).decode()
     rest = b"".join(map(runner.asker.prompter.piece, reading.asked.rest)).decode()
     assert text.endswith(case.context[-20:]) and rest.strip().startswith(case.question)
-    assert reading.kept.tokens + reading.asked.rest == readings[0].kept.tokens
+    assert reading.snapshot.tokens + reading.asked.rest == readings[0].snapshot.tokens
     assert reading.full.figures == pytest.approx(readings[0].full.figures, abs=0.02)
     assert runner.measure(reading, Contender("s", parse_policy("snapkv")), Budget.parse("100%")).figures["score"] == 1
     with pytest.raises(EvaluationError, match="looks ahead at the answer"):
@@ -271,7 +278,7 @@ def test_kl_notices_lost_rows(runner: Runner) -> None:
     reading = runner.read(case)
     prose = {name: reading.full.figures[name] for name in ("perplexity", "ms_token")}
     assert reading.full.figures == {"kl": 0, "top1": 1, **prose} and len(reading.asked.rest) == 12
-    assert len(reading.kept.tokens) == 200
+    assert len(reading.snapshot.tokens) == 200
     everything = keep(runner, reading, set(range(200)))
     little = keep(runner, reading, set(range(4)))
     assert 0 <= everything["kl"] < 0.02 and little["kl"] > 5 * everything["kl"] + 0.05

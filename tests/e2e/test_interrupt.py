@@ -176,5 +176,5 @@ def test_measuring_stops_as_soon(open_llama: Callable[[], Any], monkeypatch: pyt
     raiser = Raiser(monkeypatch)
     raiser.arm(50)
     with pytest.raises(KeyboardInterrupt):
-        observer.go_on(prompt_of(256))
+        observer.read(prompt_of(256))
     assert raiser.n_asked == 50

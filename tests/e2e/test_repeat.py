@@ -87,12 +87,12 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
         again = draft_plan(headkv.shape, headkv.policy, headkv.budget, 300)
     assert plan is not None and again is not None
     engine = Engine(open_context(TINY, **options).llama)
-    engine.read(tokens)
-    kept = engine.keep_aside()
+    engine.read_only(tokens)
+    kept = engine.snapshot()
     for _ in range(2):  # the second time without repeating
         engine.compress(kept, again)
         for token in range(8):
-            engine.go_on([token])
+            engine.read([token])
         assert len(kept.scores) == 1
         for i, layer in enumerate(rows):
             for ih, positions in enumerate(layer):
@@ -114,8 +114,8 @@ def test_scores_of_a_reading_are_made_once_and_are_the_librarys(open_context: Ma
         plan = draft_plan(headkv.shape, headkv.policy, headkv.budget, 300)
     assert plan is not None
     engine = Engine(open_context(TINY, **options).llama)
-    engine.read(tokens)
-    kept = engine.keep_aside()
+    engine.read_only(tokens)
+    kept = engine.snapshot()
     engine.compress(kept, plan)
     for i, layer in enumerate(rows):
         for ih, positions in enumerate(layer):

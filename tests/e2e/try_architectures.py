@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from pyheadkv.chat.session import HeadKV, load
-from pyheadkv.engine.native import Native, log_lines
+from pyheadkv.engine.llama import log_lines
+from pyheadkv.engine.native import Native
 from pyheadkv.errors import ModelError
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata, unsupported_reason

@@ -137,6 +137,50 @@ def test_python_modules_import_each_other_in_no_circle() -> None:
     assert find_circle(imports) == []
 
 
+INSIDE_OF_LLAMA = ROOT / "pyheadkv" / "engine" / "llama.py"  # the only file that knows it
+
+
+def private_names(source: str) -> list[str]:
+    """Private attributes and modules of others that a source text touches: all that it does not define itself."""
+    tree, found = ast.parse(source), []
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            found += [node.attr] if owner not in ("self", "cls") else []
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("pyheadkv"):
+            parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [part for part in parts if is_private(part)]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr"):
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            found += [name] if is_private(str(name)) else []
+    return found
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_attributes_are_touched_in_one_file(path: Path) -> None:
+    names = private_names(path.read_text())
+    assert names == [] if path != INSIDE_OF_LLAMA else "_model" in names
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("llama._ctx.kv_cache_seq_rm(-1, 0, -1)", "_ctx"),
+        ("self.llama._model = None", "_model"),
+        ("from llama_cpp import _logger", "_logger"),
+        ("import x\nfrom llama_cpp._internals import LlamaModel", "_internals"),
+        ("getattr(llama, '_ctx')", "_ctx"),
+    ],
+)
+def test_private_attribute_is_found(source: str, name: str) -> None:
+    assert private_names(source) == [name]
+
+
 def native_unit(path: Path) -> str:
     """FOLDER/NAME of a file pair."""
     return path.relative_to(NATIVE).with_suffix("").as_posix()

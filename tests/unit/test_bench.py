@@ -16,8 +16,8 @@ from pyheadkv.bench.reading import measure_ours, measure_stock, read_apart
 from pyheadkv.bench.run import run_bench
 from pyheadkv.bench.setup import Setup, Trial
 from pyheadkv.bench.speed import Spread
+from pyheadkv.cache import prefill
 from pyheadkv.chat import session
-from pyheadkv.engine import llama as reader
 from pyheadkv.errors import BenchError, BudgetError, HeadKVError, ProfileError, UsageError
 from pyheadkv.files.jsonl import Record
 from pyheadkv.model.shape import ModelShape
@@ -82,7 +82,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     without_library(monkeypatch)
     monkeypatch.setattr(session, "Native", Native)
-    monkeypatch.setattr(reader, "Native", Native)
+    monkeypatch.setattr(prefill, "Native", Native)
     monkeypatch.setattr(setup, "opened", world.opened)
     return world
 

@@ -45,7 +45,9 @@ class Calls:
         self.trials = tuple((trial.name, trial.budget.request) for trial in trials)
         on_progress(0, 10, "512 tokens: reading, stock")
         records = [
-            record_of(setup, trial, setup.plan(trial, n), 2500.0, SPEED, (STOCK, OURS) if with_memory else None)
+            record_of(
+                setup, trial, setup.draft(trial, n).expected, 2500.0, SPEED, (STOCK, OURS) if with_memory else None
+            )
             for n in n_prompts
             for trial in trials
         ]

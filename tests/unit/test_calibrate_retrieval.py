@@ -50,7 +50,7 @@ class FakeObserver:
         self.observed: list[list[int]] = []
         self.steps: list[list[list[float]]] = []
 
-    def read(self, tokens: Sequence[int]) -> None:
+    def read_only(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
 
     def observe(self, tokens: Sequence[int], reduce: str = "mean") -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyheadkv.cache.prefill import Stage
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
 from pyheadkv.errors import BudgetError, ModelError, NativeError, ProfileError, UsageError
@@ -351,7 +352,7 @@ def test_lookahead_is_forgotten_with_a_loaded_state(make: Make) -> None:
     headkv.llama.load_state(state)
     assert headkv.llama.memory.armed == 0
     headkv.llama.eval([5])  # far from the end of the lookahead, but it must not be compressed there later either
-    assert not headkv.is_compressed and headkv._reader._waiting is None
+    assert not headkv.is_compressed and headkv._prefill.stage is Stage.WHOLE
 
 
 def test_no_memory_after_the_lookahead_goes_on_uncompressed(make: Make) -> None:
@@ -378,7 +379,7 @@ def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
         "reserve",
         "score_arm(384)",
         *["attention_read"] * 2,
-        *["score_arm(0)"] * 2,  # after the repetition, and for the window, which is not observed
+        "score_arm(0)",  # the window is not observed
         "compress",
     ]
     assert headkv.llama.batches == [64] * 6 + [64] * 6 + [16, 1, 1]

@@ -14,10 +14,8 @@ from pyheadkv.engine.template.chat import (
     template_source,
 )
 from pyheadkv.engine.template.handler import deferred_compilation, protect_chat_completion
-from pyheadkv.engine.template.special import NO_VOCABULARY
 
 __all__ = [
-    "NO_VOCABULARY",
     "ChatPrompt",
     "ChatTemplate",
     "check_template",

@@ -28,9 +28,10 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pyheadkv.engine.llama import adds_bos, token_text, vocabulary_of
 from pyheadkv.engine.template.lift import Plane, free_plane
 from pyheadkv.engine.template.render import Messages, make_renderer
-from pyheadkv.engine.template.special import Special, SpecialTokens, vocabulary_of
+from pyheadkv.engine.template.special import Special, SpecialTokens
 from pyheadkv.errors import HeadKVError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class ChatTemplate:
         self._llama = llama
         self._notify: Callable[[str], None] | None = on_notice
         self._special = SpecialTokens(llama)
-        self._render = make_renderer(source, _text_of(llama, llama.token_bos()), _text_of(llama, llama.token_eos()))
+        self._render = make_renderer(source, token_text(llama, llama.token_bos()), token_text(llama, llama.token_eos()))
         looked_for = sorted(filter(str.strip, self._render.looked_for))
         own_words = sorted(self._own_words())
         self._own_word = re.compile(f"(?=({_any_of(own_words)}))") if own_words else None
@@ -240,18 +241,13 @@ class ChatTemplate:
 def _begun(llama: llama_cpp.Llama, text: str, tokens: list[int]) -> ChatPrompt:
     """A prompt with the vocabulary's first token before it, where there should be one and no template wrote it."""
     bos = llama.token_bos()
-    is_missing = bos >= 0 and tokens[:1] != [bos] and bool(llama._model.add_bos_token())
+    is_missing = bos >= 0 and tokens[:1] != [bos] and adds_bos(llama)
     return ChatPrompt(text, [bos] * is_missing + tokens, int(is_missing))
 
 
 def _is_spoken(message: Mapping[str, Any], key: str) -> bool:
     """Whether the model itself wrote what stands there, token by token."""
     return message.get("role") in _MODEL and key in _SPOKEN
-
-
-def _text_of(llama: llama_cpp.Llama, token: int) -> str:
-    text: str = llama._model.token_get_text(token) if token >= 0 else ""
-    return text
 
 
 def _any_of(texts: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateSyntaxError, nodes
 
+from pyheadkv.engine.llama import jinja_template
 from pyheadkv.engine.native import builtin_chat, builtin_chat_names
 from pyheadkv.errors import ModelError, UsageError, one_line
 
@@ -57,7 +58,7 @@ class JinjaRenderer:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         try:
-            self._template = Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos)._environment
+            self._template = jinja_template(Jinja2ChatFormatter(source, eos_token=eos, bos_token=bos))
             tree = self._template.environment.parse(source)
         except TemplateSyntaxError as error:
             raise ModelError(f"the chat template, line {error.lineno}: {error.message}; {_WAY_ON}") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pyheadkv.errors import ModelError
+from pyheadkv.engine.llama import vocabulary_of
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -15,22 +15,6 @@ if TYPE_CHECKING:
 _UNKNOWN, _CONTROL, _USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
 _LSTRIP, _RSTRIP = 1 << 7, 1 << 8
 _N_TEXTS, _SHORT = 4096, 256  # a template writes the same few short pieces again in each turn
-
-
-NO_VOCABULARY = 0  # enum llama_vocab_type
-
-
-def vocabulary_of(llama: llama_cpp.Llama) -> Any:
-    """The model as a tokenizer of llama.cpp's; a Llama may have another, which finds special tokens in any text.
-
-    Raises
-    ------
-    ModelError
-        it has no vocabulary, on which llama.cpp would end the process
-    """
-    if llama._model.vocab_type() == NO_VOCABULARY:
-        raise ModelError("this model has no vocabulary: it takes tokens, and no text")
-    return llama._model
 
 
 @dataclass(frozen=True)
