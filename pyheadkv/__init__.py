@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pyheadkv.policy.budget import Budget
     from pyheadkv.policy.plan import Plan, make_plan
     from pyheadkv.policy.policy import Policy, register_policy
-    from pyheadkv.policy.scorers import Scorer
+    from pyheadkv.policy.scorers import Scorer, ScorerKind, register_scorer
     from pyheadkv.policy.text import parse_policy
     from pyheadkv.profile import Profile, read_profile, write_profile
 
@@ -39,12 +39,14 @@ __all__ = [
     "Policy",
     "Profile",
     "Scorer",
+    "ScorerKind",
     "load",
     "make_plan",
     "parse_policy",
     "read_profile",
     "register_allocator",
     "register_policy",
+    "register_scorer",
     "shape_from_metadata",
     "write_profile",
 ]
@@ -57,7 +59,7 @@ _HOMES = {
     "pyheadkv.policy.policy": ("Policy", "register_policy"),
     "pyheadkv.policy.text": ("parse_policy",),
     "pyheadkv.profile": ("Profile", "read_profile", "write_profile"),
-    "pyheadkv.policy.scorers": ("Scorer",),
+    "pyheadkv.policy.scorers": ("Scorer", "ScorerKind", "register_scorer"),
     "pyheadkv.chat.session": ("HeadKV", "load"),
     "pyheadkv.model.shape": ("ModelShape", "shape_from_metadata"),
 }

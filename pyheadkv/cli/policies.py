@@ -49,13 +49,13 @@ def _table(title: str, entries: Sequence[Entry]) -> Table:
     for heading in ("what is kept", "needs", "arXiv"):
         table.add_column(heading)
     for entry in entries:
-        table.add_row(entry.name, entry.words, _listed(entry.needs), "\n".join(entry.sources) or "-")
+        table.add_row(entry.name, entry.summary, _listed(entry.needs), "\n".join(entry.sources) or "-")
     return table
 
 
 def _card(entry: Entry) -> Table:
     card = Table(title=entry.name, title_justify="left", show_header=False, box=None, pad_edge=False)
-    card.add_row("keeps", entry.words)
+    card.add_row("keeps", entry.summary)
     card.add_row("needs", _listed(entry.needs))
     card.add_row("arXiv", _listed(entry.sources))
     card.add_row("settings", _of_effect(entry.settings))

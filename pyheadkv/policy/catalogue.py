@@ -26,7 +26,7 @@ class Entry:
     ----------
     name
         as it is typed
-    words
+    summary
         what it does
     sources
         arXiv ids
@@ -37,7 +37,7 @@ class Entry:
     """
 
     name: str
-    words: str
+    summary: str
     sources: tuple[str, ...]
     needs: tuple[str, ...]
     settings: Settings
@@ -70,7 +70,7 @@ def allocator_entries() -> list[Entry]:
 def scorer_entries() -> list[Entry]:
     """All scorers: what stands behind the plus."""
     return [
-        Entry(name, kind.words, (kind.source,), _scorer_needs(kind), _scorer_settings(name))
+        Entry(name, kind.summary, (kind.source,), _scorer_needs(kind), _scorer_settings(name))
         for name, kind in SCORERS.items()
     ]
 
@@ -84,8 +84,8 @@ def _policy_entry(policy: PolicyChoice) -> Entry:
     votes = "; retrieval heads pool widely and share what they find" if policy.scorer.retrieval_share else ""
     sources = dict.fromkeys(source for source in (allocator.source, kind.source) if source)
     needs = (*((PROFILE,) if policy.needs_profile else ()), *_scorer_needs(kind))
-    words = f"{allocator.description}{mix}: {kind.words}{votes}"
-    return Entry(policy.name, words, tuple(sources), needs, policy_settings(policy))
+    summary = f"{allocator.description}{mix}: {kind.summary}{votes}"
+    return Entry(policy.name, summary, tuple(sources), needs, policy_settings(policy))
 
 
 def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:

@@ -96,9 +96,9 @@ class Policy:
                 f"allocator {self.allocator} ranks all layers together: {self.scorer.name} scores cannot "
                 "be compared between layers"
             )
-        if (kind.is_signed or kind.has_first) and allocator.complete(self.params).get("scale"):
-            why = "may be negative" if kind.is_signed else "have no sum"
-            raise PolicyError(f"scale is 1, expected 0: {self.scorer.name} scores {why}")
+        for key, value in allocator.complete(self.params).items():
+            if kind.no_sums and allocator.params[key].needs_sums and value:
+                raise PolicyError(f"{key} is {value:g}, expected 0: {self.scorer.name} scores {kind.no_sums}")
         if allocator.needs_semantics and self.scorer.gathers != "mean":
             raise PolicyError(
                 f"allocator {self.allocator} needs the mean attention of the window: not with {self.scorer.name}"
@@ -248,9 +248,8 @@ def _combination(name: str) -> Policy | None:
         return _PRESETS[full_name]
     of_preset = (policy for policy in _PRESETS.values() if policy.scorer.name == scorer)
     base = next(of_preset, None) or Policy(full_name, "uniform", Scorer(scorer))
-    # Ada-KV scales by parts of a sum, which mean nothing where scores may be negative or come first
-    has_sums = not (SCORERS[scorer].is_signed or SCORERS[scorer].has_first)
-    params = {"scale": 0.0} if "scale" in allocator.params and not has_sums else {}
+    needs_sums = [key for key, param in allocator.params.items() if param.needs_sums]
+    params = dict.fromkeys(needs_sums, 0.0) if SCORERS[scorer].no_sums else {}
     return Policy(full_name, allocator.name, base.scorer, base.n_sink, params)
 
 

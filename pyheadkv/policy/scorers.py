@@ -16,43 +16,52 @@ from pyheadkv.errors import PolicyError
 class ScorerKind:
     """A way to rate positions.
 
+    >>> ScorerKind("short keys", "Devoto et al., https://arxiv.org/abs/2406.11430: minus the length").source
+    '2406.11430'
+
     Parameters
     ----------
-    words
+    summary
         what is kept, in a few words
-    about
+    reference
         paper, formula, and where it differs from the paper
-    has_first
-        whether some positions come before all others, with scores that cannot be added up
     native
         the library's name for it
     observers
         which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks",
         "none", or a "second pass" that repeats the prompt (pyheadkv/cache/reconstruct.py)
-    is_signed
-        whether scores may be negative, so that heads cannot vote with them
+    gathers
+        what the library gathers of their queries, "moments" or "queries"; "": their attention, as `Scorer.reduce` says
+    fold
+        how query heads share their attention where that is not the setting of this name: all heads of a "layer"
+    no_sums
+        why scores cannot be added up, so that heads cannot vote with them nor be compared by parts of a sum; "" if
+        they can
     compares
         how far apart scores mean the same, so that they can be ranked together: in a "head", a "layer", the "model"
     needs
         what a model must have; others are refused when a prompt has been read
     """
 
-    words: str
-    about: str
-    has_first: bool = False
+    summary: str
+    reference: str
     native: str = "attention"
     observers: str = "window"
-    is_signed: bool = False
+    gathers: str = ""
+    fold: str = ""
+    no_sums: str = ""
     compares: str = "model"
     needs: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
         """The paper's arXiv id."""
-        return self.about.partition("arxiv.org/abs/")[2].partition(":")[0].rstrip(",.")
+        return self.reference.partition("arxiv.org/abs/")[2].partition(":")[0].rstrip(",.")
 
 
-SCORERS = {
+_SIGNED = "may be negative"
+
+SCORERS: dict[str, ScorerKind] = {
     "snapkv": ScorerKind(
         "attention of the last queries",
         """SnapKV, Li et al., https://arxiv.org/abs/2404.14469: mean attention of the observation window, folded over
@@ -71,6 +80,7 @@ SCORERS = {
         """TOVA, Oren et al., https://arxiv.org/abs/2401.06104: attention of the last query (n_obs=1; with more, their
         mean), mean over all heads of the layer, the same for each KV head. Differs from the paper: nothing is evicted
         while generating.""",
+        fold="layer",
     ),
     "criticalkv": ScorerKind(
         "attention of the last queries, and what the value does behind the output projection",
@@ -94,7 +104,8 @@ SCORERS = {
         exist, at the ends too; fold and reduce have no meaning; adapters (LoRA) and gates of the output are not
         followed.""",
         native="defensive",
-        has_first=True,
+        gathers="queries",
+        no_sums="have no sum",  # those that come first have the highest score that there is
     ),
     "streaming": ScorerKind(
         "the last positions",
@@ -109,7 +120,7 @@ SCORERS = {
         layers are compressed.""",
         native="knorm",
         observers="none",
-        is_signed=True,
+        no_sums=_SIGNED,
         compares="head",  # every head's keys have a length of their own
     ),
     "keydiff": ScorerKind(
@@ -118,7 +129,7 @@ SCORERS = {
         head's keys of length 1. Differs from the paper: all keys at once, not block by block.""",
         native="keydiff",
         observers="none",
-        is_signed=True,
+        no_sums=_SIGNED,
     ),
     "expected_attention": ScorerKind(
         "attention that later queries are expected to pay",
@@ -128,6 +139,7 @@ SCORERS = {
         left out of all sums. Differs from the paper: soft caps of logits are not followed. Models with learned
         positions, layers without rotation, a temperature or a norm behind it are refused.""",
         native="expected",
+        gathers="moments",
         observers="behind sinks",
         compares="layer",  # values are longer in some layers
         needs=("layers that rotate their queries last (not GPT-2, SmolLM3, Ministral 3, Hunyuan)",),
@@ -140,6 +152,7 @@ SCORERS = {
         observers="second pass",
     ),
 }
+
 REDUCES = ("mean", "max")
 POOLS = ("max", "avg")
 FOLDS = ("mean", "max")
@@ -206,7 +219,7 @@ class Scorer:
         for key, share in (("retrieval_share", self.retrieval_share), ("vote", self.vote)):
             if not 0 <= share <= 1:
                 raise PolicyError(f"{key} is {share:g}, expected 0 to 1")
-        if self.retrieval_share > 0 and (SCORERS[self.name].is_signed or SCORERS[self.name].has_first):
+        if self.retrieval_share > 0 and SCORERS[self.name].no_sums:
             raise PolicyError(
                 f"retrieval_share is {self.retrieval_share:g}, expected 0: heads cannot vote by {self.name}"
             )
@@ -223,7 +236,7 @@ class Scorer:
     @property
     def native_fold(self) -> str:
         """The library's name for how query heads share their attention."""
-        return "layer" if self.name == "tova" else self.fold
+        return SCORERS[self.name].fold or self.fold
 
     @property
     def needs_second_pass(self) -> bool:
@@ -233,9 +246,8 @@ class Scorer:
     @property
     def gathers(self) -> str | None:
         """What is gathered from the last tokens of the prompt: "mean", "max", "moments", "queries", or None."""
-        if SCORERS[self.name].observers in ("none", "second pass"):
-            return None
-        return {"expected": "moments", "defensive": "queries"}.get(self.kind, self.reduce)
+        kind = SCORERS[self.name]
+        return None if kind.observers in ("none", "second pass") else kind.gathers or self.reduce
 
     def n_last(self, n_prompt: int, n_sink: int) -> int:
         """So many of the prompt's last tokens are read by themselves, those that observe: at least the window.
@@ -249,3 +261,33 @@ class Scorer:
         """
         observers = {"prompt": n_prompt, "behind sinks": n_prompt - n_sink}
         return observers.get(SCORERS[self.name].observers, self.n_obs)
+
+
+def register_scorer(name: str, kind: ScorerKind) -> None:
+    """Add a scorer under its name, for `parse_policy` and policies of one's own.
+
+    It rates positions by one of the library's ways (``native``), seen by other tokens, or folded or compared otherwise.
+
+    >>> register_scorer("h2o-late", ScorerKind("attention behind the sinks", "H2O, made up", observers="behind sinks"))
+    >>> parse_policy("uniform+h2o-late:n_obs=8").scorer.n_last(n_prompt=1000, n_sink=4)
+    996
+
+    Parameters
+    ----------
+    name
+        letters, digits, - and _
+    kind
+        its words are those of the scorers that there are
+
+    Raises
+    ------
+    PolicyError
+        the name is taken, or no scorer has this word
+    """
+    if name in SCORERS:
+        raise PolicyError(f"scorer {name!r} exists already")
+    for key in ("native", "observers", "gathers", "fold", "compares"):
+        word, known = getattr(kind, key), dict.fromkeys(getattr(other, key) for other in SCORERS.values())
+        if word not in known:
+            raise PolicyError(f"scorer {name}: {key} is {word!r}, expected one of {', '.join(map(repr, known))}")
+    SCORERS[name] = kind

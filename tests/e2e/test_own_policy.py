@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import PolicyError
-from pyheadkv.policy import allocators, policy, text
+from pyheadkv.policy import allocators, policy, scorers, text
+from pyheadkv.policy.scorers import ScorerKind, register_scorer
 from tests.e2e.conftest import MakeContext, WriteTiny
 from tests.e2e.context import make_tokens
-from tests.tiny import Tiny
+from tests.reference.llama import forward, round_f16
+from tests.reference.score import Array, causal_attention
+from tests.reference.select import select_positions
+from tests.tiny import Tiny, make_weights
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "examples" / "falling.py"
@@ -29,6 +34,9 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocators, "_ALLOCATORS", dict(allocators._ALLOCATORS))
     monkeypatch.setattr(policy, "_PRESETS", dict(policy._PRESETS))
     monkeypatch.setattr(text, "_OF_FILES", {})
+    known = dict(scorers.SCORERS)
+    for module in (policy, scorers):
+        monkeypatch.setattr(module, "SCORERS", known)
 
 
 def inspect(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -68,3 +76,26 @@ def test_faults_are_found_before_a_prompt_is_read(open_context: MakeContext, tmp
     with pytest.raises(PolicyError, match=r"broken\.py: allocator falling raised TypeError"):
         HeadKV(llama, policy=str(broken))
     assert "eval" not in vars(llama)
+
+
+def layer_h2o(q: Array, k: Array, n_obs: int) -> Array:
+    """Attention of all queries, mean over all heads of the layer: the reference of the scorer below."""
+    row = causal_attention(q, k, len(k)).mean(axis=(0, 1))[: len(k) - n_obs]
+    return np.tile(row, (k.shape[1], 1))
+
+
+def test_a_scorer_and_an_allocator_of_ones_own(open_context: MakeContext) -> None:
+    """One entry and one reference; the allocator is the example's."""
+    register_scorer("layer-h2o", ScorerKind("all queries, all heads", "made up", observers="prompt", fold="layer"))
+    allocators.run_file(EXAMPLE)
+    tokens = make_tokens(400, 64)
+    llama: Any = open_context(TINY, attach=False, n_ctx=512).llama
+    with HeadKV(llama, policy="falling+layer-h2o:n_obs=8,pool=1", budget="20%") as headkv:
+        llama.eval(tokens)
+        plan = headkv.plan
+        assert plan is not None and plan.rows[0][0] > plan.rows[2][0]
+        kept = headkv.native.positions(0, 1)
+    truth = forward(TINY, make_weights(TINY), tokens, is_f16=True)
+    scores = layer_h2o(round_f16(truth.q[0]), truth.k[0], 8)
+    expected = select_positions(scores[1], 4, plan.rows[0][1] - 8)
+    assert len(kept) == len(expected) and len(np.intersect1d(kept, expected)) >= len(kept) - 2  # near ties

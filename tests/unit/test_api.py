@@ -13,6 +13,7 @@ import pytest
 import pyheadkv
 import pyheadkv.policy.allocators as allocators_module
 import pyheadkv.policy.policy as policy_module
+import pyheadkv.policy.scorers as scorers_module
 from pyheadkv import errors
 from pyheadkv.model.shape import LayerShape, ModelShape
 
@@ -59,6 +60,9 @@ def test_the_example_is_right(name: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(allocators_module, "_ALLOCATORS", dict(allocators_module._ALLOCATORS))
     monkeypatch.setattr(policy_module, "_PRESETS", dict(policy_module._PRESETS))
+    scorers = dict(scorers_module.SCORERS)
+    for module in (policy_module, scorers_module):
+        monkeypatch.setattr(module, "SCORERS", scorers)
     names = {each: getattr(pyheadkv, each) for each in pyheadkv.__all__} | {"shape": SHAPE, "pyheadkv": pyheadkv}
     text = inspect.getdoc(getattr(pyheadkv, name)) or ""
     test = doctest.DocTestParser().get_doctest(text, names, name, None, None)

@@ -23,7 +23,7 @@ def test_everything_is_listed_and_says_what_it_is() -> None:
     assert [entry.name for entry in listed["scorers"]] == list(SCORERS)
     for entries in listed.values():
         for entry in entries:
-            assert entry.words and "\n" not in entry.words
+            assert entry.summary and "\n" not in entry.summary
             assert entry.name in ("auto", "uniform") or entry.sources
             assert all(re.fullmatch(r"\d{4}\.\d{5}", source) for source in entry.sources), entry.name
 
@@ -61,7 +61,7 @@ def test_as_text_and_json() -> None:
         assert re.search(rf"^{re.escape(name)} ", text, flags=re.MULTILINE), name
     report = json.loads(CliRunner().invoke(app, ["policies", "--json"]).stdout)
     assert list(report) == ["policies", "allocators", "scorers"]
-    assert {"name", "words", "sources", "needs", "settings"} == set(report["scorers"][0])
+    assert {"name", "summary", "sources", "needs", "settings"} == set(report["scorers"][0])
     card = CliRunner().invoke(app, ["policies", "headkv:beta=1.1"], env={"COLUMNS": "200"}).stdout
     assert card.splitlines()[0].strip() == "headkv" and "beta=1.1" in card and "vote=0.5" in card
     one = json.loads(CliRunner().invoke(app, ["policies", "--json", "headkv:beta=1.1"]).stdout)

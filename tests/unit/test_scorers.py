@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyheadkv.engine.abi import FOLDS, REDUCES, SCORES
-from pyheadkv.policy.scorers import SCORERS, Scorer
+from pyheadkv.errors import PolicyError
+from pyheadkv.model.shape import LayerShape, ModelShape
+from pyheadkv.policy import allocators, policy, scorers
+from pyheadkv.policy.allocators import Allocator, AllocRequest, Param, register_allocator
+from pyheadkv.policy.plan import draft_plan
+from pyheadkv.policy.scorers import SCORERS, Scorer, ScorerKind, register_scorer
+from pyheadkv.policy.text import parse_policy
 
 N_PROMPT, N_SINK = 1000, 4
 
@@ -67,3 +74,69 @@ def test_comes_from_the_paper_of_its_reference(name: str, root: Path) -> None:
     assert SCORERS[name].source == PAPERS[name]
     references = [path.read_text(encoding="utf-8") for path in (root / "tests" / "reference").glob("*.py")]
     assert any(f"https://arxiv.org/abs/{PAPERS[name]}" in reference for reference in references)
+
+
+# ---- one of one's own
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is registered is forgotten after the test."""
+    known = dict(SCORERS)
+    for module in (scorers, policy):
+        monkeypatch.setattr(module, "SCORERS", known)
+    monkeypatch.setattr(allocators, "_ALLOCATORS", dict(allocators._ALLOCATORS))
+
+
+def by_sums(request: AllocRequest) -> list[list[int]]:
+    """Layers by the sums of their scores."""
+    assert request.token_scores is not None
+    sums = [max(1, round(float(scores.sum()))) for scores in request.token_scores]
+    return request.deal([total for total, n in zip(sums, request.n_head_kv, strict=True) for _ in range(n)])
+
+
+SUMMING = Allocator(
+    "sums",
+    "more for layers with larger sums",
+    by_sums,
+    needs_token_scores=True,
+    ranks="layer",
+    params={"sharp": Param(default=1, at_least=0, at_most=1, needs_sums=True)},
+)
+
+
+@pytest.mark.usefixtures("registries")
+def test_one_of_each_from_outside_makes_a_plan() -> None:
+    """What they declare is all that the package needs to know."""
+    register_scorer("all-queries", ScorerKind("all queries", "made up", observers="prompt", fold="layer"))
+    register_scorer("odd", ScorerKind("no sums", "made up", native="knorm", observers="none", no_sums="are odd"))
+    register_allocator(SUMMING)
+    shape = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
+    draft = draft_plan(shape, parse_policy("sums+all-queries:n_obs=8,fold=max"), "25%", 400)
+    assert draft is not None and draft.expected.n_last == 400
+    scorer = draft.expected.policy.scorer
+    assert (scorer.kind, scorer.native_fold, scorer.gathers) == ("attention", "layer", "mean")
+    low, high = (np.full((2, 392), value, dtype=np.float32) for value in (0.01, 0.03))
+    rows = draft.finish([low, high]).rows
+    assert sum(map(sum, rows)) == 400 and rows[1][0] > rows[0][0]
+    assert parse_policy("sums+odd").params == {"sharp": 0}
+    with pytest.raises(PolicyError, match=r"^sharp is 1, expected 0: odd scores are odd$"):
+        parse_policy("sums+odd:sharp=1")
+    with pytest.raises(PolicyError, match="heads cannot vote by odd"):
+        Scorer("odd", retrieval_share=0.5)
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("tova", {}, "scorer 'tova' exists already"),
+        ("mine", {"native": "magic"}, "scorer mine: native is 'magic', expected one of 'attention', 'critical'"),
+        ("mine", {"observers": "all"}, "scorer mine: observers is 'all', expected one of 'window', 'prompt'"),
+        ("mine", {"compares": "heads"}, "scorer mine: compares is 'heads', expected one of 'model', 'layer'"),
+    ],
+)
+def test_a_scorer_that_nobody_can_make(name: str, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(PolicyError, match=f"^{message}"):
+        register_scorer(name, ScorerKind("mine", "made up", **settings))
+    assert "mine" not in scorers.SCORERS

@@ -91,6 +91,6 @@ ADAKV = Allocator(
     ranks="layer",
     params={
         "safeguard": Param(default=0.2, at_least=0, at_most=1),
-        "scale": Param(default=1, at_least=0, at_most=1, is_whole=True),
+        "scale": Param(default=1, at_least=0, at_most=1, is_whole=True, needs_sums=True),
     },
 )

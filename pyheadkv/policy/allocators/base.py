@@ -192,6 +192,8 @@ class Param:
         upper limit
     is_whole
         fractions are refused
+    needs_sums
+        above 0 it adds up scores of positions, which not every scorer's can be; such a scorer has it at 0
     """
 
     default: float
@@ -199,6 +201,7 @@ class Param:
     above: float = -math.inf
     at_least: float = -math.inf
     is_whole: bool = False
+    needs_sums: bool = False
 
     def limits(self) -> str:
         """The range in words."""
