@@ -16,8 +16,8 @@ from pyheadkv.engine.template import ChatTemplate
 from pyheadkv.errors import ModelError
 from tests.tiny import Tiny, write_tiny
 from tests.unit.chat_families import FAMILIES, Family
+from tests.unit.engine.test_template import PLAIN, whole
 from tests.unit.fake_vocabulary import CONTROL, UNKNOWN
-from tests.unit.test_chat_template import PLAIN, whole
 
 VOCABULARIES = Path(__file__).resolve().parents[2] / "build" / "release" / "upstream" / "models"
 # of each kind of tokenizer the families whose special tokens it has, and one whose it has not

@@ -10,7 +10,7 @@ import pytest
 
 from pyheadkv.engine import abi as _abi
 
-HEADER = (Path(__file__).parents[2] / "native" / "headkv.h").read_text(encoding="utf-8")
+HEADER = (Path(__file__).parents[3] / "native" / "headkv.h").read_text(encoding="utf-8")
 BODY = re.sub(r"(?m)^#.*$|//.*$", "", HEADER).replace('extern "C" {', "")
 
 

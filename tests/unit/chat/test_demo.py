@@ -15,8 +15,8 @@ from pyheadkv.cli.render import ReadingBar
 from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.engine.sources import DEMO_GGUF
 from pyheadkv.files.plain_text import Limit
+from tests.unit.cli.test_chat import OPTIONS, ChatLlama
 from tests.unit.fake_llama import without_library
-from tests.unit.test_cli_chat import OPTIONS, ChatLlama
 
 
 @pytest.fixture

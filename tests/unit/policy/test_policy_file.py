@@ -21,7 +21,7 @@ from pyheadkv.policy.plan import Plan, make_plan
 from pyheadkv.policy.policy import policy_names
 from pyheadkv.policy.text import parse_policy
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "falling.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "falling.py"
 SHAPE = ModelShape("llama", "", 8192, tuple(LayerShape(i, 4, 2, 64, 64) for i in range(3)))
 START = "from pyheadkv import *\n"
 REGISTER = "register_allocator(Allocator('mine', 'mine', allocate))\nregister_policy(Policy('mine', 'mine'))\n"

@@ -12,10 +12,10 @@ import pytest
 
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
+from tests.unit.cli.test_chat import OPTIONS, ChatLlama, ReadingBar, Talk
 from tests.unit.fake_llama import without_library
-from tests.unit.test_cli_chat import OPTIONS, ChatLlama, ReadingBar, Talk
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
 LATE_FAILURE = """if True:

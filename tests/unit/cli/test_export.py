@@ -37,7 +37,7 @@ PROFILE = Profile(
 )
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def read_metadata(path: Path) -> dict[str, object]:
