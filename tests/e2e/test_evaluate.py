@@ -224,7 +224,7 @@ def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
 def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, float]:
     n_before = len(reading.snapshot.tokens) - N_OBS
     head = sorted(position for position in positions if position < n_before)
-    compress_to(runner.engine, reading.kept, [head] * runner.shape.n_kv_heads, N_OBS)
+    compress_to(runner.engine, reading.snapshot, [head] * runner.shape.n_kv_heads, N_OBS)
     return examine(runner.engine, runner.asker.prompter, reading.asked, reading.log_probs).figures
 
 
