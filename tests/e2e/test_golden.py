@@ -27,6 +27,8 @@ from pyheadkv.chat.session import HeadKV
 from pyheadkv.policy.allocators import get_allocator
 from pyheadkv.policy.plan import make_plan
 from pyheadkv.policy.policy import Policy, policy_names
+from pyheadkv.policy.resolve import resolve
+from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
@@ -140,7 +142,7 @@ def test_tiny_models_keep_what_they_kept(open_context: MakeContext, name: str, u
     assert list(golden) == list(policy_names()), "a preset came or went: --update-golden"
     n_swapped = n_rows = 0
     for preset, by_budget in golden.items():
-        policy = Policy.preset(preset)
+        policy = resolve(parse_policy(preset), made_profile(tiny), 1.0).policy
         for budget, truth in by_budget.items():
             rows, kept = found[preset][budget]["rows"], found[preset][budget]["kept"]
             limit = math.ceil(MAX_SWAPPED * total_rows(truth["rows"]))
@@ -168,7 +170,7 @@ def test_demo_model_keeps_what_it_kept(open_context: MakeContext, demo_path: Pat
             if any(plan is None or looks_at_the_prompt(plan.policy) for plan in plans):
                 continue
             found[name] = {"rows": digest([plan.rows for plan in plans if plan])}
-            if headkv.policy.scorer.name == "streaming":
+            if plans[-1] and plans[-1].policy.scorer.name == "streaming":
                 context.llama.eval(tokens)
                 found[name]["kept"] = digest(kept_bits(headkv))
                 headkv.clear()
