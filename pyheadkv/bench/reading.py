@@ -32,7 +32,7 @@ class Reading:
     ms_prefill
         the whole prompt, scoring included
     ms_select
-        a second pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
+        a reconstruction pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
     rss_loaded, rss_whole, rss_read, rss_decoded
         bytes: model loaded; prompt read, its cache whole; after the compression; some tokens later
     rss_peak
@@ -128,7 +128,7 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
             decoded = resident()
             return Reading(
                 stats.ms_prefill,
-                stats.ms_second_pass + stats.ms_select,
+                stats.ms_reconstruction + stats.ms_select,
                 loaded,
                 whole[-1],  # the last batch is read, nothing is compressed yet
                 read,

@@ -49,7 +49,7 @@ class Speed:
     ms_scoring
         what scoring adds to reading the tokens that observe
     ms_select
-        a second pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
+        a reconstruction pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
     bytes_measured
         of our K and V buffers while decoding
     """
@@ -111,7 +111,7 @@ class Race:
             Spread.of(ours),
             Spread.of([a / b for a, b in rounds]),
             ms_scoring,
-            1000 * (turn.second_pass_s + turn.select_s),
+            1000 * (turn.reconstruction_s + turn.select_s),
             stats.bytes_prefix + stats.bytes_tail,
         )
 

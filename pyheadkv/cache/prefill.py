@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.cache.reconstruct import Repetition
+from pyheadkv.cache.reconstruct import Reconstruction
 from pyheadkv.cache.select import Floats, arm, compress
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.abi import STATUS_COMPUTE
@@ -179,14 +179,14 @@ class Prefill:
         plan = draft.expected
         n_head = len(tokens) - (plan.n_last if scores is None else plan.policy.n_obs)
         head, last = tokens[:n_head], tokens[n_head:]
-        repetition = None
-        if plan.policy.scorer.needs_second_pass and scores is None:
-            repetition = Repetition(self.llama, [*tokens_of(self.llama), *head])
-        self.start_progress(len(tokens) + (repetition.n_tokens if repetition else 0))
+        reconstruction = None
+        if plan.policy.scorer.needs_reconstruction and scores is None:
+            reconstruction = Reconstruction(self.llama, [*tokens_of(self.llama), *head])
+        self.start_progress(len(tokens) + (reconstruction.n_tokens if reconstruction else 0))
         self.read(head)
         try:
-            if repetition:
-                scores = self._repeat(repetition, plan)
+            if reconstruction:
+                scores = self._reconstruct(reconstruction, plan)
             self._stage, self._draft, self._scores = Stage.OBSERVING, draft, scores
             if scores is None:
                 arm(self.native, plan)
@@ -223,11 +223,11 @@ class Prefill:
         """Scores are many numbers. The cache is whole, again once the hot rows are gone."""
         self._stage, self._draft, self._scores = Stage.WHOLE, None, None
 
-    def _repeat(self, repetition: Repetition, plan: Plan) -> list[Floats]:
+    def _reconstruct(self, reconstruction: Reconstruction, plan: Plan) -> list[Floats]:
         n_read = self.turn.n_read
-        with self.turn.second_pass():
-            scores = repetition.scores(self.native, self.read, plan.policy.scorer)
-        self.turn.n_read = n_read  # a repetition is not counted
+        with self.turn.reconstruction():
+            scores = reconstruction.scores(self.native, self.read, plan.policy.scorer)
+        self.turn.n_read = n_read  # a reconstruction is not counted
         return scores
 
     def _eval(self, tokens: list[int]) -> None:

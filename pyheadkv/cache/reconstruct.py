@@ -1,4 +1,4 @@
-"""The second pass of KVzip: the model repeats its prompt, and what it needs for that is worth keeping.
+"""The reconstruction pass of KVzip: the model repeats its prompt, and what it needs for that is worth keeping.
 
     cache      | prompt ........................ |
     pass 1                                       | \\n\\nRepeat the previous context exactly. | part 1 |
@@ -54,7 +54,7 @@ class Part:
     tokens: list[int]
 
 
-class Repetition:
+class Reconstruction:
     """The repetition of a prompt, in parts that fit beside it into the context.
 
     Parameters

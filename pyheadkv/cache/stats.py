@@ -41,7 +41,7 @@ class SessionStats:
         tokens evaluated while generating
     ms_prefill
         reading the prompt, the observation window included
-    ms_second_pass
+    ms_reconstruction
         repeating the prompt, where the policy's scores are made that way
     ms_select
         choosing and gathering rows and freeing the full cache
@@ -56,7 +56,7 @@ class SessionStats:
     n_generated: int
     n_decoded: int
     ms_prefill: float
-    ms_second_pass: float
+    ms_reconstruction: float
     ms_select: float
     ms_decode: float
 
@@ -89,7 +89,7 @@ class TurnTimer:
     n_generated: int = 0
     n_decoded: int = 0
     prefill_s: float = 0.0
-    second_pass_s: float = 0.0
+    reconstruction_s: float = 0.0
     select_s: float = 0.0
     decode_s: float = 0.0
 
@@ -100,21 +100,21 @@ class TurnTimer:
 
     @contextmanager
     def prefill(self) -> Iterator[None]:
-        """Time the reading of a prompt; what `second_pass` and `select` take inside is not counted."""
-        start, others_s = time.perf_counter(), self.second_pass_s + self.select_s
+        """Time the reading of a prompt; what `reconstruction` and `select` take inside is not counted."""
+        start, others_s = time.perf_counter(), self.reconstruction_s + self.select_s
         try:
             yield
         finally:
-            self.prefill_s += time.perf_counter() - start - (self.second_pass_s + self.select_s - others_s)
+            self.prefill_s += time.perf_counter() - start - (self.reconstruction_s + self.select_s - others_s)
 
     @contextmanager
-    def second_pass(self) -> Iterator[None]:
+    def reconstruction(self) -> Iterator[None]:
         """Time a repetition of the prompt."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.second_pass_s += time.perf_counter() - start
+            self.reconstruction_s += time.perf_counter() - start
 
     @contextmanager
     def select(self) -> Iterator[None]:
@@ -143,7 +143,7 @@ class TurnTimer:
             n_generated=self.n_generated,
             n_decoded=self.n_decoded,
             ms_prefill=self.prefill_s * 1000,
-            ms_second_pass=self.second_pass_s * 1000,
+            ms_reconstruction=self.reconstruction_s * 1000,
             ms_select=self.select_s * 1000,
             ms_decode=self.decode_s * 1000,
         )
@@ -183,7 +183,7 @@ def kv_report(
         },
         "ms": {
             "prefill": round(stats.ms_prefill, 3),
-            "second_pass": round(stats.ms_second_pass, 3),
+            "reconstruction": round(stats.ms_reconstruction, 3),
             "select": round(stats.ms_select, 3),
             "decode": round(stats.ms_decode, 3),
         },

@@ -50,7 +50,7 @@ RESULTS, CASES = "cells.jsonl", "cases.jsonl"  # in the folder of --output
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """The options, read."""
 
     tasks: tuple[str, ...]
@@ -85,16 +85,16 @@ def run(options: EvalOptions) -> None:
     KeyboardInterrupt
         Ctrl-C (SIGTERM is a SystemExit); what is measured so far is kept
     """
-    asked = _read_options(options)
+    request = _read_options(options)
     block = Block.parse(options.readme) if options.readme else None
-    model = _read_model(options, asked)
-    fighters = [contender(text, model.profile) for text in asked.policies]
-    trials = [(fighter, budget) for fighter in fighters for budget in asked.budgets]
+    model = _read_model(options, request)
+    fighters = [contender(text, model.profile) for text in request.policies]
+    trials = [(fighter, budget) for fighter in fighters for budget in request.budgets]
     folder = options.output or Path(f"{model.path.stem}.eval")
     make_folder(folder, (RESULTS, CASES, *eval_report.FILES), EvaluationError)
     results = Results(folder / RESULTS)
     try:
-        cases, records = _measure(options, asked, model, trials, results)
+        cases, records = _measure(options, request, model, trials, results)
     except (KeyboardInterrupt, SystemExit):
         note(f"stopped; what is measured is in {results.path}, and the same command goes on from there")
         raise
@@ -104,7 +104,7 @@ def run(options: EvalOptions) -> None:
         block.write(f"{measured_head(sys.argv)}\n\n{main_tables(cells(records))}", EvaluationError)
 
 
-def _read_options(options: EvalOptions) -> _Asked:
+def _read_options(options: EvalOptions) -> _Request:
     lengths, questions = parse_lengths(options.lengths), parse_questions(options.questions)
     versus = parse_versus(options.versus, options.type_k, options.type_v)
     presses = [parse_press(text) for text in split_policies(options.kvpress)] if options.kvpress else []
@@ -116,20 +116,20 @@ def _read_options(options: EvalOptions) -> _Asked:
     if presses and any(budget.kind != "ratio" for budget in budgets):
         raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
     policies = split_policies(options.policies)
-    return _Asked(tasks, lengths, questions, budgets, policies, versus, presses, Prose(options.text), given)
+    return _Request(tasks, lengths, questions, budgets, policies, versus, presses, Prose(options.text), given)
 
 
-def _read_model(options: EvalOptions, asked: _Asked) -> _Model:
+def _read_model(options: EvalOptions, request: _Request) -> _Model:
     path = resolve_model(options.model, note)
     metadata = read_gguf_metadata(path)
     shape = supported_shape(metadata, path)
     check_has_vocabulary(metadata, path)
-    if max(asked.lengths) > shape.n_ctx_train:
-        raise UsageError(f"--ctx {max(asked.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
+    if max(request.lengths) > shape.n_ctx_train:
+        raise UsageError(f"--ctx {max(request.lengths)} is more than the {shape.n_ctx_train} tokens of this model")
     profile = find_profile(path, metadata, shape, options.profile, options.score_mix)
     facts: dict[str, object] = {
         "file": path.name,
-        "text": asked.prose.mark,
+        "text": request.prose.mark,
         "profile": profile and [profile.scores, profile.kinds, [vars(setting) for setting in profile.settings]],
     }
     return _Model(path, shape, profile, fingerprint(path), facts)
@@ -178,27 +178,27 @@ def cases_of_file(text: str, lengths: Sequence[int], n_cases: int) -> list[Case]
 
 def _measure(
     options: EvalOptions,
-    asked: _Asked,
+    request: _Request,
     model: _Model,
     trials: Sequence[tuple[Contender, Budget]],
     results: Results,
 ) -> tuple[list[Case], list[Record]]:
     """One cache type after the other, since a context has one; all are compared with the first."""
-    base, *others = [(options.type_k, options.type_v), *((name, name) for name in asked.versus)]
-    with _open(options, asked, model, trials, base) as runner:
-        cases = _cases(options, asked, runner)
+    base, *others = [(options.type_k, options.type_v), *((name, name) for name in request.versus)]
+    with _open(options, request, model, trials, base) as runner:
+        cases = _cases(options, request, runner)
         references: dict[str, LogProbs] = {}
         sweeps = {}
         for types in (base, *others):
             mark = run_mark(model.fingerprint, **model.facts, types=types, against=base)
-            sweeps[types] = _sweeps(mark, cases, trials, asked.questions, cache_name(*types), references)
+            sweeps[types] = _sweeps(mark, cases, trials, request.questions, cache_name(*types), references)
         records: list[Record] = []
         for sweep, *later in zip(*sweeps.values(), strict=True):
             records += _run(runner, sweep.lending_to(later, results), results)
-        if asked.presses:
-            records += _run_presses(options, asked, model, runner, cases, results)
+        if request.presses:
+            records += _run_presses(options, request, model, runner, cases, results)
     for types in others:
-        with _open(options, asked, model, trials, types) as runner:
+        with _open(options, request, model, trials, types) as runner:
             for sweep in sweeps[types]:
                 records += _run(runner, sweep, results)
     return cases, records
@@ -213,20 +213,20 @@ def _sweeps(
     references: dict[str, LogProbs],
 ) -> list[Sweep]:
     """One for each question; cases that have none, prose, belong to the first."""
-    asked = {q: [case for case in cases if case.metric != KL or q == questions[0]] for q in questions}
-    return [Sweep(mark, own, trials, question, cache, references) for question, own in asked.items()]
+    by_question = {q: [case for case in cases if case.metric != KL or q == questions[0]] for q in questions}
+    return [Sweep(mark, own, trials, question, cache, references) for question, own in by_question.items()]
 
 
-def _cases(options: EvalOptions, asked: _Asked, runner: Runner) -> list[Case]:
+def _cases(options: EvalOptions, request: _Request, runner: Runner) -> list[Case]:
     made = [
         case
-        for length in asked.lengths
-        for task in asked.tasks
-        for case in make_cases(task, options.n_cases, length, options.seed, asked.prose, runner.sizes)
+        for length in request.lengths
+        for task in request.tasks
+        for case in make_cases(task, options.n_cases, length, options.seed, request.prose, runner.sizes)
     ]
-    given, n_cut = fit_cases(asked.given, asked.lengths, runner.sizes)
+    given, n_cut = fit_cases(request.given, request.lengths, runner.sizes)
     if n_cut:
-        limit = length_name(max(asked.lengths))
+        limit = length_name(max(request.lengths))
         note(f"{n_cut} of {len(given)} cases of files are longer than {limit} tokens: cut in the middle (--ctx)")
     return [*made, *given]
 
@@ -237,12 +237,12 @@ def _run(runner: Measurer, sweep: Sweep, results: Results) -> list[Record]:
 
 
 def _run_presses(
-    options: EvalOptions, asked: _Asked, model: _Model, runner: Runner, cases: Sequence[Case], results: Results
+    options: EvalOptions, request: _Request, model: _Model, runner: Runner, cases: Sequence[Case], results: Results
 ) -> list[Record]:
     mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
-    trials = [(press, budget) for press in asked.presses for budget in asked.budgets]
-    peer = PressRunner(model.path, runner.asker, options.n_threads)
-    sweeps = _sweeps(mark, cases, trials, asked.questions, CACHE, {})
+    trials = [(press, budget) for press in request.presses for budget in request.budgets]
+    peer = PressRunner(model.path, runner.case_prompter, options.n_threads)
+    sweeps = _sweeps(mark, cases, trials, request.questions, CACHE, {})
     return [record for sweep in sweeps for record in _run(peer, sweep, results)]
 
 
@@ -253,7 +253,7 @@ def _n_tokens(
     is_repeated = any(
         resolve(
             fighter.policy, fighter.profile, budget.keep_ratio(shape, length, *types)
-        ).policy.scorer.needs_second_pass
+        ).policy.scorer.needs_reconstruction
         for fighter, budget in trials
         for length in lengths
     )
@@ -263,7 +263,7 @@ def _n_tokens(
 @contextmanager
 def _open(
     options: EvalOptions,
-    asked: _Asked,
+    request: _Request,
     model: _Model,
     trials: Sequence[tuple[Contender, Budget]],
     types: tuple[str, str],
@@ -271,7 +271,7 @@ def _open(
     opened = open_runner(
         model.path,
         model.shape,
-        _n_tokens(model.shape, trials, asked.lengths, types),
+        _n_tokens(model.shape, trials, request.lengths, types),
         n_threads=options.n_threads,
         n_gpu_layers=options.n_gpu_layers,
         type_k=types[0],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
-from pyheadkv.evaluate.asking import QUESTIONS
+from pyheadkv.evaluate.prompted import QUESTIONS
 from pyheadkv.evaluate.runner import Contender
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.shape import CACHE_TYPES

@@ -47,7 +47,7 @@ def _speed(tok_s: float) -> str:
 def stats_text(stats: SessionStats, plan_words: str) -> str:
     """The answer to /stats."""
     native = stats.native
-    repeated = f", repeated in {stats.ms_second_pass:.0f} ms" if stats.ms_second_pass else ""
+    repeated = f", repeated in {stats.ms_reconstruction:.0f} ms" if stats.ms_reconstruction else ""
     return "\n".join(
         (
             f"positions    {native.n_pos}, of which {native.n_pos_prefix} compressed",

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pyheadkv.errors import EvaluationError
-from pyheadkv.evaluate.asking import IN
 from pyheadkv.evaluate.cases import KL
 from pyheadkv.evaluate.metrics import mean_and_error
+from pyheadkv.evaluate.prompted import IN
 from pyheadkv.evaluate.results import FULL, Results
 from pyheadkv.evaluate.runner import Contender, Runner
 from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep

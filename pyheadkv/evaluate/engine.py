@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.cache.prefill import Prefill
-from pyheadkv.cache.reconstruct import Repetition
+from pyheadkv.cache.reconstruct import Reconstruction
 from pyheadkv.cache.select import Floats, arm
 from pyheadkv.engine.llama import cut, tokens_of
 from pyheadkv.policy.allocators import get_allocator
@@ -58,7 +58,7 @@ class Engine(Prefill):
         plan, scores = draft.expected, None
         scorer, n_last = plan.policy.scorer, plan.n_last
         must_observe = plan.policy.lookahead > 0 or get_allocator(plan.policy.allocator).needs_semantics
-        if scorer.needs_second_pass or (n_last > scorer.n_obs and not must_observe):
+        if scorer.needs_reconstruction or (n_last > scorer.n_obs and not must_observe):
             scores, n_last = self._scores_of(snapshot, plan), scorer.n_obs
         n_before = len(snapshot.tokens) - n_last
         self.restore(snapshot, n_before)
@@ -76,8 +76,8 @@ class Engine(Prefill):
     def _make_scores(self, snapshot: Snapshot, plan: Plan, scorer: Scorer) -> list[Floats]:
         n_before = len(snapshot.tokens) - plan.n_last
         self.restore(snapshot, n_before)
-        if scorer.needs_second_pass:
-            return Repetition(self.llama, snapshot.tokens[:n_before]).scores(self.native, self.read, scorer)
+        if scorer.needs_reconstruction:
+            return Reconstruction(self.llama, snapshot.tokens[:n_before]).scores(self.native, self.read, scorer)
         arm(self.native, plan)
         self.read(snapshot.tokens[n_before:])
         return [self.native.score_read(i, scorer) for i in range(len(plan.rows))]

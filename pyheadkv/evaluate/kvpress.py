@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.errors import EvaluationError, UsageError, one_line
-from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import Case
-from pyheadkv.evaluate.examine import examine
+from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import LogProbs
+from pyheadkv.evaluate.prompted import IN, CasePrompter, Prompted
 from pyheadkv.evaluate.runner import Outcome
 from pyheadkv.policy.budget import Budget
 
@@ -58,7 +58,7 @@ class Press:
 class PressReading:
     """A case, and what the whole cache makes of it."""
 
-    asked: Asked
+    prompted: Prompted
     full: Outcome
     log_probs: LogProbs | None
 
@@ -121,7 +121,7 @@ class PressRunner:
     ----------
     path
         the GGUF; it is dequantised when the first case is read
-    asker
+    case_prompter
         whose tokens are used
     n_threads
         by default torch's own choice
@@ -132,10 +132,10 @@ class PressRunner:
         a library is missing
     """
 
-    def __init__(self, path: Path, asker: Asker, n_threads: int | None = None) -> None:
+    def __init__(self, path: Path, case_prompter: CasePrompter, n_threads: int | None = None) -> None:
         self._libraries = libraries()
         self._path = path
-        self._asker = asker
+        self._prompter = case_prompter
         if n_threads:
             self._libraries["torch"].set_num_threads(n_threads)
 
@@ -153,14 +153,16 @@ class PressRunner:
     def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> PressReading:
         """Let the whole cache answer."""
         clock = time.monotonic()
-        asked = self._asker.ask(case, question)
-        speaker = _TorchSpeaker(self._libraries["torch"], self._libraries["transformers"], self._model)
-        speaker.read_prompt(asked.tokens, None)
-        found = examine(speaker, self._asker.prompter, asked, reference)
-        n_bytes = speaker.n_bytes
+        prompted = self._prompter.prompt(case, question)
+        generator = _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
+        generator.read_prompt(prompted.tokens, None)
+        found = evaluate_case(generator, self._prompter.prompter, prompted, reference)
+        n_bytes = generator.n_bytes
         seconds = time.monotonic() - clock
-        full = Outcome(found.figures, found.output, len(asked.tokens), 1.0, n_bytes, n_bytes, n_bytes, "full", seconds)
-        return PressReading(asked, full, found.log_probs if reference is None else reference)
+        full = Outcome(
+            found.figures, found.output, len(prompted.tokens), 1.0, n_bytes, n_bytes, n_bytes, "full", seconds
+        )
+        return PressReading(prompted, full, found.log_probs if reference is None else reference)
 
     def measure(self, reading: PressReading, press: Press, budget: Budget) -> Outcome:
         """Read the case again with a method at work, and let the model answer.
@@ -172,23 +174,23 @@ class PressRunner:
         """
         clock = time.monotonic()
         keep_ratio = float(budget.value)
-        speaker = _TorchSpeaker(self._libraries["torch"], self._libraries["transformers"], self._model)
+        generator = _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
         try:
-            speaker.read_prompt(reading.asked.tokens, self._press(press, keep_ratio))
-            found = examine(speaker, self._asker.prompter, reading.asked, reading.log_probs)
+            generator.read_prompt(reading.prompted.tokens, self._press(press, keep_ratio))
+            found = evaluate_case(generator, self._prompter.prompter, reading.prompted, reading.log_probs)
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             reason = one_line(error)[:200]
             raise EvaluationError(
-                f"{press.name} at {budget.request}, case {reading.asked.case.id}: {reason}"
+                f"{press.name} at {budget.request}, case {reading.prompted.case.id}: {reason}"
             ) from error
         return Outcome(
             found.figures,
             found.output,
-            len(reading.asked.tokens),
+            len(reading.prompted.tokens),
             keep_ratio,
             round(keep_ratio * reading.full.bytes_full),
             reading.full.bytes_full,
-            speaker.n_bytes,
+            generator.n_bytes,
             press.name,
             time.monotonic() - clock,
         )
@@ -205,7 +207,7 @@ class PressRunner:
         return made
 
 
-class _TorchSpeaker:
+class _TorchGenerator:
     """A transformers model with a cache of its own; positions go on as if nothing had been left out."""
 
     def __init__(self, torch: Any, transformers: Any, model: Any) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from pyheadkv.engine.llama import context_length
 from pyheadkv.errors import EvaluationError
-from pyheadkv.evaluate.asking import IN, Asked, Asker
 from pyheadkv.evaluate.cases import KL, Case
 from pyheadkv.evaluate.engine import Engine, Snapshot
-from pyheadkv.evaluate.examine import Examined, examine
+from pyheadkv.evaluate.generate import Evaluated, evaluate_case
 from pyheadkv.evaluate.metrics import LogProbs
+from pyheadkv.evaluate.prompted import IN, CasePrompter, Prompted
 from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.policy.budget import Budget
@@ -87,7 +87,7 @@ class Reading:
         predictions that others are compared with, for "kl"
     """
 
-    asked: Asked
+    prompted: Prompted
     snapshot: Snapshot
     full: Outcome
     log_probs: LogProbs | None
@@ -113,7 +113,7 @@ class Runner:
 
     def __init__(self, llama: llama_cpp.Llama, shape: ModelShape, type_k: str = "f16", type_v: str = "f16") -> None:
         self.engine = Engine(llama)
-        self.asker = Asker(llama)
+        self.case_prompter = CasePrompter(llama)
         self.shape = shape
         self._types = {"type_k": type_k, "type_v": type_v}
         self._n_ctx = context_length(llama)
@@ -121,7 +121,7 @@ class Runner:
     @property
     def sizes(self) -> Sizes:
         """How long texts are for this model."""
-        return self.asker.sizes
+        return self.case_prompter.sizes
 
     def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> Reading:
         """Read a prompt and let the whole cache answer.
@@ -137,16 +137,16 @@ class Runner:
             the prompt does not fit into the context, or cannot be cut before its question
         """
         clock = time.monotonic()
-        asked = self.asker.ask(case, question)
-        if asked.n_needed > self._n_ctx:
-            raise EvaluationError(f"case {case.id} needs {asked.n_needed} positions, the context has {self._n_ctx}")
-        self.engine.read_only(asked.tokens)
+        prompted = self.case_prompter.prompt(case, question)
+        if prompted.n_needed > self._n_ctx:
+            raise EvaluationError(f"case {case.id} needs {prompted.n_needed} positions, the context has {self._n_ctx}")
+        self.engine.read_only(prompted.tokens)
         snapshot = self.engine.snapshot()
-        found = examine(self.engine, self.asker.prompter, asked, reference)
-        n_prompt = len(asked.tokens)
+        found = evaluate_case(self.engine, self.case_prompter.prompter, prompted, reference)
+        n_prompt = len(prompted.tokens)
         n_bytes = n_prompt * self.shape.bytes_per_token(**self._types)
         full = self._outcome(found, n_prompt, 1.0, n_bytes, n_bytes, "full", clock)
-        return Reading(asked, snapshot, full, found.log_probs if reference is None else reference)
+        return Reading(prompted, snapshot, full, found.log_probs if reference is None else reference)
 
     def measure(self, reading: Reading, contender: Contender, budget: Budget) -> Outcome:
         """Compress a reading and let the model answer.
@@ -166,11 +166,11 @@ class Runner:
             return reading.full
         plan = draft.expected
         looks_ahead = plan.policy.lookahead > 0
-        if looks_ahead and reading.asked.rest and reading.asked.case.metric != KL:
+        if looks_ahead and reading.prompted.rest and reading.prompted.case.metric != KL:
             raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
         self.engine.compress(reading.snapshot, draft)
         # who looks ahead must see the model's own answer, not the one that it should give
-        found = self._examine(reading, with_gold=not looks_ahead)
+        found = self._evaluate(reading, with_gold=not looks_ahead)
         return self._outcome(
             found, n_prompt, plan.keep_ratio, plan.bytes_kept, plan.bytes_full, str(plan.policy), clock
         )
@@ -179,11 +179,13 @@ class Runner:
         """Empty the cache."""
         self.engine.forget()
 
-    def _examine(self, reading: Reading, with_gold: bool = True) -> Examined:
-        return examine(self.engine, self.asker.prompter, reading.asked, reading.log_probs, with_gold=with_gold)
+    def _evaluate(self, reading: Reading, with_gold: bool = True) -> Evaluated:
+        return evaluate_case(
+            self.engine, self.case_prompter.prompter, reading.prompted, reading.log_probs, with_gold=with_gold
+        )
 
     def _outcome(
-        self, found: Examined, n_prompt: int, keep_ratio: float, kept: int, full: int, policy: str, clock: float
+        self, found: Evaluated, n_prompt: int, keep_ratio: float, kept: int, full: int, policy: str, clock: float
     ) -> Outcome:
         stats = self.engine.native.stats()
         return Outcome(

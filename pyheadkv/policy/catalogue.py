@@ -14,7 +14,7 @@ from pyheadkv.policy.scorers import SCORERS, ScorerKind
 from pyheadkv.policy.text import parse_policy
 
 PROFILE, QUESTION = "head scores", "the question in the prompt"
-SECOND_PASS, ATTENTION_AGAIN = "a second pass", "the prompt's attention a second time"
+RECONSTRUCTION, ATTENTION_AGAIN = "a reconstruction pass", "the prompt's attention a second time"
 Settings = dict[str, int | float | str]
 
 
@@ -89,7 +89,7 @@ def _policy_entry(policy: PolicyChoice) -> Entry:
 
 
 def _scorer_needs(kind: ScorerKind) -> tuple[str, ...]:
-    needs = {"second pass": (SECOND_PASS,), "window": (QUESTION,), "prompt": (ATTENTION_AGAIN,)}
+    needs = {"reconstruction pass": (RECONSTRUCTION,), "window": (QUESTION,), "prompt": (ATTENTION_AGAIN,)}
     return (*needs.get(kind.observers, ()), *kind.needs)
 
 

@@ -29,7 +29,7 @@ class ScorerKind:
         the library's name for it
     observers
         which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks",
-        "none", or a "second pass" that repeats the prompt (pyheadkv/cache/reconstruct.py)
+        "none", or a "reconstruction pass" that repeats the prompt (pyheadkv/cache/reconstruct.py)
     gathers
         what the library gathers of their queries, "moments" or "queries"; "": their attention, as `Scorer.reduce` says
     fold
@@ -149,7 +149,7 @@ SCORERS: dict[str, ScorerKind] = {
         """KVzip, Kim et al., https://arxiv.org/abs/2505.23416: largest attention while the model repeats the prompt,
         over the repeating tokens and the group (reduce=max, fold=max). Takes 2 to 3 times as long as reading.
         Differs from the paper: the window is kept and not repeated; the rest is in cache/reconstruct.py.""",
-        observers="second pass",
+        observers="reconstruction pass",
     ),
 }
 
@@ -239,15 +239,15 @@ class Scorer:
         return SCORERS[self.name].fold or self.fold
 
     @property
-    def needs_second_pass(self) -> bool:
+    def needs_reconstruction(self) -> bool:
         """Whether the model repeats the prompt, so that scores are made before the window is read."""
-        return SCORERS[self.name].observers == "second pass"
+        return SCORERS[self.name].observers == "reconstruction pass"
 
     @property
     def gathers(self) -> str | None:
         """What is gathered from the last tokens of the prompt: "mean", "max", "moments", "queries", or None."""
         kind = SCORERS[self.name]
-        return None if kind.observers in ("none", "second pass") else kind.gathers or self.reduce
+        return None if kind.observers in ("none", "reconstruction pass") else kind.gathers or self.reduce
 
     def n_last(self, n_prompt: int, n_sink: int) -> int:
         """So many of the prompt's last tokens are read by themselves, those that observe: at least the window.

@@ -14,11 +14,11 @@ import pytest
 from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import EvaluationError, NativeError
-from pyheadkv.evaluate.asking import AFTER, Asked
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.engine import Engine, Snapshot
-from pyheadkv.evaluate.examine import examine
+from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import log_softmax
+from pyheadkv.evaluate.prompted import AFTER, Prompted
 from pyheadkv.evaluate.runner import Contender, Reading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.model.file import read_gguf_metadata
@@ -132,8 +132,8 @@ class Numbers:
         return False
 
 
-def asked_for(metric: str, rest: list[int], gold: list[int]) -> Asked:
-    return Asked(Case("a", "t", "t", "text", "?", ("none of these",), metric, 6), PROMPT, rest, gold)
+def prompted_of(metric: str, rest: list[int], gold: list[int]) -> Prompted:
+    return Prompted(Case("a", "t", "t", "text", "?", ("none of these",), metric, 6), PROMPT, rest, gold)
 
 
 @pytest.mark.parametrize("rest", [[], [11, 12, 13]])
@@ -153,12 +153,12 @@ def test_log_likelihood_is_that_of_reading_the_answer(llama: Any, policy: str | 
     engine.read(rest)
     logits = [engine.logits().copy(), *logits_after(llama, GOLD[:-1])]
     wanted = np.mean([log_softmax(row)[token] for row, token in zip(logits, GOLD, strict=True)])
-    asked = asked_for("all_substr", rest, GOLD)
+    prompted = prompted_of("all_substr", rest, GOLD)
     prepare()
-    found = examine(engine, Numbers(), asked)  # type: ignore[arg-type]
+    found = evaluate_case(engine, Numbers(), prompted)  # type: ignore[arg-type]
     assert found.figures["loglik"] == pytest.approx(wanted, abs=1e-5)
     prepare()
-    without = examine(engine, Numbers(), asked, with_gold=False)  # type: ignore[arg-type]
+    without = evaluate_case(engine, Numbers(), prompted, with_gold=False)  # type: ignore[arg-type]
     assert "loglik" not in without.figures
     assert without.output == found.output  # the gold answer is forgotten again before the model's own
 
@@ -172,19 +172,19 @@ def test_quantised_caches_are_compared_with_the_first(library: None, tiny: Path)
         engine.read_only(PROMPT)
         kept = engine.snapshot()
         n_bytes[name] = engine.native.stats().bytes_tail
-        asked = asked_for("kl", NEXT, [])
-        found = examine(engine, Numbers(), asked, references)  # type: ignore[arg-type]
+        prompted = prompted_of("kl", NEXT, [])
+        found = evaluate_case(engine, Numbers(), prompted, references)  # type: ignore[arg-type]
         references = found.log_probs if references is None else references
         kl[name] = found.figures["kl"]
         if name == "q8_0":
             compress_to(engine, kept, [list(range(4))] * sum(TINY.n_head_kv), N_OBS)
-            kl["few rows"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
+            kl["few rows"] = evaluate_case(engine, Numbers(), prompted, references).figures["kl"]  # type: ignore[arg-type]
             spoilt = replace(kept, rows=kept.rows.copy())
             blocks = spoilt.rows[-34 * (len(spoilt.rows) // 340) :].reshape(-1, 34)  # of V, in the last layer
             blocks[:] = blocks[::-1].copy()  # as by a kernel that reads the wrong rows
             engine.restore(spoilt, len(PROMPT) - 1)
             engine.read(PROMPT[-1:])
-            kl["spoilt"] = examine(engine, Numbers(), asked, references).figures["kl"]  # type: ignore[arg-type]
+            kl["spoilt"] = evaluate_case(engine, Numbers(), prompted, references).figures["kl"]  # type: ignore[arg-type]
         llama.close()
     assert kl["f16"] == 0 < kl["q8_0"] < kl["q4_0"]
     assert min(kl["few rows"], kl["spoilt"]) > 3 * kl["q8_0"]
@@ -215,8 +215,8 @@ def readings(runner: Runner) -> list[Reading]:
 
 
 def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
-    case = reading.asked.case
-    prompt = runner.asker.prompter.prompt(case.message, case.answer_prefix)
+    case = reading.prompted.case
+    prompt = runner.case_prompter.prompter.prompt(case.message, case.answer_prefix)
     assert prompt.tokens == reading.snapshot.tokens
     return set(prompt.positions(part).tolist())
 
@@ -225,18 +225,18 @@ def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, flo
     n_before = len(reading.snapshot.tokens) - N_OBS
     head = sorted(position for position in positions if position < n_before)
     compress_to(runner.engine, reading.snapshot, [head] * runner.shape.n_kv_heads, N_OBS)
-    return examine(runner.engine, runner.asker.prompter, reading.asked, reading.log_probs).figures
+    return evaluate_case(runner.engine, runner.case_prompter.prompter, reading.prompted, reading.log_probs).figures
 
 
 def test_oracles(runner: Runner, readings: list[Reading]) -> None:
     for reading in readings:
         everything = set(range(len(reading.snapshot.tokens)))
-        answer = positions_of(runner, reading, reading.asked.case.answers[0])
+        answer = positions_of(runner, reading, reading.prompted.case.answers[0])
         first = min(answer)
         needle = (
             set(range(first - 24, max(answer) + 2))
             | set(range(4))
-            | positions_of(runner, reading, reading.asked.case.question)
+            | positions_of(runner, reading, reading.prompted.case.question)
         )
         found = keep(runner, reading, needle)
         assert found["score"] == reading.full.figures["score"] == 1
@@ -260,12 +260,12 @@ def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, re
 
 
 def test_question_after(runner: Runner, readings: list[Reading]) -> None:
-    case = readings[0].asked.case
+    case = readings[0].prompted.case
     reading = runner.read(case, AFTER)
-    text = b"".join(map(runner.asker.prompter.piece, reading.snapshot.tokens)).decode()
-    rest = b"".join(map(runner.asker.prompter.piece, reading.asked.rest)).decode()
+    text = b"".join(map(runner.case_prompter.prompter.piece, reading.snapshot.tokens)).decode()
+    rest = b"".join(map(runner.case_prompter.prompter.piece, reading.prompted.rest)).decode()
     assert text.endswith(case.context[-20:]) and rest.strip().startswith(case.question)
-    assert reading.snapshot.tokens + reading.asked.rest == readings[0].snapshot.tokens
+    assert reading.snapshot.tokens + reading.prompted.rest == readings[0].snapshot.tokens
     assert reading.full.figures == pytest.approx(readings[0].full.figures, abs=0.02)
     assert runner.measure(reading, Contender("s", parse_policy("snapkv")), Budget.parse("100%")).figures["score"] == 1
     with pytest.raises(EvaluationError, match="looks ahead at the answer"):
@@ -277,7 +277,7 @@ def test_kl_notices_lost_rows(runner: Runner) -> None:
     case = replace(case, max_new_tokens=12)
     reading = runner.read(case)
     prose = {name: reading.full.figures[name] for name in ("perplexity", "ms_token")}
-    assert reading.full.figures == {"kl": 0, "top1": 1, **prose} and len(reading.asked.rest) == 12
+    assert reading.full.figures == {"kl": 0, "top1": 1, **prose} and len(reading.prompted.rest) == 12
     assert len(reading.snapshot.tokens) == 200
     everything = keep(runner, reading, set(range(200)))
     little = keep(runner, reading, set(range(4)))

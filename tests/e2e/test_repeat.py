@@ -1,4 +1,4 @@
-"""The second pass on tiny models: its scores are the formula's, it leaves no traces, and failures a whole cache."""
+"""The reconstruction pass on tiny models: scores of the formula, no traces, and a whole cache after failures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyheadkv.cache.reconstruct import Repetition
+from pyheadkv.cache.reconstruct import Reconstruction
 from pyheadkv.cache.select import pooled
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
@@ -35,12 +35,12 @@ ERRORS = (5e-3, 5e-2)
 def test_scores_are_the_formulas(open_context: MakeContext, max_part: int, n_ubatch: int) -> None:
     context, tokens = open_context(TINY, n_ubatch=n_ubatch), make_tokens(N_POS, 64)
     before = context.decode(tokens)[-1]
-    repetition = Repetition(context.llama, tokens, max_part)
-    assert [len(part.tokens) for part in repetition.parts] == {2048: [150], 60: [50, 58, 58], 40: [37, 46, 45, 46]}[
+    reconstruction = Reconstruction(context.llama, tokens, max_part)
+    assert [len(part.tokens) for part in reconstruction.parts] == {2048: [150], 60: [50, 58, 58], 40: [37, 46, 45, 46]}[
         max_part
     ]
-    scores = repetition.scores(context.native, context.llama.eval, KVZIP)
-    parts = [(part.first, part.end, part.tokens) for part in repetition.parts]
+    scores = reconstruction.scores(context.native, context.llama.eval, KVZIP)
+    parts = [(part.first, part.end, part.tokens) for part in reconstruction.parts]
     for il, (found, expected) in enumerate(zip(scores, repeated_scores(TINY, tokens, parts), strict=True)):
         assert found.shape == expected.shape
         assert (np.abs(found - expected) / expected.std(axis=1, keepdims=True)).max() < ERRORS[il]
@@ -68,7 +68,7 @@ def test_session_keeps_the_best_of_its_scores(open_context: MakeContext) -> None
                 kept = headkv.native.positions(i, ih)
                 assert len(kept) == len(expected) and len(np.intersect1d(kept, expected)) >= len(kept) - 2  # near ties
         stats = headkv.stats()
-        assert stats.ms_second_pass > 0 and stats.n_read == 400 and headkv.report()["ms"]["second_pass"] > 0
+        assert stats.ms_reconstruction > 0 and stats.n_read == 400 and headkv.report()["ms"]["reconstruction"] > 0
         llama.eval([5])
         assert np.isfinite(llama.scores[400]).all()
 

@@ -139,5 +139,5 @@ def test_each_part_of_a_turn_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -
             next(stream)
         stream.close()
         took = headkv.stats()
-    assert (took.ms_prefill, took.ms_select, took.ms_second_pass) == (400_000, 10_000_000, 0)
+    assert (took.ms_prefill, took.ms_select, took.ms_reconstruction) == (400_000, 10_000_000, 0)
     assert headkv.stats().n_decoded == 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pyheadkv.calibrate.prompts import Prompter, align
 from pyheadkv.errors import CalibrationError, UsageError
-from pyheadkv.evaluate.asking import AFTER, Asker
 from pyheadkv.evaluate.cases import Case
+from pyheadkv.evaluate.prompted import AFTER, CasePrompter
 from tests.unit.fake_vocabulary import CONTROL, NORMAL
 
 BOS = 0
@@ -138,6 +138,6 @@ def test_count_is_of_the_text_alone() -> None:
 def test_a_question_comes_after_a_text_that_the_template_trims() -> None:
     llama: Any = FakeTokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}</s>{% endfor %}")
     case = Case("1", "t", "k", "\n the code is 4711.", "Which code?", ("4711",), "all_substr", 4)
-    asked = Asker(llama).ask(case, AFTER)
-    assert b"".join(llama.pieces[token] for token in asked.tokens) == b"<|user|>the code is 4711."
-    assert b"".join(llama.pieces[token] for token in asked.rest) == b"\n\nWhich code?</s>"
+    prompted = CasePrompter(llama).prompt(case, AFTER)
+    assert b"".join(llama.pieces[token] for token in prompted.tokens) == b"<|user|>the code is 4711."
+    assert b"".join(llama.pieces[token] for token in prompted.rest) == b"\n\nWhich code?</s>"

@@ -384,7 +384,7 @@ def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
     ]
     assert headkv.llama.batches == [64] * 6 + [64] * 6 + [16, 1, 1]
     assert memory.n_prefix == 384 and headkv.stats().n_read == 400
-    assert headkv.stats().ms_second_pass > 0
+    assert headkv.stats().ms_reconstruction > 0
     answer(headkv, [*prompt_of(400), *prompt_of(20, first=7)])
     assert memory.calls.count("compress") == 1  # a second turn goes into the tail
 

@@ -117,7 +117,7 @@ def test_tables_in_a_readme(run: Callable[..., Any], opened: list[dict[str, Any]
     assert "| snapkv | 50.0 ±0.0 | 100.0 ±0.0 |" in text and text.endswith("\n<!-- /measured -->\nend\n")
 
 
-def test_room_for_a_second_pass_of_auto(
+def test_room_for_a_reconstruction_pass_of_auto(
     run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (BudgetChoice(0.05, "headkv+kvzip", {}, {}), BudgetChoice(1.0, "headkv", {}, {}))
@@ -129,7 +129,7 @@ def test_room_for_a_second_pass_of_auto(
 
 
 @pytest.mark.parametrize(("policies", "n_tokens"), [("snapkv,auto", 2048), ("snapkv,headkv+kvzip", 4096)])
-def test_room_for_a_second_pass(
+def test_room_for_a_reconstruction_pass(
     run: Callable[..., Any], opened: list[dict[str, Any]], policies: str, n_tokens: int
 ) -> None:
     assert (
@@ -234,7 +234,7 @@ def test_versus(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypat
 
 def test_kvpress(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     class Peer(FakeRunner):
-        def __init__(self, path: Path, asker: object, n_threads: int | None) -> None:
+        def __init__(self, path: Path, case_prompter: object, n_threads: int | None) -> None:
             assert path.name == "model.Q4.gguf"
 
     with monkeypatch.context() as patch:
@@ -243,7 +243,7 @@ def test_kvpress(run: Callable[..., Any], opened: list[dict[str, Any]], monkeypa
         assert result.exit_code == 1 and "error: --kvpress needs torch" in result.stderr and not opened
     monkeypatch.setattr(command, "libraries", dict)
     monkeypatch.setattr(command, "PressRunner", Peer)
-    monkeypatch.setattr(FakeRunner, "asker", None, raising=False)
+    monkeypatch.setattr(FakeRunner, "case_prompter", None, raising=False)
     result = run(
         "--tasks", "single", "--cases", "1", "-o", "out", "--budgets", "10%", "--kvpress", "snapkv:window_size=16"
     )

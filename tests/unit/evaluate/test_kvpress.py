@@ -15,9 +15,9 @@ import pytest
 
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate import kvpress
-from pyheadkv.evaluate.asking import Asked
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.kvpress import PressRunner, libraries, parse_press
+from pyheadkv.evaluate.prompted import Prompted
 from pyheadkv.evaluate.results import Results
 from pyheadkv.evaluate.sweep import Sweep, run_sweep
 from pyheadkv.policy.budget import Budget
@@ -105,15 +105,15 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     return model
 
 
-class Asker:
+class CasePrompter:
     """Tokens are their numbers; prose has no question."""
 
     prompter = SimpleNamespace(piece=lambda token: f"{token} ".encode(), is_end=lambda token: token == END)
 
-    def ask(self, case: Case, question: str) -> Asked:
+    def prompt(self, case: Case, question: str) -> Prompted:
         if case.metric == "kl":
-            return Asked(case, PROMPT, [1, 2], [])
-        return Asked(case, PROMPT, [1, 2] if question == "after" else [], [NEEDLE, END])
+            return Prompted(case, PROMPT, [1, 2], [])
+        return Prompted(case, PROMPT, [1, 2] if question == "after" else [], [NEEDLE, END])
 
 
 def make_case(metric: str = "all_substr") -> Case:
@@ -121,7 +121,7 @@ def make_case(metric: str = "all_substr") -> Case:
 
 
 def runner(name: str = "m.gguf") -> PressRunner:
-    return PressRunner(Path(name), Asker(), 3)  # type: ignore[arg-type]
+    return PressRunner(Path(name), CasePrompter(), 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("question", ["in", "after"])

@@ -35,7 +35,7 @@ ROTATED_LAST = "layers that rotate their queries last (not GPT-2, SmolLM3, Minis
     ("name", "sources", "needs"),
     [
         ("headkv-r2", ("2410.19258", "2404.14469"), ("head scores", "the question in the prompt")),
-        ("kvzip", ("2505.23416",), ("a second pass",)),
+        ("kvzip", ("2505.23416",), ("a reconstruction pass",)),
         ("headkv+expected_attention", ("2410.19258", "2510.00636"), ("head scores", ROTATED_LAST)),
         ("snapkv:retrieval_share=0.1", ("2404.14469",), ("head scores", "the question in the prompt")),
         ("taskkv+h2o", ("2501.15113", "2306.14048"), ("the prompt's attention a second time",)),

@@ -67,7 +67,7 @@ def test_the_scorer_is_its_presets() -> None:
         policy, base = parse_policy(text), Policy.preset(preset)
         assert (policy.scorer, policy.n_sink) == (base.scorer, base.n_sink)
     kvzip = parse_policy("adakv+kvzip").scorer
-    assert (kvzip.fold, kvzip.reduce, kvzip.pool_kernel, kvzip.needs_second_pass) == ("max", "max", 1, True)
+    assert (kvzip.fold, kvzip.reduce, kvzip.pool_kernel, kvzip.needs_reconstruction) == ("max", "max", 1, True)
 
 
 def test_words_may_be_joined_in_any_way() -> None:

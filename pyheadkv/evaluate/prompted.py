@@ -21,7 +21,7 @@ GOLD_TOKENS = 32  # of a long answer the beginning is enough, and each token cos
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompted:
     """A case in tokens.
 
     Parameters
@@ -45,7 +45,7 @@ class Asked:
         return len(self.tokens) + len(self.rest) + max(self.case.max_new_tokens, len(self.gold))
 
 
-class Asker:
+class CasePrompter:
     """Asks cases in the way of a model's chat template and tokenizer."""
 
     def __init__(self, llama: llama_cpp.Llama) -> None:
@@ -57,7 +57,7 @@ class Asker:
         """How long texts are for this model."""
         return Sizes(self.prompter.count, len(self.prompter.prompt("", "").tokens))
 
-    def ask(self, case: Case, question: str = IN) -> Asked:
+    def prompt(self, case: Case, question: str = IN) -> Prompted:
         """Make tokens of a case.
 
         Raises
@@ -68,14 +68,14 @@ class Asker:
             the tokenizer changes the text
         """
         if case.metric == KL:
-            return Asked(case, *self._prose(case), [])
+            return Prompted(case, *self._prose(case), [])
         prompt = self.prompter.prompt(case.message, case.answer_prefix)
         n_tokens, gold = len(prompt.tokens), self._gold(case, prompt.text)
         if question == AFTER:
             document = case.document().lstrip()  # templates may trim a message
             end = len(prompt.text[: prompt.text.index(document) + len(document)].encode())
             n_tokens = int(np.searchsorted(prompt.ends, end, side="right"))
-        return Asked(case, prompt.tokens[:n_tokens], prompt.tokens[n_tokens:], gold)
+        return Prompted(case, prompt.tokens[:n_tokens], prompt.tokens[n_tokens:], gold)
 
     def _prose(self, case: Case) -> tuple[list[int], list[int]]:
         tokens = self._llama.tokenize(case.context.encode(), special=False)

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.evaluate import metrics
-from pyheadkv.evaluate.asking import Asked
 from pyheadkv.evaluate.cases import KL, Case
+from pyheadkv.evaluate.prompted import Prompted
 
 Logits = npt.NDArray[np.float32]
 
 
-class Speaker(Protocol):
+class Generator(Protocol):
     """A model that has read a prompt."""
 
     def read(self, tokens: Sequence[int]) -> None:
@@ -34,7 +34,7 @@ class Speaker(Protocol):
 
 
 @dataclass(frozen=True)
-class Examined:
+class Evaluated:
     """What came of it.
 
     Parameters
@@ -53,14 +53,14 @@ class Examined:
     log_probs: metrics.LogProbs | None = None
 
 
-def examine(
-    speaker: Speaker,
+def evaluate_case(
+    generator: Generator,
     prompter: Prompter,
-    asked: Asked,
+    prompted: Prompted,
     reference: metrics.LogProbs | None = None,
     *,
     with_gold: bool = True,
-) -> Examined:
+) -> Evaluated:
     """Measure a model that has read the tokens of a case, but not the rest.
 
     Parameters
@@ -70,17 +70,17 @@ def examine(
     with_gold
         also measure how likely the answer is that it should give; those tokens are read and forgotten again
     """
-    if asked.case.metric == KL:
-        found, ms_token = _log_probs(speaker, asked.rest)
+    if prompted.case.metric == KL:
+        found, ms_token = _log_probs(generator, prompted.rest)
         full = found if reference is None else reference
         figures = {"kl": metrics.kl_divergence(full, found), "top1": metrics.top1_agreement(full, found)}
-        figures |= {"perplexity": metrics.perplexity(found, asked.rest), "ms_token": ms_token}
-        return Examined(figures, log_probs=found)
-    speaker.read(asked.rest)
-    first = speaker.logits().copy()
-    likelihood = {"loglik": _log_likelihood(speaker, first, asked.gold)} if with_gold and asked.gold else {}
-    output = _answer(speaker, prompter, first, asked.case)
-    return Examined(_scores(asked.case, output) | likelihood, output)
+        figures |= {"perplexity": metrics.perplexity(found, prompted.rest), "ms_token": ms_token}
+        return Evaluated(figures, log_probs=found)
+    generator.read(prompted.rest)
+    first = generator.logits().copy()
+    likelihood = {"loglik": _log_likelihood(generator, first, prompted.gold)} if with_gold and prompted.gold else {}
+    output = _answer(generator, prompter, first, prompted.case)
+    return Evaluated(_scores(prompted.case, output) | likelihood, output)
 
 
 def _scores(case: Case, output: str) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _scores(case: Case, output: str) -> dict[str, float]:
     return found if digits is None else found | {"digits": digits}
 
 
-def _log_probs(speaker: Speaker, tokens: Sequence[int]) -> tuple[metrics.LogProbs, float]:
+def _log_probs(generator: Generator, tokens: Sequence[int]) -> tuple[metrics.LogProbs, float]:
     """Predictions after each of the tokens, read one by one as when they are generated: [n_tokens, n_vocab].
 
     Returned with the milliseconds that one of them took, the median.
@@ -97,24 +97,24 @@ def _log_probs(speaker: Speaker, tokens: Sequence[int]) -> tuple[metrics.LogProb
     found, seconds = [], []
     for token in tokens:
         start = time.perf_counter()
-        speaker.read([token])
-        logits = speaker.logits()
+        generator.read([token])
+        logits = generator.logits()
         seconds.append(time.perf_counter() - start)
         found.append(metrics.log_softmax(logits))
     return np.array(found, dtype=np.float32), 1000 * statistics.median(seconds)
 
 
-def _log_likelihood(speaker: Speaker, first: Logits, gold: Sequence[int]) -> float:
+def _log_likelihood(generator: Generator, first: Logits, gold: Sequence[int]) -> float:
     """Mean log-likelihood of the tokens of an answer, in nats, each after those before it. They are forgotten again."""
     total = float(metrics.log_softmax(first)[gold[0]])
     for token, following in pairwise(gold):
-        speaker.read([token])
-        total += float(metrics.log_softmax(speaker.logits())[following])
-    speaker.go_back(len(gold) - 1)
+        generator.read([token])
+        total += float(metrics.log_softmax(generator.logits())[following])
+    generator.go_back(len(gold) - 1)
     return total / len(gold)
 
 
-def _answer(speaker: Speaker, prompter: Prompter, logits: Logits, case: Case) -> str:
+def _answer(generator: Generator, prompter: Prompter, logits: Logits, case: Case) -> str:
     """The likeliest tokens, until the answer is complete or its outcome is settled."""
     said, text = b"", ""
     for _ in range(case.max_new_tokens):
@@ -125,6 +125,6 @@ def _answer(speaker: Speaker, prompter: Prompter, logits: Logits, case: Case) ->
         text = said.decode(errors="ignore")
         if metrics.is_settled(case.metric, text, case.answers) or (case.first_line and "\n" in text.lstrip("\n")):
             break
-        speaker.read([token])
-        logits = speaker.logits()
+        generator.read([token])
+        logits = generator.logits()
     return text
