@@ -88,17 +88,17 @@ def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Fl
     allocator = get_allocator(expected.policy.allocator)
     scores = _token_scores(native, expected, scorer, made) if allocator.needs_token_scores else None
     plan = draft.finish(scores, _head_distances(native, expected) if allocator.needs_semantics else None)
-    if scores is not None and plan.roles is None:  # they need not be made again
+    if scores is not None and plan.scoring is None:  # they need not be made again
         made, scorer = scores, replace(scorer, pool_kernel=1)
     native.compress(
         plan.flat_rows() + n_ahead,
         scorer,
         plan.policy.n_sink,
         n_threads,
-        plan.roles,
+        plan.scoring,
         made,
         plan.protected,
-        plan.n_open,
+        plan.n_evictable,
     )
     return plan
 
@@ -107,7 +107,7 @@ def _token_scores(native: Native, plan: Plan, scorer: Scorer, made: Sequence[Flo
     """Pooled scores of the prompt's positions, of each layer."""
     if made is not None:
         return [pooled(scores, scorer) for scores in made]
-    return [native.score_read(i, scorer, plan.n_open) for i in range(len(plan.rows))]
+    return [native.score_read(i, scorer, plan.n_evictable) for i in range(len(plan.rows))]
 
 
 def _head_distances(native: Native, plan: Plan) -> list[list[float]]:

@@ -82,7 +82,7 @@ class HeadKV:
     profile
         measured head scores, a Profile or its file; by default the model file's own, or the ready one
         that pyheadkv has for this model
-    mix
+    score_mix
         kinds of head scores to use, as `parse_mix` reads it: "retrieval-reasoning=1,reconstruction=1"
     min_prompt
         prompts of fewer tokens are not compressed
@@ -114,7 +114,7 @@ class HeadKV:
         policy: PolicyChoice | str = "auto",
         budget: BudgetLike | None = None,
         profile: Profile | str | Path | None = None,
-        mix: str | None = None,
+        score_mix: str | None = None,
         min_prompt: int = MIN_PROMPT,
         protect: Sequence[str] = (),
         on_notice: Callable[[str], None] | None = None,
@@ -131,7 +131,7 @@ class HeadKV:
         self.type_k, self.type_v = (_type_name(llama.context_params, which) for which in ("type_k", "type_v"))
         self.native = Native(llama)
         self.shape = _native_shape(llama, self.native)
-        self.profile = self._find_profile(profile, mix)
+        self.profile = self._find_profile(profile, score_mix)
         self.budget = choose_budget(budget, self.profile)
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
@@ -142,7 +142,7 @@ class HeadKV:
             setattr(llama, name, getattr(self, f"_{name}"))
         self._unprotect = protect_chat_completion(llama, self._notify)
 
-    def _find_profile(self, profile: Profile | str | Path | None, mix: str | None) -> Profile | None:
+    def _find_profile(self, profile: Profile | str | Path | None, score_mix: str | None) -> Profile | None:
         if not isinstance(profile, Profile):
             path = self.llama.model_path
             profile = find_profile(path, read_gguf_metadata(path), self.shape, profile)
@@ -154,7 +154,7 @@ class HeadKV:
             return None
         if profile.fingerprint is None:
             self._notify(f"profile {profile.source} does not say which model it was measured on")
-        return mix_profile(profile, mix)
+        return mix_profile(profile, score_mix)
 
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""

@@ -217,7 +217,8 @@ class EvalOptions:
         ),
     ] = None
     policies: Annotated[
-        str, typer.Option("--policies", help="Apart by commas, with settings: auto,headkv:beta=2,vote=0.5,snapkv.")
+        str,
+        typer.Option("--policies", help="Apart by commas, with settings: auto,headkv:beta=2,vote_share=0.5,snapkv."),
     ] = "auto,snapkv"
     budgets: Budgets = "50%,25%,10%,5%,1.5%"
     lengths: Annotated[str, typer.Option("--ctx", help="Lengths of the prompts: 2k,4k or tokens.")] = "2k"

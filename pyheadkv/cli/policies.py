@@ -13,9 +13,9 @@ from pyheadkv.policy.catalogue import Entry, Settings, allocator_entries, policy
 from pyheadkv.policy.text import parse_policy
 
 _ABOUT_SETTINGS = """\
-Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, mix, n_obs, \
-pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote, beside its allocator's own; pyheadkv \
-policies NAME shows them. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
+Settings follow the name: --policy headkv:beta=1.1,n_obs=32. Every policy has n_sink, n_recent, lookahead, score_mix, \
+n_obs, pool_kernel, pool, fold, reduce, retrieval_share, retrieval_kernel and vote_share, beside its allocator's own; \
+pyheadkv policies NAME shows them. ALLOCATOR+SCORER is a policy too, and so is a file: --policy my_policy.py."""
 
 
 def run(options: PoliciesOptions) -> None:
@@ -70,7 +70,7 @@ def _of_effect(settings: Settings) -> str:
     """Settings as they are typed, without those that are switched off, which say nothing."""
     off = {key for key in ("lookahead", "n_recent") if not settings.get(key)}
     if not settings.get("retrieval_share"):
-        off |= {"retrieval_share", "retrieval_kernel", "vote"}
+        off |= {"retrieval_share", "retrieval_kernel", "vote_share"}
     if settings.get("pool_kernel") == 1:
         off |= {"pool", "pool_kernel"}
     return " ".join(f"{key}={value}" for key, value in settings.items() if key not in off) or "-"

@@ -97,11 +97,11 @@ class HeadParams(Protocol):
         """Odd positions pooled into each score."""
 
     @property
-    def voters(self) -> Sequence[float]:
+    def vote_weights(self) -> Sequence[float]:
         """Weight of each head in the vote."""
 
     @property
-    def heeds(self) -> Sequence[float]:
+    def vote_shares(self) -> Sequence[float]:
         """Share of the vote in each head's scores."""
 
     @property
@@ -308,7 +308,7 @@ class Native:
         scorer: ScoreParams,
         n_sink: int,
         n_threads: int = 1,
-        roles: HeadParams | None = None,
+        scoring: HeadParams | None = None,
         scores: Sequence[npt.NDArray[np.float32]] | None = None,
         spans: Sequence[tuple[int, int]] = (),
         n_first: int = 0,
@@ -325,7 +325,7 @@ class Native:
             first positions that are always kept
         n_threads
             for selection and gather
-        roles
+        scoring
             what each KV head's scores are made of, where heads differ
         scores
             for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
@@ -345,11 +345,12 @@ class Native:
         params.n_threads = n_threads
         flat_spans = _ffi.new("uint32_t[]", [position for span in spans for position in span])
         params.spans, params.n_spans = flat_spans, len(spans)
-        if roles is not None:
-            kernels = _ffi.new("uint32_t[]", list(roles.pool_kernels))
-            voters, heeds = _ffi.new("float[]", list(roles.voters)), _ffi.new("float[]", list(roles.heeds))
-            params.pool_kernels, params.voters, params.heeds = kernels, voters, heeds
-            params.vote_kernel = roles.vote_kernel
+        if scoring is not None:
+            kernels = _ffi.new("uint32_t[]", list(scoring.pool_kernels))
+            weights = _ffi.new("float[]", list(scoring.vote_weights))
+            shares = _ffi.new("float[]", list(scoring.vote_shares))
+            params.pool_kernels, params.voters, params.heeds = kernels, weights, shares
+            params.vote_kernel = scoring.vote_kernel
         if scores is not None:
             flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in scores])
             params.scores, params.n_scores = _ffi.from_buffer("float[]", flat), flat.size

@@ -65,10 +65,12 @@ class Measured:
     kl: tuple[float, float]
 
 
-def _headkv(mix: Mapping[str, float], beta: float, vote: float = 0.5, n_sink: int = 4) -> Candidate:
+def _headkv(mix: Mapping[str, float], beta: float, vote_share: float = 0.5, n_sink: int = 4) -> Candidate:
     # every number is written out: what a profile says must not change when a preset does
     window = f"n_sink={n_sink},n_obs=16,fold=max,reduce=max,pool_kernel=1"
-    return Candidate(f"headkv:beta={beta},{window},retrieval_share=0.2,retrieval_kernel=17,vote={vote}", mix)
+    return Candidate(
+        f"headkv:beta={beta},{window},retrieval_share=0.2,retrieval_kernel=17,vote_share={vote_share}", mix
+    )
 
 
 _SNAPKV = Candidate("snapkv")  # needs no scores: taken where they are of no use
@@ -77,7 +79,7 @@ RANGES = (
     Range(
         0.02,
         "1.5%",
-        (_SNAPKV, _headkv(_BOTH, 1.2), _headkv(_BOTH, 1.2, n_sink=2), _headkv(_BOTH, 1.2, vote=0.8)),
+        (_SNAPKV, _headkv(_BOTH, 1.2), _headkv(_BOTH, 1.2, n_sink=2), _headkv(_BOTH, 1.2, vote_share=0.8)),
     ),
     Range(0.07, "5%", (_SNAPKV, _headkv(_BOTH, 1.2), _headkv(_BOTH, 1.5), _headkv(_RECONSTRUCTION, 2.0))),
     Range(0.15, "10%", (_SNAPKV, _headkv(_BOTH, 1.2), _headkv(_BOTH, 1.5), _headkv(_RECONSTRUCTION, 2.0))),

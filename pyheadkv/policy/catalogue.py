@@ -80,7 +80,7 @@ def _policy_entry(policy: PolicyChoice) -> Entry:
         summary = "what the model's profile says is best for the budget; snapkv without one"
         return Entry(policy.name, summary, (), (), {})
     allocator, kind = get_allocator(policy.allocator), SCORERS[policy.scorer.name]
-    mix = f" ({policy.mix})" if policy.mix else ""
+    mix = f" ({policy.score_mix})" if policy.score_mix else ""
     votes = "; retrieval heads pool widely and share what they find" if policy.scorer.retrieval_share else ""
     sources = dict.fromkeys(source for source in (allocator.source, kind.source) if source)
     needs = (*((PROFILE,) if policy.needs_profile else ()), *_scorer_needs(kind))

@@ -21,7 +21,7 @@ from pyheadkv.policy.allocators.base import Rows
 from pyheadkv.policy.budget import Budget, BudgetLike, rows_to_bytes
 from pyheadkv.policy.policy import Policy, PolicyChoice
 from pyheadkv.policy.resolve import resolve
-from pyheadkv.policy.retrieval_heads import HeadRoles, head_roles
+from pyheadkv.policy.retrieval_heads import HeadScoring, head_scoring
 from pyheadkv.policy.spans import Span, choose_spans
 from pyheadkv.profile import Profile
 
@@ -58,13 +58,13 @@ class Plan:
         rows_kept / rows_full
     bytes_full, bytes_kept
         the same rows in bytes, in the cache types in use
-    roles
+    scoring
         how each KV head's positions are rated, where heads differ
     protected
         spans of positions [first, end) that every KV head keeps beside the first and the last ones, in order
     unprotected
         spans that were to be protected, and for which the budget has no room
-    n_open
+    n_evictable
         rows that a KV head chooses on average: neither sinks, protected nor observed
     """
 
@@ -77,10 +77,10 @@ class Plan:
     keep_ratio: float
     bytes_full: int
     bytes_kept: int
-    roles: HeadRoles | None = None
+    scoring: HeadScoring | None = None
     protected: tuple[Span, ...] = ()
     unprotected: tuple[Span, ...] = ()
-    n_open: int = 0
+    n_evictable: int = 0
 
     @property
     def n_last(self) -> int:
@@ -175,7 +175,7 @@ def draft_plan(
     resolved = resolve(policy, profile, budget.keep_ratio(shape, n_prompt, type_k, type_v))
     policy, profile, params = resolved.policy, resolved.profile, resolved.params
     scores = _fitting_scores(shape, policy, profile)
-    roles = head_roles(policy.scorer, profile)
+    scoring = head_scoring(policy.scorer, profile)
     if budget.kind == "full" or n_prompt <= policy.floor_rows:
         return None
     rows_full = n_prompt * shape.n_kv_heads
@@ -198,10 +198,10 @@ def draft_plan(
         keep_ratio=total / rows_full,
         bytes_full=n_prompt * shape.bytes_per_token(type_k, type_v),
         bytes_kept=0,
-        roles=roles,
+        scoring=scoring,
         protected=request.protected,
         unprotected=unprotected,
-        n_open=request.open_rows() // request.n_heads,
+        n_evictable=request.evictable_rows() // request.n_heads,
     )
     draft = DraftPlan(expected, request, tuple(shape.row_bytes(i, type_k, type_v) for i in range(shape.n_layer)))
     allocator = get_allocator(policy.allocator)
@@ -278,11 +278,11 @@ def make_plan(
 def _with_protection(
     request: AllocRequest, spans: Sequence[Span], n_recent: int
 ) -> tuple[AllocRequest, tuple[Span, ...]]:
-    """The request with as many protected spans as half of the open rows hold, and the spans that are left out."""
-    n_open = request.open_rows() // request.n_heads
-    room = n_open if n_open == request.n_open else n_open // 2  # everything is kept
+    """The request with as many protected spans as half of the evictable rows hold, and the spans that are left out."""
+    n_evictable = request.evictable_rows() // request.n_heads
+    room = n_evictable if n_evictable == request.n_evictable_pos else n_evictable // 2  # everything is kept
     n_before = max(0, n_recent - request.n_obs)
-    protected, left_out = choose_spans(spans, n_before, request.n_always, request.n_choice, room)
+    protected, left_out = choose_spans(spans, n_before, request.n_protected, request.n_before_window, room)
     return replace(request, protected=protected), left_out
 
 

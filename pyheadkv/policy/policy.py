@@ -51,7 +51,7 @@ class Policy:
     n_recent
         so many last positions, the observation window among them, are kept by every KV head, as far as they fit into
         half of the rows that it has on average beside sinks and window
-    mix
+    score_mix
         kinds of head scores that belong to the policy, as `parse_mix` reads them, with + for a comma; "": those in use
 
     Raises
@@ -66,7 +66,7 @@ class Policy:
     scorer: Scorer = field(default_factory=Scorer)
     n_sink: int = 4
     params: Mapping[str, float] = field(default_factory=dict, hash=False)
-    mix: str = ""
+    score_mix: str = ""
     lookahead: int = 0
     n_recent: int = 0
 
@@ -107,6 +107,8 @@ class Policy:
     @classmethod
     def preset(cls, name: str) -> Policy:
         """Look up a policy by name, or put ALLOCATOR+SCORER together; PolicyError lists the known names."""
+        if name == AUTO:
+            raise PolicyError(f"{AUTO} is no preset: it stands for what a profile says (parse_policy, resolve)")
         policy = _PRESETS.get(name) or _combination(name)
         if policy is None:
             raise PolicyError(f"unknown policy {name!r}, known are {', '.join(policy_names())}, and ALLOCATOR+SCORER")
@@ -120,7 +122,7 @@ class Policy:
     def mix_weights(self) -> dict[str, float]:
         """Weight of each kind of head scores that belongs to the policy; empty: those in use."""
         try:
-            return parse_mix(self.mix.replace("+", ",")) if self.mix else {}  # a comma ends a setting
+            return parse_mix(self.score_mix.replace("+", ",")) if self.score_mix else {}  # a comma ends a setting
         except ProfileError as error:
             raise PolicyError(str(error)) from None
 
@@ -201,8 +203,8 @@ def _own_settings(policy: Policy) -> dict[str, int | float | str]:
         "reduce": scorer.reduce,
         "retrieval_share": scorer.retrieval_share,
         "retrieval_kernel": scorer.retrieval_kernel,
-        "vote": scorer.vote,
-        **({"mix": policy.mix.replace(",", "+")} if policy.mix else {}),
+        "vote_share": scorer.vote_share,
+        **({"score_mix": policy.score_mix.replace(",", "+")} if policy.score_mix else {}),
     }
 
 

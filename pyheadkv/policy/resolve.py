@@ -58,7 +58,7 @@ def resolve(choice: PolicyChoice, profile: Profile | None, keep_ratio: float) ->
         policy = replace(chosen, lookahead=choice.lookahead)
     else:
         policy = choice
-    if policy.mix and profile is not None and profile.kinds:
+    if policy.score_mix and profile is not None and profile.kinds:
         profile = profile.with_mix(policy.mix_weights(), f"policy {policy.name}")
     return Resolved(policy, profile, _allocator_params(policy, profile))
 

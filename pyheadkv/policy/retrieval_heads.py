@@ -4,8 +4,8 @@ A few heads find the passage that is about to be copied (retrieval heads: Wu et 
 https://arxiv.org/abs/2404.15574; DuoAttention, https://arxiv.org/abs/2410.10819). What they find is needed as a whole,
 so their scores are pooled over many positions; the other heads attend to single positions, and pooling only costs
 them rows. At the end of a question only some retrieval heads look at the answer already, so they share what they
-found: each heeds the vote of all heads, weighted by measured retrieval scores. On the demo model this is the difference
-between 57 % and 96 % of needles at 1.5 % of the rows (23 cases).
+found: a share of each one's scores is the vote of all heads, weighted by measured retrieval scores. On the demo model
+this is the difference between 57 % and 96 % of needles at 1.5 % of the rows (23 cases).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _RETRIEVAL_KINDS = ("retrieval-reasoning", "retrieval")
 
 
 @dataclass(frozen=True)
-class HeadRoles:
+class HeadScoring:
     """How each KV head's positions are rated, all of them layer after layer.
 
     Parameters
     ----------
     pool_kernels
         positions pooled into each score, odd
-    voters
+    vote_weights
         weight of each head in the vote, >= 0
-    heeds
+    vote_shares
         share of the vote in each head's scores, 0 to 1
     vote_kernel
         pooling of the vote, odd
     """
 
     pool_kernels: tuple[int, ...]
-    voters: tuple[float, ...]
-    heeds: tuple[float, ...]
+    vote_weights: tuple[float, ...]
+    vote_shares: tuple[float, ...]
     vote_kernel: int
 
 
-def head_roles(scorer: Scorer, profile: Profile | None) -> HeadRoles | None:
+def head_scoring(scorer: Scorer, profile: Profile | None) -> HeadScoring | None:
     """Tell the retrieval heads from the others; None when the scorer makes no difference between heads.
 
     Raises
@@ -54,16 +54,16 @@ def head_roles(scorer: Scorer, profile: Profile | None) -> HeadRoles | None:
         return None
     if profile is None:
         raise ProfileError("retrieval_share needs a profile with measured head scores")
-    voters = [score for layer in retrieval_scores(profile) for score in layer]
-    n_retrieval = round(scorer.retrieval_share * len(voters))
-    by_score = sorted(range(len(voters)), key=lambda h: (-voters[h], h))
+    vote_weights = [score for layer in retrieval_scores(profile) for score in layer]
+    n_retrieval = round(scorer.retrieval_share * len(vote_weights))
+    by_score = sorted(range(len(vote_weights)), key=lambda h: (-vote_weights[h], h))
     retrieving = set(by_score[:n_retrieval])
-    return HeadRoles(
+    return HeadScoring(
         pool_kernels=tuple(
-            scorer.retrieval_kernel if h in retrieving else scorer.pool_kernel for h in range(len(voters))
+            scorer.retrieval_kernel if h in retrieving else scorer.pool_kernel for h in range(len(vote_weights))
         ),
-        voters=tuple(voters),
-        heeds=tuple(scorer.vote if h in retrieving else 0.0 for h in range(len(voters))),
+        vote_weights=tuple(vote_weights),
+        vote_shares=tuple(scorer.vote_share if h in retrieving else 0.0 for h in range(len(vote_weights))),
         vote_kernel=scorer.retrieval_kernel,
     )
 

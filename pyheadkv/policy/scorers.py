@@ -187,7 +187,7 @@ class Scorer:
         retrieval scores of the profile
     retrieval_kernel
         positions pooled into the scores of a retrieval head
-    vote
+    vote_share
         0 to 1: how much of a retrieval head's scores is the vote of all heads, in which each has the
         weight of its retrieval score (native/core/vote.h)
 
@@ -205,7 +205,7 @@ class Scorer:
     reduce: str = "mean"
     retrieval_share: float = 0.0
     retrieval_kernel: int = 17
-    vote: float = 0.0
+    vote_share: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what the native side would refuse, before a prompt is read."""
@@ -216,7 +216,7 @@ class Scorer:
         for key, kernel in (("pool_kernel", self.pool_kernel), ("retrieval_kernel", self.retrieval_kernel)):
             if not 1 <= kernel <= MAX_POOL_KERNEL or kernel % 2 == 0:
                 raise PolicyError(f"{key} is {kernel}, expected an odd number from 1 to {MAX_POOL_KERNEL}")
-        for key, share in (("retrieval_share", self.retrieval_share), ("vote", self.vote)):
+        for key, share in (("retrieval_share", self.retrieval_share), ("vote_share", self.vote_share)):
             if not 0 <= share <= 1:
                 raise PolicyError(f"{key} is {share:g}, expected 0 to 1")
         if self.retrieval_share > 0 and SCORERS[self.name].no_sums:

@@ -10,9 +10,9 @@ or an allocator and a scorer, whose settings are then those of the preset that h
 
 or a Python file that registers one policy: my_policy.py:n_obs=32.
 
-Keys are n_sink, n_recent, lookahead, mix (the kinds of head scores in use: retrieval+reconstruction), those of the
-scorer (n_obs, pool_kernel, pool (max or avg; a number means pool_kernel), fold, reduce, retrieval_share,
-retrieval_kernel, vote), and the parameters of the allocator. ``str(policy)`` gives this text back.
+Keys are n_sink, n_recent, lookahead, score_mix (the kinds of head scores in use: retrieval+reconstruction), those of
+the scorer (n_obs, pool_kernel, pool (max or avg; a number means pool_kernel), fold, reduce, retrieval_share,
+retrieval_kernel, vote_share), and the parameters of the allocator. ``str(policy)`` gives this text back.
 
 `auto` is whatever was measured to be best for the model and the budget. Only lookahead can be set with it.
 """
@@ -27,9 +27,9 @@ from pyheadkv.policy.allocators import get_allocator, run_file
 from pyheadkv.policy.policy import AUTO, Auto, Policy, PolicyChoice, policy_names
 
 _OWN_INTS = ("n_sink", "n_recent", "lookahead")
-_OWN_WORDS = ("mix",)
+_OWN_WORDS = ("score_mix",)
 _SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
-_SCORER_FLOATS = ("retrieval_share", "vote")
+_SCORER_FLOATS = ("retrieval_share", "vote_share")
 _SCORER_WORDS = ("pool", "fold", "reduce")
 _OF_FILES: dict[Path, str] = {}  # which policy a file registered
 

@@ -72,8 +72,7 @@ def made_profile(tiny: Tiny) -> Profile:
 
 def looks_at_the_prompt(policy: Policy) -> bool:
     """Whether the rows of the KV heads depend on what is computed from the prompt."""
-    allocator = get_allocator(policy.allocator)
-    return allocator.needs_token_scores or allocator.needs_semantics
+    return get_allocator(policy.allocator).needs_prompt
 
 
 def to_bits(positions: list[int]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import NativeError
-from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
@@ -27,10 +27,10 @@ WANTED = [30, 50, 25, 60, 100, 210, 77]
 NEAR_TIES = {"f16": 0.02, "q8_0": 0.05}
 
 
-def assert_best(kept: np.ndarray, score: np.ndarray, n_always: int, near_tie: float) -> None:
+def assert_best(kept: np.ndarray, score: np.ndarray, n_protected: int, near_tie: float) -> None:
     """The kept positions are the highest scores, but for those that are nearly equal to the lowest kept one."""
-    expected = select_positions(score, n_always, len(kept))
-    edge = score[expected[expected >= n_always]].min() if len(expected) > n_always else np.inf
+    expected = select_positions(score, n_protected, len(kept))
+    edge = score[expected[expected >= n_protected]].min() if len(expected) > n_protected else np.inf
     swapped = np.setxor1d(kept, expected)
     assert (np.abs(score[swapped] - edge) <= near_tie * edge).all(), f"{swapped} changed places"
 
@@ -130,10 +130,10 @@ def test_quantised_projection(open_context: MakeContext, tmp_path: Path, name: s
 def test_vote_by_defensive_scores_is_refused(open_context: MakeContext, scorer: Scorer) -> None:
     context = open_context(SHAPES["unequal"])
     observe(context, make_tokens(N_POS, 64), scorer)
-    roles = HeadRoles((1,) * 7, (1.0,) * 7, (0.5,) * 7, 3)
+    scoring = HeadScoring((1,) * 7, (1.0,) * 7, (0.5,) * 7, 3)
     if scorer is CRITICAL:
-        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, roles)
+        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, scoring)
         return
     with pytest.raises(NativeError, match="heads cannot vote by defensive scores"):
-        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, roles)
+        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, scoring)
     assert context.native.stats().n_pos_prefix == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.errors import ModelError, NativeError
-from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits
@@ -158,11 +158,11 @@ INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
         "n_obs = 9, but 8 tokens were scored",
     ),
     "even pooling of a head": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1, 2) * 3, (0.5,) * 6, (0.5,) * 6, 1)),
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1, 2) * 3, (0.5,) * 6, (0.5,) * 6, 1)),
         "pool_kernels = 2 is not an odd number",
     ),
     "even pooling of the vote": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4)),
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4)),
         "vote_kernel = 4 is not an odd number",
     ),
     "too few scores": (
@@ -174,7 +174,7 @@ INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
         "scores holds a value that is not finite",
     ),
     "share above 1": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadRoles((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
+        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
         "heeds holds a value outside 0 to 1",
     ),
     "position in the window": (

@@ -98,7 +98,7 @@ def test_engine_and_session_keep_the_same_rows(open_context: MakeContext, policy
             for ih, positions in enumerate(layer):
                 np.testing.assert_array_equal(engine.native.positions(i, ih), positions)
     policy_now = again.expected.policy
-    scorer = replace(policy_now.scorer, pool="avg", pool_kernel=5, retrieval_kernel=9, vote=0.5)
+    scorer = replace(policy_now.scorer, pool="avg", pool_kernel=5, retrieval_kernel=9, vote_share=0.5)
     expected = replace(again.expected, policy=replace(policy_now, scorer=scorer))
     engine.compress(kept, replace(again, expected=expected))
     assert len(kept.scores) == 1

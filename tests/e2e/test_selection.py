@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pyheadkv.policy.retrieval_heads import HeadRoles
+from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
 from tests.reference.attention import window_attention
 from tests.reference.llama import forward, round_f16
-from tests.reference.select import fold_heads, heed_vote, pool_positions, select_positions
+from tests.reference.select import fold_heads, mix_vote, pool_positions, select_positions
 from tests.tiny import Tiny, make_weights, write_tiny
 
 N_POS = 210
@@ -147,12 +147,12 @@ def test_kept_positions_are_sinks_and_best_scores(
 
 
 ROLES = {
-    "own kernels": HeadRoles((1, 3, 21, 5, 7, 1, 9), (1.0,) * 7, (0.0,) * 7, 1),
-    "all heed": HeadRoles((7,) * 7, (0.1, 0.2, 0.0, 0.3, 0.1, 0.2, 0.1), (0.5,) * 7, 7),
-    "some heed": HeadRoles(
+    "own kernels": HeadScoring((1, 3, 21, 5, 7, 1, 9), (1.0,) * 7, (0.0,) * 7, 1),
+    "all heed": HeadScoring((7,) * 7, (0.1, 0.2, 0.0, 0.3, 0.1, 0.2, 0.1), (0.5,) * 7, 7),
+    "some heed": HeadScoring(
         (1, 1, 21, 21, 1, 21, 1), (3.0, 0.0, 1.0, 5.0, 0.0, 2.0, 0.5), (0, 0, 0.25, 0.5, 0, 1, 0), 21
     ),
-    "nobody's vote": HeadRoles((3,) * 7, (0.0,) * 7, (0.5,) * 7, 3),
+    "nobody's vote": HeadScoring((3,) * 7, (0.0,) * 7, (0.5,) * 7, 3),
 }
 
 
@@ -165,9 +165,9 @@ def test_heads_heed_the_vote(open_context: MakeContext, scorer: str, roles: str,
     context = open_context(tiny)
     context.arm_and_decode(tokens, how.n_obs)
     raw = [context.native.score_read(i, replace(how, pool_kernel=1)).astype(float) for i in range(tiny.n_layer)]
-    weights = np.array(who.voters) if any(who.voters) else np.full(7, 1e-30)  # no votes weigh nothing
-    heeds = np.array(who.heeds) if any(who.voters) else np.zeros(7)
-    scores = heed_vote(raw, weights, heeds, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
+    weights = np.array(who.vote_weights) if any(who.vote_weights) else np.full(7, 1e-30)  # no votes weigh nothing
+    vote_shares = np.array(who.vote_shares) if any(who.vote_weights) else np.zeros(7)
+    scores = mix_vote(raw, weights, vote_shares, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
     wanted = [30, 50, 25, 60, 100, 210, 77]
     context.native.compress(np.array(wanted), how, n_sink, n_threads, who)
     rows_of = iter(wanted)
@@ -188,8 +188,10 @@ def test_scores_made_elsewhere(open_context: MakeContext, is_armed: bool) -> Non
         context.decode(tokens)
     rng = np.random.default_rng(8)
     raw = [rng.random((n, N_POS - how.n_obs), dtype=np.float32) for n in tiny.n_head_kv]
-    heeds = np.array(who.heeds)
-    scores = heed_vote(raw, np.array(who.voters), heeds, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
+    vote_shares = np.array(who.vote_shares)
+    scores = mix_vote(
+        raw, np.array(who.vote_weights), vote_shares, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool
+    )
     wanted = [30, 50, 25, 60, 100, 210, 77]
     context.native.compress(np.array(wanted), how, n_sink, 1, who, raw)
     rows_of = iter(wanted)

@@ -89,25 +89,25 @@ def pyramid(
 ) -> list[Fraction]:
     """PyramidKV with an exact step: real shares of all heads, sinks and what else is always kept as floors."""
     b = Fraction(total_rows, sum(n_head_kv)) - n_obs
-    n_layer, n_choice = len(n_head_kv), n_prompt - n_obs
+    n_layer, n_before_window = len(n_head_kv), n_prompt - n_obs
     if n_prompt < 2 * b:
         ends = b, b
     else:
         least = math.floor(b / Fraction(beta))
-        most = min(2 * b - least, Fraction(n_choice))
+        most = min(2 * b - least, Fraction(n_before_window))
         ends = most, 2 * b - most
     weights = [Fraction(il, max(n_layer - 1, 1)) for il in range(n_layer)]
     by_layer = [b if n_layer == 1 else (1 - x) * ends[0] + x * ends[1] for x in weights]
     targets = [target for target, n in zip(by_layer, n_head_kv, strict=True) for _ in range(n)]
     n = len(targets)
-    return water_fill(targets, [always] * n, [n_choice] * n, total_rows - n * n_obs)
+    return water_fill(targets, [always] * n, [n_before_window] * n, total_rows - n * n_obs)
 
 
-def duo(scores: list[float], recent: int, n_open: int, total: int) -> list[int]:
+def duo(scores: list[float], recent: int, n_evictable_pos: int, total: int) -> list[int]:
     """DuoAttention by budget: rows beside what is always kept; row after row is given out, one at a time."""
     n = len(scores)
     while 4 * n * recent > total:
         recent -= 1
     ranks = sorted(range(n), key=lambda i: -scores[i])
-    order = [i for i in range(n) for _ in range(recent)] + [i for i in ranks for _ in range(n_open - recent)]
+    order = [i for i in range(n) for _ in range(recent)] + [i for i in ranks for _ in range(n_evictable_pos - recent)]
     return [order[:total].count(i) for i in range(n)]

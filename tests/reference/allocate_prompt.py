@@ -1,7 +1,7 @@
 """Rows per KV head by what a prompt's scores say, from the papers' formulas: sorted lists, exact fractions, slow.
 
-Scores are numbers, scores[il][ih][pos]; `open_positions` are those that are not kept anyway. Rows returned are the open
-ones. Nothing here is imported from the package.
+Scores are numbers, scores[il][ih][pos]; `evictable_positions` are those that are not kept anyway. Rows returned
+are of these. Nothing here is imported from the package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.reference.allocate import largest_remainder, water_fill
 Scores = Sequence[Sequence[Sequence[float]]]
 
 
-def open_positions(n_prompt: int, n_obs: int, n_sink: int, protected: Sequence[tuple[int, int]]) -> list[int]:
+def evictable_positions(n_prompt: int, n_obs: int, n_sink: int, protected: Sequence[tuple[int, int]]) -> list[int]:
     """Positions before the window that are neither sinks nor protected."""
     always = {pos for first, end in [(0, n_sink), *protected] for pos in range(first, end)}
     return [pos for pos in range(n_prompt - n_obs) if pos not in always]
@@ -80,12 +80,12 @@ def dynamickv_published(counts: Sequence[int], bs: int, base: int, n_layer: int)
 def dynamickv(scores: Scores, positions: Sequence[int], m: int, r_max: float, total: int) -> list[list[int]]:
     """DynamicKV without rounding between the steps, https://arxiv.org/abs/2412.14838."""
     n_heads = [len(layer) for layer in scores]
-    n_layer, n_open = len(scores), len(positions)
+    n_layer, n_evictable_pos = len(scores), len(positions)
     base = Fraction(total, sum(n_heads))
     held: list[int] = []  # rows per head of each layer seen so far
     wanted: list[Fraction] = []
     for il in range(n_layer):
-        held.append(min(int(Fraction(r_max) * base), n_open))
+        held.append(min(int(Fraction(r_max) * base), n_evictable_pos))
         if (il + 1) % m and il + 1 < n_layer:
             continue
         seen = il + 1
@@ -97,7 +97,7 @@ def dynamickv(scores: Scores, positions: Sequence[int], m: int, r_max: float, to
             held = [min(h, int(rows / n)) for h, rows, n in zip(held, wanted, n_heads, strict=False)]
     caps = [h * n for h, n in zip(held, n_heads, strict=True)]
     rows = largest_remainder(water_fill(wanted, [0] * n_layer, caps, min(total, sum(caps))))
-    full = [n_open * n for n in n_heads]
+    full = [n_evictable_pos * n for n in n_heads]
     rows = largest_remainder(water_fill(wanted, rows, full, total))
     return [[r // n + (ih < r % n) for ih in range(n)] for r, n in zip(rows, n_heads, strict=True)]
 
@@ -112,7 +112,7 @@ def taskkv_middle(budget: float, n_tokens: int, n: int, f: int, s1: int, s2: int
     return (budget - n_tokens * f) / (n - f) - s1 - s2
 
 
-def taskkv_layer(distances: Sequence[float], f: int, recent: int, n_open: int, total: int) -> list[int]:
+def taskkv_layer(distances: Sequence[float], f: int, recent: int, n_evictable_pos: int, total: int) -> list[int]:
     """Open rows of one layer's heads, `recent` of them at least; f is lowered until the rest can have that."""
     n = len(distances)
     if total < n * recent:
@@ -124,9 +124,9 @@ def taskkv_layer(distances: Sequence[float], f: int, recent: int, n_open: int, t
         if tried > 1:
             chosen = [*chosen, next(ih for ih in nearest_first if ih not in chosen)]
         others = [ih for ih in range(n) if ih not in chosen]
-        left = total - len(chosen) * n_open
+        left = total - len(chosen) * n_evictable_pos
         if left >= len(others) * recent:
-            rows = [n_open] * n
+            rows = [n_evictable_pos] * n
             for i, ih in enumerate(others):
                 rows[ih] = left // len(others) + (i < left % len(others))
             return rows

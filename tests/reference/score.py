@@ -41,9 +41,9 @@ def tova(q: Array, k: Array, n_obs: int) -> Array:
     return np.tile(row, (k.shape[1], 1))
 
 
-def streaming(n_head_kv: int, n_choice: int) -> Array:
+def streaming(n_head_kv: int, n_before_window: int) -> Array:
     """Later is better; sinks are the policy's, https://arxiv.org/abs/2309.17453."""
-    return np.tile(np.arange(n_choice, dtype=np.float64), (n_head_kv, 1))
+    return np.tile(np.arange(n_before_window, dtype=np.float64), (n_head_kv, 1))
 
 
 def knorm(k: Array, n_obs: int) -> Array:
@@ -121,8 +121,8 @@ def criticalkv(score: Array, v: Array, wo: Array, n_first: list[int], eps: float
     The n_first[ih] best positions of each head by `score` (half of its rows in the paper) come before all others, which
     follow by (score + eps) * |wo v|. Ties to the lower position.
     """
-    n_choice = score.shape[1]
-    second = (score + eps) * projected_value_norms(v, wo)[:, :n_choice]
+    n_before_window = score.shape[1]
+    second = (score + eps) * projected_value_norms(v, wo)[:, :n_before_window]
     for ih, n in enumerate(n_first):
         second[ih, np.argsort(-score[ih], kind="stable")[:n]] = FIRST
     return second
@@ -139,13 +139,13 @@ def layer_defensive(
     `n_first` (the average rows of a head), come before all others. Left out: the released code's small correction of
     `mass` for the window.
     """
-    n_head_kv, n_choice = k.shape[1], len(k) - n_obs
-    rows = causal_attention(q, k, n_obs)[:, :, :n_choice]  # [n_head, n_obs, n_choice]
+    n_head_kv, n_before_window = k.shape[1], len(k) - n_obs
+    rows = causal_attention(q, k, n_obs)[:, :, :n_before_window]  # [n_head, n_obs, n_before_window]
     pooled = np.stack([pool_positions(head, kernel, "avg") for head in rows])
     pooled *= rows.sum(axis=2, keepdims=True) / pooled.sum(axis=2, keepdims=True)
     worst = fold_heads(pooled.max(axis=1), n_head_kv, "max")
     worst = np.maximum(worst, worst.mean(axis=1, keepdims=True))
-    norms = projected_value_norms(v[:n_choice], wo)
+    norms = projected_value_norms(v[:n_before_window], wo)
     score = worst * norms / norms.sum(axis=1, keepdims=True)
     mean = fold_heads(rows.mean(axis=1), n_head_kv, "mean")
     for ih in range(n_head_kv):

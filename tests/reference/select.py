@@ -22,13 +22,20 @@ def pool_positions(score: Floats, kernel: int, pool: str) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def heed_vote(
-    scores: list[Floats], voters: Floats, heeds: Floats, kernels: list[int], vote_kernel: int, n_sink: int, pool: str
+def mix_vote(
+    scores: list[Floats],
+    vote_weights: Floats,
+    vote_shares: Floats,
+    kernels: list[int],
+    vote_kernel: int,
+    n_sink: int,
+    pool: str,
 ) -> list[Floats]:
     """Pool each head's scores by its own kernel, and mix in what all heads found.
 
-    scores are [n_head_kv, n] for each layer, folded but not pooled; voters, heeds and kernels go over all heads, layer
-    after layer. The vote is the weighted mean of the heads' scores, each divided by its sum behind the sinks.
+    scores are [n_head_kv, n] for each layer, folded but not pooled; vote_weights, vote_shares and kernels go over all
+    heads, layer after layer. The vote is the weighted mean of the heads' scores, each divided by its sum behind the
+    sinks.
     """
 
     def normalised(row: Floats) -> Floats:
@@ -36,10 +43,11 @@ def heed_vote(
 
     rows = np.concatenate(scores)
     found = np.stack([np.where(np.arange(rows.shape[1]) < n_sink, 0, normalised(row)) for row in rows])
-    vote = normalised(pool_positions((voters[:, None] * found).sum(axis=0, keepdims=True), vote_kernel, pool)[0])
+    vote = normalised(pool_positions((vote_weights[:, None] * found).sum(axis=0, keepdims=True), vote_kernel, pool)[0])
     pooled = [pool_positions(row[None], kernel, pool)[0] for row, kernel in zip(rows, kernels, strict=True)]
     mixed = [
-        (1 - heed) * normalised(row) + heed * vote if heed else row for row, heed in zip(pooled, heeds, strict=True)
+        (1 - share) * normalised(row) + share * vote if share else row
+        for row, share in zip(pooled, vote_shares, strict=True)
     ]
     return np.split(np.stack(mixed), np.cumsum([len(layer) for layer in scores])[:-1])
 

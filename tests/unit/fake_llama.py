@@ -98,7 +98,7 @@ class FakeNative:
         scorer: Scorer,
         n_sink: int,
         n_threads: int,
-        roles: object,
+        scoring: object,
         scores: object,
         spans: object,
         n_first: int,

@@ -1,7 +1,7 @@
 """Allocators: rows per KV head from a budget. One method a file, all registered here by name.
 
 To add one: write a file with `allocate(request) -> rows` that ends in ``request.deal(targets)`` (a
-method that looks at the prompt: ``request.with_always(open_rows)``), wrap it in an `Allocator` with a
+method that looks at the prompt: ``request.with_protected(evictable_rows)``), wrap it in an `Allocator` with a
 one-line description, and list it below, or call `register_allocator` from your own program.
 """
 

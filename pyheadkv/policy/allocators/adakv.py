@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pyheadkv.errors import PolicyError
 from pyheadkv.policy.allocators.apportion import apportion
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest, Param
-from pyheadkv.policy.allocators.inputs import open_scores
+from pyheadkv.policy.allocators.inputs import evictable_scores
 from pyheadkv.policy.allocators.ranking import Ranking
 
 
@@ -65,21 +65,21 @@ def allocate(request: AllocRequest) -> list[list[int]]:
     BudgetError
         the rows do not hold what is always kept
     """
-    layers = open_scores(request, "adakv")
+    layers = evictable_scores(request, "adakv")
     dealt: list[int] = []
-    for scores, k in zip(layers, request.open_rows_by_layer(), strict=True):
+    for scores, k in zip(layers, request.evictable_rows_by_layer(), strict=True):
         dealt += _allocate_layer(scores, k, request.params["safeguard"], bool(request.params["scale"]))
-    return request.with_always(dealt)
+    return request.with_protected(dealt)
 
 
 def _allocate_layer(scores: npt.NDArray[np.float32], k: int, safeguard: float, is_scaled: bool) -> list[int]:
-    n, n_open = scores.shape
-    if is_scaled and n_open > 0:
+    n, n_evictable_pos = scores.shape
+    if is_scaled and n_evictable_pos > 0:
         scores = scaled_scores(scores, max(k // n, 1))
     counts = Ranking([scores]).counts(k)[0]
     equal_part = Fraction(safeguard) * Fraction(k, n)
     targets = [(1 - Fraction(safeguard)) * int(count) + equal_part for count in counts]
-    return apportion(targets, [0] * n, [n_open] * n, k)
+    return apportion(targets, [0] * n, [n_evictable_pos] * n, k)
 
 
 ADAKV = Allocator(

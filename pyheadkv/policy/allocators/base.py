@@ -4,12 +4,12 @@ An allocator turns a budget into rows per KV head. It sees integers and, if it a
 head scores, scores of the prompt's positions, or distances between heads; no model, no files, no
 tokens.
 
-    position   0        n_sink                                    n_choice        n_prompt
-               |  sinks  | open ... [ protected ) ... open ...      | window        |
-               '- always -'         '-- always --'                  '-- always ----'
+    position   0        n_sink                            n_before_window   n_prompt
+               |  sinks  | ... evictable ... [ span ) ... evictable ...|   window    |
+               '-protected'                  '-protected               '--- kept ----'
 
-Rows of a KV head = n_always (sinks and protected spans) + its open rows + n_obs (window). Methods that
-look at the prompt deal the open rows only: what is kept anyway neither counts nor competes.
+Rows of a KV head = n_protected (sinks and protected spans) + its evictable rows + n_obs (window). Methods that
+look at the prompt deal the evictable rows only: what is kept anyway neither counts nor competes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AllocRequest:
     """Everything an allocator may know.
 
     >>> request = AllocRequest(n_head_kv=(2, 2), n_prompt=100, total_rows=160, n_sink=4, n_obs=16)
-    >>> request.open_rows()
+    >>> request.evictable_rows()
     80
     >>> request.deal([3, 1, 1, 1])
     [[64, 32], [32, 32]]
@@ -92,44 +92,44 @@ class AllocRequest:
         return sum(self.n_head_kv)
 
     @property
-    def n_choice(self) -> int:
+    def n_before_window(self) -> int:
         """Positions before the observation window."""
         return self.n_prompt - self.n_obs
 
-    def always_spans(self) -> tuple[Span, ...]:
+    def protected_spans(self) -> tuple[Span, ...]:
         """Sinks and protected spans before the window: [first, end), in order, apart."""
         spans = [(0, self.n_sink), *self.protected]
-        return join_spans([(first, min(end, self.n_choice)) for first, end in spans])
+        return join_spans([(first, min(end, self.n_before_window)) for first, end in spans])
 
     @property
-    def n_always(self) -> int:
+    def n_protected(self) -> int:
         """Rows that every KV head keeps before the window."""
-        return sum(end - first for first, end in self.always_spans())
+        return sum(end - first for first, end in self.protected_spans())
 
     @property
-    def n_open(self) -> int:
+    def n_evictable_pos(self) -> int:
         """Positions that a KV head may keep or drop."""
-        return self.n_choice - self.n_always
+        return self.n_before_window - self.n_protected
 
-    def open_rows(self) -> int:
+    def evictable_rows(self) -> int:
         """Rows left to deal over all KV heads; BudgetError if the total is below the floors or above the prompt."""
-        floors, caps = self.n_heads * (self.n_always + self.n_obs), self.n_heads * self.n_prompt
+        floors, caps = self.n_heads * (self.n_protected + self.n_obs), self.n_heads * self.n_prompt
         if self.total_rows < floors:
             raise BudgetError(f"a budget of {self.total_rows} rows is below the floors of {floors} rows")
         if self.total_rows > caps:
             raise BudgetError(f"a budget of {self.total_rows} rows is above the {caps} rows that exist")
         return self.total_rows - floors
 
-    def open_rows_by_layer(self) -> list[int]:
+    def evictable_rows_by_layer(self) -> list[int]:
         """Open rows of each layer when every KV head has the same, to within one row."""
         n = self.n_heads
-        equal = iter(apportion([1] * n, [0] * n, [self.n_open] * n, self.open_rows()))
+        equal = iter(apportion([1] * n, [0] * n, [self.n_evictable_pos] * n, self.evictable_rows()))
         return [sum(next(equal) for _ in range(n)) for n in self.n_head_kv]
 
-    def with_always(self, open_rows: Sequence[int]) -> list[list[int]]:
-        """rows[i][ih] from the open rows of each KV head in layer-major order."""
-        rest = iter(open_rows)
-        return [[self.n_always + self.n_obs + int(next(rest)) for _ in range(n)] for n in self.n_head_kv]
+    def with_protected(self, evictable_rows: Sequence[int]) -> list[list[int]]:
+        """rows[i][ih] from the evictable rows of each KV head in layer-major order."""
+        rest = iter(evictable_rows)
+        return [[self.n_protected + self.n_obs + int(next(rest)) for _ in range(n)] for n in self.n_head_kv]
 
     def deal(self, targets: Sequence[Number]) -> list[list[int]]:
         """Deal `total_rows` in proportion to `targets`, one per KV head in layer-major order.
@@ -143,8 +143,8 @@ class AllocRequest:
         BudgetError
             `total_rows` does not hold what is always kept
         """
-        floors = [self.n_always] * self.n_heads
-        caps = [self.n_choice] * self.n_heads
+        floors = [self.n_protected] * self.n_heads
+        caps = [self.n_before_window] * self.n_heads
         chosen = iter(apportion(targets, floors, caps, self.total_rows - self.n_obs * self.n_heads))
         return [[self.n_obs + next(chosen) for _ in range(n)] for n in self.n_head_kv]
 
@@ -156,7 +156,7 @@ class AllocRequest:
 def _check_rows(rows: tuple[tuple[object, ...], ...], request: AllocRequest, name: str) -> None:
     if len(rows) != len(request.n_head_kv):
         raise PolicyError(f"{name} gave rows for {len(rows)} layers, expected {len(request.n_head_kv)}")
-    floor = request.n_always + request.n_obs
+    floor = request.n_protected + request.n_obs
     total = 0
     for i, layer in enumerate(rows):
         if len(layer) != request.n_head_kv[i]:

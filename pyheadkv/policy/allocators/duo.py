@@ -33,14 +33,14 @@ def allocate(request: AllocRequest) -> list[list[int]]:
     BudgetError
         the rows do not hold what is always kept
     """
-    scores, n, n_open = head_scores(request, "duo"), request.n_heads, request.n_open
-    total = request.open_rows()
+    scores, n, n_evictable_pos = head_scores(request, "duo"), request.n_heads, request.n_evictable_pos
+    total = request.evictable_rows()
     recent = min(max(int(request.params["recent"]) - request.n_obs, 0), total // (MAX_PART * n))
     dealt, rest = [recent] * n, total - n * recent
     for head in sorted(range(n), key=lambda head: (-scores[head], head)):
-        more = min(n_open - recent, rest)
+        more = min(n_evictable_pos - recent, rest)
         dealt[head], rest = recent + more, rest - more
-    return request.with_always(dealt)
+    return request.with_protected(dealt)
 
 
 DUO = Allocator(

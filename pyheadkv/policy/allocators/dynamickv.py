@@ -28,7 +28,7 @@ from fractions import Fraction
 
 from pyheadkv.policy.allocators.apportion import apportion
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest, Param
-from pyheadkv.policy.allocators.inputs import open_scores
+from pyheadkv.policy.allocators.inputs import evictable_scores
 from pyheadkv.policy.allocators.ranking import Ranking
 
 
@@ -42,18 +42,18 @@ def allocate(request: AllocRequest) -> list[list[int]]:
     BudgetError
         the rows do not hold what is always kept
     """
-    by_layer = _rows_by_layer(request, Ranking(open_scores(request, "dynamickv")))
+    by_layer = _rows_by_layer(request, Ranking(evictable_scores(request, "dynamickv")))
     dealt: list[int] = []
     for n, rows in zip(request.n_head_kv, by_layer, strict=True):
-        dealt += apportion([1] * n, [0] * n, [request.n_open] * n, rows)
-    return request.with_always(dealt)
+        dealt += apportion([1] * n, [0] * n, [request.n_evictable_pos] * n, rows)
+    return request.with_protected(dealt)
 
 
 def _rows_by_layer(request: AllocRequest, ranking: Ranking) -> list[int]:
-    n_head_kv, n_layer, total = request.n_head_kv, len(request.n_head_kv), request.open_rows()
+    n_head_kv, n_layer, total = request.n_head_kv, len(request.n_head_kv), request.evictable_rows()
     m = int(request.params["m"])
     b = Fraction(total, request.n_heads)
-    held = [min(math.floor(Fraction(request.params["r_max"]) * b), request.n_open)] * n_layer  # rows per head
+    held = [min(math.floor(Fraction(request.params["r_max"]) * b), request.n_evictable_pos)] * n_layer  # rows per head
     for n_seen in range(m, n_layer, m):
         shares = _shares(ranking, math.floor(b * sum(n_head_kv[:n_seen])), n_seen)
         for il, share in enumerate(shares):
@@ -61,7 +61,7 @@ def _rows_by_layer(request: AllocRequest, ranking: Ranking) -> list[int]:
     caps = [rows * n for rows, n in zip(held, n_head_kv, strict=True)]
     shares = _shares(ranking, total, n_layer)
     spent = apportion(shares, [0] * n_layer, caps, min(total, sum(caps)))
-    return apportion(shares, spent, [request.n_open * n for n in n_head_kv], total)
+    return apportion(shares, spent, [request.n_evictable_pos * n for n in n_head_kv], total)
 
 
 def _shares(ranking: Ranking, k: int, n_layer: int) -> list[Fraction]:

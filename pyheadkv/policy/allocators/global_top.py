@@ -15,7 +15,7 @@ the earlier head, so that scores that are all equal fill the first heads.
 from __future__ import annotations
 
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest
-from pyheadkv.policy.allocators.inputs import open_scores
+from pyheadkv.policy.allocators.inputs import evictable_scores
 from pyheadkv.policy.allocators.ranking import Ranking
 
 
@@ -29,8 +29,8 @@ def allocate(request: AllocRequest) -> list[list[int]]:
     BudgetError
         the rows do not hold what is always kept
     """
-    counts = Ranking(open_scores(request, "global")).counts(request.open_rows())
-    return request.with_always([int(n) for layer in counts for n in layer])
+    counts = Ranking(evictable_scores(request, "global")).counts(request.evictable_rows())
+    return request.with_protected([int(n) for layer in counts for n in layer])
 
 
 GLOBAL = Allocator(

@@ -53,12 +53,12 @@ def head_distances(request: AllocRequest, name: str) -> Sequence[Sequence[float]
     return request.head_distance
 
 
-def open_scores(request: AllocRequest, name: str) -> list[npt.NDArray[np.float32]]:
+def evictable_scores(request: AllocRequest, name: str) -> list[npt.NDArray[np.float32]]:
     """Scores of the positions that may be kept or dropped, for allocator `name`.
 
     Returns
     -------
-    list of float32 [n_head_kv, n_open]
+    list of float32 [n_head_kv, n_evictable_pos]
         one array a layer, in position order. Views when nothing but first positions is kept anyway,
         else copies
 
@@ -75,7 +75,7 @@ def open_scores(request: AllocRequest, name: str) -> list[npt.NDArray[np.float32
 
 
 def _open_of_layer(request: AllocRequest, i: int, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    expected = (request.n_head_kv[i], request.n_choice)
+    expected = (request.n_head_kv[i], request.n_before_window)
     if scores.shape != expected or scores.dtype != np.float32:
         raise PolicyError(
             f"token scores of layer {i} are {scores.dtype} {list(scores.shape)}, expected float32 {list(expected)}"
@@ -85,7 +85,7 @@ def _open_of_layer(request: AllocRequest, i: int, scores: npt.NDArray[np.float32
         raise PolicyError(
             f"the score of position {pos} of KV head {ih} of layer {i} is {scores[ih, pos]}, expected a finite number"
         )
-    spans = request.always_spans()
+    spans = request.protected_spans()
     if len(spans) == 1 and spans[0][0] == 0:
         return scores[:, spans[0][1] :]
     if not spans:

@@ -24,7 +24,7 @@ from fractions import Fraction
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest, Param
 
 
-def pyramid_targets(mean_rows: Fraction, n_layer: int, n_choice: int, n_obs: int, beta: float) -> list[Fraction]:
+def pyramid_targets(mean_rows: Fraction, n_layer: int, n_before_window: int, n_obs: int, beta: float) -> list[Fraction]:
     """Rows per head of each layer beside the window, not rounded; their mean is ``mean_rows - n_obs``.
 
     Parameters
@@ -33,7 +33,7 @@ def pyramid_targets(mean_rows: Fraction, n_layer: int, n_choice: int, n_obs: int
         rows per head on average, observation window included
     n_layer
         layers, bottom first
-    n_choice
+    n_before_window
         positions before the window
     n_obs
         rows of the window
@@ -45,8 +45,8 @@ def pyramid_targets(mean_rows: Fraction, n_layer: int, n_choice: int, n_obs: int
         return [b]
     last = Fraction(math.floor(b / Fraction(beta)))
     first = 2 * b - last
-    if first > n_choice:
-        first, last = Fraction(n_choice), 2 * b - n_choice
+    if first > n_before_window:
+        first, last = Fraction(n_before_window), 2 * b - n_before_window
     return [first - il * (first - last) / (n_layer - 1) for il in range(n_layer)]
 
 
@@ -55,7 +55,7 @@ def allocate(request: AllocRequest) -> list[list[int]]:
     n_layer, mean = len(request.n_head_kv), request.mean_rows()
     if request.n_prompt < 2 * (mean - request.n_obs):
         return request.deal([1] * request.n_heads)
-    by_layer = pyramid_targets(mean, n_layer, request.n_choice, request.n_obs, request.params["beta"])
+    by_layer = pyramid_targets(mean, n_layer, request.n_before_window, request.n_obs, request.params["beta"])
     return request.deal([target for target, n in zip(by_layer, request.n_head_kv, strict=True) for _ in range(n)])
 
 

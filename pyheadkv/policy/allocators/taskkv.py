@@ -76,26 +76,26 @@ def allocate(request: AllocRequest) -> list[list[int]]:
         the rows do not hold what is always kept
     """
     n_layer = len(request.n_head_kv)
-    recent = min(max(int(request.params["recent"]) - request.n_obs, 0), request.n_open)
+    recent = min(max(int(request.params["recent"]) - request.n_obs, 0), request.n_evictable_pos)
     dealt: list[int] = []
-    layers = zip(head_distances(request, "taskkv"), request.open_rows_by_layer(), strict=True)
+    layers = zip(head_distances(request, "taskkv"), request.evictable_rows_by_layer(), strict=True)
     for r, (distances, total) in enumerate(layers):
         f = n_heterogeneous(r, n_layer, len(distances), request.params["beta"], request.params["m"])
-        dealt += _allocate_layer(distances, total, f, recent, request.n_open)
-    return request.with_always(dealt)
+        dealt += _allocate_layer(distances, total, f, recent, request.n_evictable_pos)
+    return request.with_protected(dealt)
 
 
-def _allocate_layer(distances: Sequence[float], total: int, f: int, recent: int, n_open: int) -> list[int]:
+def _allocate_layer(distances: Sequence[float], total: int, f: int, recent: int, n_evictable_pos: int) -> list[int]:
     n = len(distances)
     if n * recent > total:
-        return apportion([1] * n, [0] * n, [n_open] * n, total)
-    while f > 1 and f * n_open + (n - f) * recent > total:
+        return apportion([1] * n, [0] * n, [n_evictable_pos] * n, total)
+    while f > 1 and f * n_evictable_pos + (n - f) * recent > total:
         f -= 1
-    full = min(n_open, total - (n - f) * recent)
+    full = min(n_evictable_pos, total - (n - f) * recent)
     chosen = heterogeneous_heads(distances, f)
     floors = [full if ih in chosen else recent for ih in range(n)]
     others = [0 if ih in chosen else 1 for ih in range(n)]
-    return apportion(others, floors, [n_open] * n, total)
+    return apportion(others, floors, [n_evictable_pos] * n, total)
 
 
 TASKKV = Allocator(

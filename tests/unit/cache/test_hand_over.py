@@ -49,7 +49,7 @@ def handed_over(draft: DraftPlan) -> dict[str, Any]:
     """Arguments of Native.compress by their names."""
     native: Any = RecordingNative()
     compress(native, draft, 3)
-    names = ("rows", "scorer", "n_sink", "n_threads", "roles", "scores", "spans", "n_first")
+    names = ("rows", "scorer", "n_sink", "n_threads", "scoring", "scores", "spans", "n_first")
     return dict(zip(names, native.asked, strict=True))
 
 
@@ -59,23 +59,23 @@ def test_all_that_the_plan_says() -> None:
     assert asked["rows"].tolist() == plan.flat_rows().tolist()
     assert asked["scorer"] == plan.policy.scorer
     assert (asked["n_sink"], asked["n_threads"]) == (7, 3)
-    assert plan.roles is not None and asked["roles"] == plan.roles
+    assert plan.scoring is not None and asked["scoring"] == plan.scoring
     assert asked["scores"] is None
     assert asked["spans"] == ((20, 30),)
-    assert asked["n_first"] == plan.n_open > 0
+    assert asked["n_first"] == plan.n_evictable > 0
 
 
 def test_scores_that_an_allocator_saw_are_handed_on_as_they_are() -> None:
     asked = handed_over(draft_of("adakv+snapkv:pool_kernel=5"))
-    assert asked["roles"] is None
+    assert asked["scoring"] is None
     np.testing.assert_array_equal(asked["scores"][1], RecordingNative().score_read(1, asked["scorer"]))
     assert asked["scorer"].pool_kernel == 1  # they are pooled
 
 
 def test_scores_are_made_again_where_heads_have_roles() -> None:
     """Each head pools in its own way, and the vote is not in the scores that the allocator saw."""
-    asked = handed_over(draft_of("adakv+snapkv:pool_kernel=5,retrieval_share=0.5,vote=0.5"))
-    assert asked["roles"] is not None and any(asked["roles"].heeds)
+    asked = handed_over(draft_of("adakv+snapkv:pool_kernel=5,retrieval_share=0.5,vote_share=0.5"))
+    assert asked["scoring"] is not None and any(asked["scoring"].vote_shares)
     assert asked["scores"] is None
     assert asked["scorer"].pool_kernel == 5
 

@@ -56,7 +56,7 @@ def requests(draw: st.DrawFn, name: str) -> AllocRequest:
     protected = tuple((first, min(first + n, n_prompt)) for first, n in spans)
     bare = AllocRequest(n_head_kv, n_prompt, 0, n_sink, n_obs, protected=protected)
     n = sum(n_head_kv)
-    total = draw(st.integers(n * (bare.n_always + n_obs), n * n_prompt))
+    total = draw(st.integers(n * (bare.n_protected + n_obs), n * n_prompt))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n_values = draw(st.sampled_from([1, 2, 8, 4096]))  # one value: all equal; two: mostly ties
     token_scores = [(rng.integers(0, n_values, (n, n_prompt - n_obs)) / 4096).astype(np.float32) for n in n_head_kv]
@@ -71,7 +71,7 @@ def requests(draw: st.DrawFn, name: str) -> AllocRequest:
 
 def expected_rows(name: str, asked: AllocRequest) -> list[int]:
     """Rows by the references, one per head."""
-    positions = prompt_reference.open_positions(asked.n_prompt, asked.n_obs, asked.n_sink, asked.protected)
+    positions = prompt_reference.evictable_positions(asked.n_prompt, asked.n_obs, asked.n_sink, asked.protected)
     floor = asked.n_prompt - len(positions)
     n_head_kv = list(asked.n_head_kv)
     total = asked.total_rows - sum(n_head_kv) * floor
@@ -126,7 +126,7 @@ def test_sums_bounds_and_determinism(name: str, data: st.DataObject) -> None:
     assert tuple(len(layer) for layer in rows) == asked.n_head_kv
     assert all(type(n) is int for n in flat)
     assert sum(flat) == asked.total_rows
-    assert min(flat) >= asked.n_always + asked.n_obs
+    assert min(flat) >= asked.n_protected + asked.n_obs
     assert max(flat) <= asked.n_prompt
     assert get_allocator(name).allocate(asked) == rows
     assert all((a == b).all() for a, b in zip(before, asked.token_scores or [], strict=True))

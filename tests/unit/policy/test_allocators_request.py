@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyheadkv.errors import BudgetError, PolicyError, ProfileError
 from pyheadkv.policy.allocators import Allocator, AllocRequest, Param, allocator_names, get_allocator
-from pyheadkv.policy.allocators.inputs import head_shares, open_scores
+from pyheadkv.policy.allocators.inputs import evictable_scores, head_shares
 from tests.reference import allocate_prompt as reference
 
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda s: (s[0], s[0] + s[1])), max_size=4)
@@ -31,13 +31,13 @@ def request(**changes: object) -> AllocRequest:
 @given(SPANS, st.integers(0, 9), st.integers(1, 9))
 def test_spans_cover_sinks_and_protected_positions_once(spans: list[tuple[int, int]], n_sink: int, n_obs: int) -> None:
     asked = AllocRequest((1,), 60, 60, n_sink, n_obs, protected=tuple(spans))
-    found = [pos for first, end in asked.always_spans() for pos in range(first, end)]
+    found = [pos for first, end in asked.protected_spans() for pos in range(first, end)]
     kept_anyway = set(range(n_sink)).union(*(range(*span) for span in spans))
     assert found == sorted(pos for pos in kept_anyway if pos < 60 - n_obs)
-    assert asked.n_always == len(found)
-    assert asked.n_open == len(reference.open_positions(60, n_obs, n_sink, spans))
-    ends = [end for _, end in asked.always_spans()]
-    starts = [first for first, _ in asked.always_spans()]
+    assert asked.n_protected == len(found)
+    assert asked.n_evictable_pos == len(reference.evictable_positions(60, n_obs, n_sink, spans))
+    ends = [end for _, end in asked.protected_spans()]
+    starts = [first for first, _ in asked.protected_spans()]
     assert all(end < first for end, first in zip(ends, starts[1:], strict=False))  # neighbours are joined
 
 
@@ -48,13 +48,13 @@ def test_spans_outside_the_prompt_are_refused(span: tuple[int, int]) -> None:
 
 
 def test_a_span_inside_the_window_costs_nothing_more() -> None:
-    assert request(protected=((16, 20),)).n_always == 2
-    assert request(protected=((14, 20),)).n_always == 4
+    assert request(protected=((16, 20),)).n_protected == 2
+    assert request(protected=((14, 20),)).n_protected == 4
 
 
 def test_prompt_shorter_than_sinks_and_window() -> None:
     short = AllocRequest((2,), 6, 12, 4, 4)
-    assert (short.n_choice, short.n_always, short.n_open) == (2, 2, 0)
+    assert (short.n_before_window, short.n_protected, short.n_evictable_pos) == (2, 2, 0)
     assert short.deal([1, 1]) == [[6, 6]]
 
 
@@ -62,14 +62,14 @@ def test_prompt_shorter_than_sinks_and_window() -> None:
 def test_totals_that_cannot_be_dealt(total: int) -> None:
     limit = "below the floors of 18" if total == 17 else "above the 60 rows"
     with pytest.raises(BudgetError, match=f"a budget of {total} rows is {limit}"):
-        request(total_rows=total).open_rows()
+        request(total_rows=total).evictable_rows()
 
 
 def test_open_rows_by_layer_follow_the_heads() -> None:
-    assert request(total_rows=33).open_rows() == 15
-    assert request(total_rows=33).open_rows_by_layer() == [10, 5]
-    assert request(total_rows=35).open_rows_by_layer() == [12, 5]  # the first heads get what does not divide
-    assert request().with_always([1, 0, 14]) == [[7, 6], [20]]
+    assert request(total_rows=33).evictable_rows() == 15
+    assert request(total_rows=33).evictable_rows_by_layer() == [10, 5]
+    assert request(total_rows=35).evictable_rows_by_layer() == [12, 5]  # the first heads get what does not divide
+    assert request().with_protected([1, 0, 14]) == [[7, 6], [20]]
 
 
 # --- scores of positions
@@ -78,20 +78,20 @@ def test_open_rows_by_layer_follow_the_heads() -> None:
 def test_open_scores_are_views_of_what_is_not_kept_anyway() -> None:
     asked = request()
     assert asked.token_scores is not None
-    found = open_scores(asked, "mine")
+    found = evictable_scores(asked, "mine")
     assert [layer.tolist() for layer in found] == [
         [list(range(3, 17)), list(range(19, 33))],
         [list(range(35, 49))],
     ]
     assert all(np.shares_memory(a, b) for a, b in zip(found, asked.token_scores, strict=True))
-    whole = open_scores(replace(asked, n_sink=0), "mine")
+    whole = evictable_scores(replace(asked, n_sink=0), "mine")
     assert all(np.shares_memory(a, b) and a.shape == b.shape for a, b in zip(whole, asked.token_scores, strict=True))
 
 
 def test_open_scores_leave_out_protected_spans() -> None:
-    found = open_scores(request(protected=((5, 8), (7, 15), (18, 20))), "mine")
+    found = evictable_scores(request(protected=((5, 8), (7, 15), (18, 20))), "mine")
     assert found[1].tolist() == [[35, 36, 37, 48]]
-    alone = open_scores(request(n_sink=0, protected=((1, 15),)), "mine")
+    alone = evictable_scores(request(n_sink=0, protected=((1, 15),)), "mine")
     assert alone[0].tolist() == [[1, 16], [17, 32]]
 
 

@@ -63,7 +63,7 @@ def test_as_text_and_json() -> None:
     assert list(report) == ["policies", "allocators", "scorers"]
     assert {"name", "summary", "sources", "needs", "settings"} == set(report["scorers"][0])
     card = CliRunner().invoke(app, ["policies", "headkv:beta=1.1"], env={"COLUMNS": "200"}).stdout
-    assert card.splitlines()[0].strip() == "headkv" and "beta=1.1" in card and "vote=0.5" in card
+    assert card.splitlines()[0].strip() == "headkv" and "beta=1.1" in card and "vote_share=0.5" in card
     one = json.loads(CliRunner().invoke(app, ["policies", "--json", "headkv:beta=1.1"]).stdout)
     assert list(one) == ["policies"] and one["policies"][0]["settings"]["beta"] == 1.1
 

@@ -103,19 +103,19 @@ def test_scores_that_may_be_negative_are_not_scaled() -> None:
 @given(data=st.data())
 def test_negative_scores_are_ranked_as_they_are(allocator: str, data: st.DataObject) -> None:
     """Rows are exact, and adding a number to all scores changes nothing."""
-    n_open = data.draw(st.integers(1, 40))
+    n_evictable_pos = data.draw(st.integers(1, 40))
     values = st.integers(-8, 8).map(lambda n: n / 8)
-    layers = [data.draw(hnp.arrays(np.float32, (2, n_open), elements=values)) for _ in range(3)]
-    total = data.draw(st.integers(6, 6 * (n_open + 1)))
+    layers = [data.draw(hnp.arrays(np.float32, (2, n_evictable_pos), elements=values)) for _ in range(3)]
+    total = data.draw(st.integers(6, 6 * (n_evictable_pos + 1)))
     chosen = get_allocator(allocator)
     params = chosen.complete({"scale": 0.0} if allocator == "adakv" else {})
 
     def rows(scores: list[np.ndarray]) -> list[list[int]]:
         return chosen.allocate(
-            AllocRequest((2, 2, 2), n_open + 1, total, n_sink=0, n_obs=1, params=params, token_scores=scores)
+            AllocRequest((2, 2, 2), n_evictable_pos + 1, total, n_sink=0, n_obs=1, params=params, token_scores=scores)
         )
 
     dealt = rows(layers)
     assert sum(map(sum, dealt)) == total
-    assert all(1 <= n <= n_open + 1 for layer in dealt for n in layer)
+    assert all(1 <= n <= n_evictable_pos + 1 for layer in dealt for n in layer)
     assert rows([layer + np.float32(4) for layer in layers]) == dealt

@@ -88,10 +88,10 @@ def test_scores_that_were_read_are_not_made_again() -> None:
         score_read=lambda i, scorer, n_first: scores[i], compress=lambda *arguments: given.append(arguments)
     )
     final = compress(native, dynamic, 1)  # type: ignore[arg-type]
-    _, scorer, _, _, roles, made, spans, n_first = given[0]
+    _, scorer, _, _, scoring, made, spans, n_first = given[0]
     assert made is not None and [id(a) for a in made] == [id(a) for a in scores]  # type: ignore[attr-defined]
-    assert (scorer.pool_kernel, roles, spans) == (1, None, ())  # type: ignore[attr-defined]
-    assert n_first == final.n_open == 60 - 36
+    assert (scorer.pool_kernel, scoring, spans) == (1, None, ())  # type: ignore[attr-defined]
+    assert n_first == final.n_evictable == 60 - 36
 
 
 def test_heads_are_told_apart_by_what_they_see() -> None:

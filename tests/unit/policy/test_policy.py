@@ -30,14 +30,23 @@ def test_presets() -> None:
     headkv = Policy.preset("headkv")
     assert (headkv.allocator, headkv.n_sink, headkv.needs_profile) == ("headkv", 4, True)
     assert headkv.scorer == Scorer(
-        "snapkv", n_obs=16, pool_kernel=1, fold="max", reduce="max", retrieval_share=0.2, retrieval_kernel=17, vote=0.5
+        "snapkv",
+        n_obs=16,
+        pool_kernel=1,
+        fold="max",
+        reduce="max",
+        retrieval_share=0.2,
+        retrieval_kernel=17,
+        vote_share=0.5,
     )
     assert (snapkv.floor_rows, snapkv.floor_words) == (20, "4 sinks + 16 observed")
 
 
 def test_overrides() -> None:
-    policy = parse_policy(" headkv : beta=1.1, n_obs=32, pool=13, fold=mean, n_sink=8, vote=0, retrieval_share=1 ")
-    scorer = Scorer("snapkv", 32, 13, "max", "mean", "max", retrieval_share=1, vote=0)
+    policy = parse_policy(
+        " headkv : beta=1.1, n_obs=32, pool=13, fold=mean, n_sink=8, vote_share=0, retrieval_share=1 "
+    )
+    scorer = Scorer("snapkv", 32, 13, "max", "mean", "max", retrieval_share=1, vote_share=0)
     assert policy == Policy("headkv", "headkv", scorer, 8, {"beta": 1.1})
     assert parse_policy("snapkv:retrieval_share=0.1").needs_profile
     assert parse_policy("snapkv:pool=avg,pool_kernel=5").scorer == Scorer("snapkv", 16, 5, "avg", "mean")
@@ -57,15 +66,15 @@ def test_overrides() -> None:
         ("snapkv:pool=5,pool_kernel=7", "policy setting pool_kernel is given twice, 5 and 7"),
         (
             "snapkv:beta=1.2",
-            "policy snapkv has no setting 'beta', it has n_sink, n_recent, lookahead, mix, n_obs, pool_kernel, ",
+            "policy snapkv has no setting 'beta', it has n_sink, n_recent, lookahead, score_mix, n_obs, pool_kernel, ",
         ),
         (
             "headkv:gamma=1",
-            "policy headkv has no setting 'gamma', it has n_sink, n_recent, lookahead, mix, n_obs, pool_kernel, ",
+            "policy headkv has no setting 'gamma', it has n_sink, n_recent, lookahead, score_mix, n_obs, pool_kernel, ",
         ),
         ("snapkv:retrieval_kernel=4", "retrieval_kernel is 4, expected an odd number from 1 to 255"),
         ("snapkv:retrieval_share=1.5", "retrieval_share is 1.5, expected 0 to 1"),
-        ("snapkv:vote=nan", "vote is nan, expected 0 to 1"),
+        ("snapkv:vote_share=nan", "vote_share is nan, expected 0 to 1"),
         ("snapkv:reduce=sum", "reduce is 'sum', expected mean or max"),
         ("auto:n_obs=8", "policy auto takes its settings from the profile: name another one to set n_obs"),
         ("auto:lookahead=257", "lookahead is 257, expected 0 to 256"),
@@ -131,7 +140,9 @@ def test_text_names_only_what_differs() -> None:
 
 def test_own_policies(presets: None) -> None:
     mine = Policy("wide", "uniform", Scorer(n_obs=64), n_sink=0)
-    scorer = "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=17,vote=0.0"
+    scorer = (
+        "n_obs=64,pool_kernel=7,pool=max,fold=mean,reduce=mean,retrieval_share=0.0,retrieval_kernel=17,vote_share=0.0"
+    )
     assert str(mine) == f"wide:n_sink=0,n_recent=0,lookahead=0,{scorer}"
     register_policy(mine)
     assert "wide" in policy_names()

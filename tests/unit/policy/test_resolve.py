@@ -47,7 +47,7 @@ def test_other_policies_stay_as_they_are() -> None:
 
 
 def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
-    own = replace(Policy.preset("headkv"), mix="reconstruction")
+    own = replace(Policy.preset("headkv"), score_mix="reconstruction")
     found = resolve(own, PLAIN, 0.1)
     policy, profile = found.policy, found.profile
     assert policy == own
@@ -55,21 +55,21 @@ def test_a_policy_with_a_mix_of_its_own_gets_it() -> None:
 
 
 def test_a_measured_choice_with_a_mix_of_its_own_gets_it() -> None:
-    chosen = replace(PLAIN, settings=(BudgetChoice(1.0, "headkv:mix=reconstruction"),))
+    chosen = replace(PLAIN, settings=(BudgetChoice(1.0, "headkv:score_mix=reconstruction"),))
     found = resolve(AUTO, chosen, 0.1)
     policy, profile = found.policy, found.profile
-    assert policy.mix == "reconstruction"
+    assert policy.score_mix == "reconstruction"
     assert profile is not None and profile.scores == KINDS["reconstruction"]
 
 
 def test_a_mix_is_typed_with_plus_and_comes_back() -> None:
-    policy = parse_policy("headkv-r2:mix=retrieval=3+reconstruction=1,n_sink=2")
-    assert (policy.mix, policy.n_sink) == ("retrieval=3+reconstruction=1", 2)
+    policy = parse_policy("headkv-r2:score_mix=retrieval=3+reconstruction=1,n_sink=2")
+    assert (policy.score_mix, policy.n_sink) == ("retrieval=3+reconstruction=1", 2)
     assert parse_policy(str(policy)) == policy
     profile = resolve(policy, PLAIN, 0.1).profile
     assert profile is not None and profile.mix == {"retrieval": 3, "reconstruction": 1}
     with pytest.raises(PolicyError, match="mix 'x=-1' cannot be read, expected kind=weight"):
-        parse_policy("headkv:mix=retrieval+x=-1")
+        parse_policy("headkv:score_mix=retrieval+x=-1")
 
 
 def test_one_kind_of_scores_without_a_name_is_taken_as_it_is() -> None:
@@ -116,6 +116,15 @@ def test_profile_without_choices_is_headkv_with_its_own_numbers() -> None:
         ("square", "headkv.settings for budgets up to 100%: unknown policy 'square'"),
         ("headkv:beta=0", "headkv.settings for budgets up to 100%: beta is 0"),
         ("auto", "headkv.settings for budgets up to 100% is auto again"),
+        # as it was called before the first release
+        (
+            "headkv:vote=0.5",
+            "headkv.settings for budgets up to 100%: policy headkv has no setting 'vote', it has n_sink",
+        ),
+        (
+            "headkv:mix=retrieval",
+            "headkv.settings for budgets up to 100%: policy headkv has no setting 'mix', it has n",
+        ),
     ],
 )
 def test_choice_that_cannot_be_read(text: str, message: str) -> None:
@@ -130,7 +139,7 @@ def test_plan_follows_the_choice() -> None:
     assert plan.rows[0][0] > plan.rows[0][1] == plan.rows[1][0]  # all of the score is the first head's
     wide = make_plan(SHAPE, AUTO, Budget.parse("50%"), 2000, profile=MEASURED)
     assert wide is not None and (wide.policy.name, wide.policy.n_obs) == ("snapkv", 32)
-    assert wide.roles is None
+    assert wide.scoring is None
     # rows per head become a share of this prompt
     few = make_plan(SHAPE, AUTO, Budget.parse("40"), 2000, profile=MEASURED)
     assert few is not None and few.policy.name == "headkv"
@@ -166,5 +175,7 @@ def test_auto_is_no_policy_and_has_no_say_but_lookahead() -> None:
         parse_policy("auto:n_sink=2")
     with pytest.raises(PolicyError, match="lookahead is 1000, expected 0 to 256"):
         parse_policy("auto:lookahead=1000")
+    with pytest.raises(PolicyError, match="auto is no preset"):
+        Policy.preset("auto")
     with pytest.raises(PolicyError, match="policy 'auto' exists already"):
         register_policy(Policy("auto", "uniform"))

@@ -95,7 +95,7 @@ def plan_of(policy: Policy | str, budget: str, n_prompt: int, *spans: tuple[int,
 def test_the_budget_pays_for_protected_rows() -> None:
     free, plan = plan_of("snapkv", "100", 1000), plan_of("snapkv", "100", 1000, (200, 230), (2, 8))
     assert plan.protected == ((4, 8), (200, 230)) and plan.unprotected == ()
-    assert plan.rows == free.rows and plan.n_open == free.n_open - 34 == 100 - 20 - 34
+    assert plan.rows == free.rows and plan.n_evictable == free.n_evictable - 34 == 100 - 20 - 34
     assert plan.to_json()["protected"] == [[4, 8], [200, 230]]
 
 

@@ -1,4 +1,4 @@
-"""policy="headkv" through HeadKV: the rows are those of equation 4, the positions those of the roles and the vote."""
+"""policy="headkv" through HeadKV: the rows are those of equation 4, the positions those that the vote chooses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyheadkv.profile import Profile
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens
 from tests.e2e.test_projection import assert_best
-from tests.reference.select import heed_vote, select_positions
+from tests.reference.select import mix_vote, select_positions
 from tests.tiny import Tiny
 
 TINY = Tiny(n_head=(8, 4, 6), n_head_kv=(4, 4, 2))
@@ -30,10 +30,12 @@ PROFILE = Profile(IN_USE, "made", kinds={"reconstruction": IN_USE, "retrieval": 
 def expected_scores(raw: list[np.ndarray], policy: Policy) -> list[np.ndarray]:
     """Scores of each layer as the reference pools and mixes them, f64 [n_head_kv, n]."""
     scorer = policy.scorer
-    voters = np.array([score for layer in RETRIEVAL for score in layer])
-    heeds = np.array([0.5 if h in RETRIEVING else 0.0 for h in range(10)])
+    vote_weights = np.array([score for layer in RETRIEVAL for score in layer])
+    vote_shares = np.array([0.5 if h in RETRIEVING else 0.0 for h in range(10)])
     kernels = [17 if h in RETRIEVING else 1 for h in range(10)]
-    return heed_vote([layer.astype(float) for layer in raw], voters, heeds, kernels, 17, policy.n_sink, scorer.pool)
+    return mix_vote(
+        [layer.astype(float) for layer in raw], vote_weights, vote_shares, kernels, 17, policy.n_sink, scorer.pool
+    )
 
 
 @pytest.mark.parametrize("budget", ["8%", "15%", "40%"])
