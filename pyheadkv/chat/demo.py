@@ -1,6 +1,6 @@
 """The demo: how its small model is asked best, and a text to ask it about.
 
-System text and sampling are the best of what was tried on twenty everyday questions (README, "Chat"); the text of the
+System text and sampling are the best of what was tried on twenty everyday questions (README.md here); the text of the
 model's own template lets it invent more and answer less.
 """
 
