@@ -12,11 +12,13 @@ import typer
 from typer.core import TyperGroup
 
 from pyheadkv.cli.app import app
+from pyheadkv.cli.parsing import split_policies
+from pyheadkv.policy.text import parse_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "native/*.md", "patches/*.md", "pyheadkv/*/*.md")
+    for pattern in ("README.md", "native/README.md", "patches/README.md", "pyheadkv/*/README.md")
     for path in ROOT.glob(pattern)
 )
 MAX_LINES = 130  # of the first README
@@ -25,6 +27,7 @@ MADE_BY_THE_BUILD = ("pyheadkv/lib",)
 PATH = re.compile(r"(?<![\w/.<-])(?:native|pyheadkv|patches|scripts|tests|\.ci|\.github)/[\w./*-]*\w")
 SOURCE = re.compile(r"(?<![\w/.*-])headkv[\w-]*\.(?:h|cpp|cu|cuh|metal|m|patch)\b")
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+POLICIES = re.compile(r"--polic(?:y|ies) ([a-z][\w.:+=,-]*)")
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MEASURED = re.compile(r"<!-- measured: ([\w-]+) -->\n(.*?)<!-- /measured -->", re.DOTALL)
 ERROR = re.compile(r"\| [^|\n]*\d ?±")  # a cell with a standard error
@@ -39,6 +42,12 @@ def missing_paths(text: str, root: Path) -> list[str]:
     missing = [name for name in named if not any(root.glob(name))]
     missing += [name for name in set(SOURCE.findall(text)) if not any((root / "native").rglob(name))]
     return sorted(missing)
+
+
+def policies(text: str) -> list[str]:
+    """Policies as options of a text name them, files of the reader's own apart."""
+    found = [name.rstrip(".,") for words in POLICIES.findall(text) for name in split_policies(words)]
+    return [name for name in found if ".py" not in name]
 
 
 def commands() -> TyperGroup:
@@ -92,6 +101,17 @@ def test_paths_in_readme_exist(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_flags_in_readme_exist(name: str) -> None:
     assert set(FLAG.findall((ROOT / name).read_text())) - known_flags() == set()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_policies_in_readme_are_known(name: str) -> None:
+    for policy in policies((ROOT / name).read_text()):
+        parse_policy(policy)
+
+
+def test_policies_are_found() -> None:
+    text = "`--policy headkv:beta=1.1,vote=0.5`, --policies auto,own.py:x=2,snapkv. --policy MINE"
+    assert policies(text) == ["headkv:beta=1.1,vote=0.5", "auto", "snapkv"]
 
 
 @pytest.mark.parametrize(
