@@ -15,6 +15,7 @@ from pyheadkv.engine.native import debug_alloc_fail
 from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
+from pyheadkv.policy.scorers import Scorer
 from pyheadkv.profile import Profile, write_profile
 from tests.tiny import Tiny, write_tiny
 
@@ -71,8 +72,9 @@ def test_every_cache_type(tiny: Path, type_k: str) -> None:
 def test_the_plan_is_what_is_kept_and_measured(llama: Any) -> None:
     headkv = HeadKV(llama, budget="25%")
     answer(llama, prompt_of(N_PROMPT))
-    plan, stats, n_obs = headkv.plan, headkv.native.stats(), headkv.policy.n_obs
+    plan, stats = headkv.plan, headkv.native.stats()
     assert plan is not None and plan.rows_kept == N_PROMPT
+    n_obs = plan.policy.n_obs
     for i, layer in enumerate(plan.rows):
         for ih, n in enumerate(layer):
             kept = headkv.native.positions(i, ih)
@@ -256,7 +258,7 @@ def test_explicit_rows(llama: Any) -> None:
 
 def test_scores_are_read_as_selected(llama: Any) -> None:
     headkv = HeadKV(llama, budget="full")
-    native, scorer = headkv.native, headkv.policy.scorer
+    native, scorer = headkv.native, Scorer()
     llama.eval(prompt_of(N_PROMPT - scorer.n_obs))
     native.score_arm(scorer.n_obs)
     llama.eval(prompt_of(N_PROMPT)[-scorer.n_obs :])

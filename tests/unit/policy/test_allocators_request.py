@@ -65,7 +65,7 @@ def test_totals_that_cannot_be_dealt(total: int) -> None:
         request(total_rows=total).evictable_rows()
 
 
-def test_open_rows_by_layer_follow_the_heads() -> None:
+def test_evictable_rows_by_layer_follow_the_heads() -> None:
     assert request(total_rows=33).evictable_rows() == 15
     assert request(total_rows=33).evictable_rows_by_layer() == [10, 5]
     assert request(total_rows=35).evictable_rows_by_layer() == [12, 5]  # the first heads get what does not divide
