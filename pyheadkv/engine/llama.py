@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pyheadkv.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import llama_cpp
+    import numpy as np
+    import numpy.typing as npt
     from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 CLOSED = "this Llama is closed, its model is freed: load it again"
@@ -54,7 +53,9 @@ def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
 
 def logits(llama: llama_cpp.Llama) -> npt.NDArray[np.float32]:
     """Of the token after the last one, f32 [n_vocab], when they are computed; good until the next token is read."""
-    return np.ctypeslib.as_array(llama._ctx.get_logits_ith(-1), shape=(llama.n_vocab(),))
+    from numpy.ctypeslib import as_array  # `pyheadkv --help` imports this module, and has no use for NumPy
+
+    return as_array(llama._ctx.get_logits_ith(-1), shape=(llama.n_vocab(),))
 
 
 # ---- the model ----

@@ -256,3 +256,10 @@ def test_inspect_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch, extra: 
     assert result.exit_code == 0
     assert "supported        no: architecture mamba is recurrent and has no KV cache" in result.stdout
     assert json.loads(run("inspect", "model.gguf", "--json").stdout)["is_supported"] is False
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'numpy', 'llama_cpp', 'rich', 'jinja2', 'matplotlib'}"
+    code = f"import sys, pyheadkv.cli.app; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
