@@ -2,7 +2,7 @@
 //
 // Every KV head of every layer keeps its own number of rows. A row is the K and V vector of one (layer, KV head,
 // position). After headkv_compress() the kept rows of the old positions live in exactly sized, head-contiguous buffers,
-// the *prefix*; the observation window and every later token live in llama.cpp's ordinary cells, the *tail*, which
+// the *hot rows*; the observation window and every later token live in llama.cpp's ordinary cells, the *tail*, which
 // starts small and grows on demand. Attention is one softmax over both.
 //
 // The functions work on a llama_context that the caller made, and live in the same library image as llama.h's. From C:
@@ -12,15 +12,15 @@
 //     if (headkv_attach(ctx) != HEADKV_STATUS_OK) { puts(headkv_last_error()); }
 //     headkv_reserve(ctx, n_prompt);                        // optional: one allocation instead of several
 //     llama_decode(ctx, prompt[0 .. n_prompt - n_obs));     // as often as the batch size asks for
-//     headkv_score_arm(ctx, n_obs, HEADKV_REDUCE_MEAN);
+//     headkv_observe(ctx, n_obs, HEADKV_OBSERVE_ATTN_MEAN);
 //     llama_decode(ctx, prompt[n_prompt - n_obs .. n_prompt));
 //     headkv_compress(ctx, &params);                        // rows per head, decided by the caller
 //     ... llama_decode and sample as usual ...
 //
 // Positions never change: position p stays p after compression. llama_memory_seq_rm() of a range that starts inside the
-// prefix is refused (returns false, nothing changes) unless it removes everything from position 0 on; that, and
-// llama_memory_clear(), drop the prefix. Shifting, dividing and copying the sequence, and saving its state, are refused
-// while a prefix exists.
+// compressed part is refused (returns false, nothing changes) unless it removes everything from position 0 on; that, and
+// llama_memory_clear(), drop the hot rows. Shifting, dividing and copying the sequence, and saving its state, are refused
+// while there are hot rows.
 //
 // Thread safety: as llama.h's, one thread at a time per context. No function throws. A function that fails leaves the
 // context as it was and sets headkv_last_error().
@@ -41,7 +41,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 5
+#define HEADKV_ABI_VERSION 6
 
 #ifdef __cplusplus
 extern "C" {
@@ -53,30 +53,30 @@ enum headkv_status {
     HEADKV_STATUS_OK               =  0,
     HEADKV_STATUS_INVALID_ARGUMENT = -1, // a value out of range; the message names it and the limit
     HEADKV_STATUS_UNSUPPORTED      = -2, // this model, cache or backend cannot be compressed; the message says why
-    HEADKV_STATUS_WRONG_STATE      = -3, // not attached, not armed, already compressed, ...
+    HEADKV_STATUS_WRONG_STATE      = -3, // not attached, not observed, already compressed, ...
     HEADKV_STATUS_NO_MEMORY        = -4,
     HEADKV_STATUS_COMPUTE          = -5, // the scores are not finite
 };
 
 // what is gathered from the observing tokens: how they share their attention to a position, or their queries
-enum headkv_reduce {
-    HEADKV_REDUCE_MEAN    = 0, // SnapKV
-    HEADKV_REDUCE_MAX     = 1, // KVzip: what any token once needed
-    HEADKV_REDUCE_MOMENTS = 2, // Expected Attention: no attention, but mean and covariance of the queries before rotation
-    HEADKV_REDUCE_QUERIES = 3, // LayerDefensiveKV: the queries themselves, for scores that look at each of them
+enum headkv_observe_what {
+    HEADKV_OBSERVE_ATTN_MEAN   = 0, // SnapKV
+    HEADKV_OBSERVE_ATTN_MAX    = 1, // KVzip: what any token once needed
+    HEADKV_OBSERVE_QUERY_STATS = 2, // Expected Attention: no attention, but mean and covariance of the queries before rotation
+    HEADKV_OBSERVE_QUERIES     = 3, // LayerDefensiveKV: the queries themselves, for scores that look at each of them
 };
 
 // what positions are rated by; higher scores are kept
 enum headkv_score {
-    HEADKV_SCORE_ATTENTION = 0, // attention of the armed tokens
+    HEADKV_SCORE_ATTENTION = 0, // attention of the observing tokens
     HEADKV_SCORE_POSITION  = 1, // StreamingLLM: the later the better
     HEADKV_SCORE_KNORM     = 2, // minus the length of the key
     HEADKV_SCORE_KEYDIFF   = 3, // minus the cosine between the key and the mean direction of its head's keys
-    HEADKV_SCORE_EXPECTED  = 4, // attention that later queries are expected to pay, times |value|; armed for moments
+    HEADKV_SCORE_EXPECTED  = 4, // attention that later queries are expected to pay, times |value|; of query statistics
     HEADKV_SCORE_CRITICAL  = 5, // CriticalKV: as attention; headkv_compress() chooses half of the rows by it, the others by
                                 // attention times what the value does behind the output projection
-    HEADKV_SCORE_DEFENSIVE = 6, // LayerDefensiveKV: the largest attention that any query head of the group and any armed
-                                // query pays, times what the value does behind the output projection; armed for queries
+    HEADKV_SCORE_DEFENSIVE = 6, // LayerDefensiveKV: the largest attention that any query head of the group and any
+                                // observing query pays, times what the value does behind the output projection; of queries
 };
 
 // how the query heads of one KV head share their scores
@@ -92,10 +92,10 @@ enum headkv_pool {
     HEADKV_POOL_AVG = 1,
 };
 
-// which implementation attends to the prefix
+// implementation of attention to the hot rows
 enum headkv_attention {
-    HEADKV_ATTENTION_FUSED    = 0, // one kernel per layer
-    HEADKV_ATTENTION_COMPOSED = 1, // a graph of stock ops: the fallback and the oracle
+    HEADKV_ATTENTION_FUSED   = 0, // one kernel per layer
+    HEADKV_ATTENTION_UNFUSED = 1, // a graph of stock ops: the fallback and the oracle
 };
 
 struct headkv_layer {
@@ -109,13 +109,13 @@ struct headkv_layer {
 };
 
 struct headkv_score_params {
-    uint32_t n_obs;       // observation window: the last n_obs positions stay in the tail; >= 1, and of the attending tokens
-    uint32_t pool_kernel; // odd, >= 1; 1 is no pooling
-    int32_t  pool;        // enum headkv_pool
-    int32_t  fold;        // enum headkv_fold, of attention, before pooling
-    int32_t  kind;        // enum headkv_score
-    uint32_t n_first;     // HEADKV_SCORE_DEFENSIVE: at most so many positions of a head, those that hold most of its mean
-                          // attention, have the highest score there is
+    uint32_t n_obs;        // observation window: the last n_obs positions stay in the tail; >= 1, and of the attending tokens
+    uint32_t pool_kernel;  // odd, >= 1; 1 is no pooling
+    int32_t  pool;         // enum headkv_pool
+    int32_t  fold;         // enum headkv_fold, of attention, before pooling
+    int32_t  kind;         // enum headkv_score
+    uint32_t n_forced_max; // HEADKV_SCORE_DEFENSIVE: at most so many positions of a head, those that hold most of its mean
+                           // attention, have the highest score there is
 };
 
 struct headkv_compress_params {
@@ -135,32 +135,30 @@ struct headkv_compress_params {
 
     // optional, each [n_rows_size] or NULL
     const uint32_t * pool_kernels; // of each head, instead of score.pool_kernel
-    const float    * voters;       // >= 0: weight of each head's scores in the common vote
-    const float    * heeds;        // 0 to 1: share of the vote in each head's scores; goes with voters
+    const float    * vote_weights; // >= 0: weight of each head's scores in the common vote
+    const float    * vote_shares;  // 0 to 1: share of the vote in each head's scores; goes with vote_weights
     uint32_t         vote_kernel;  // odd: pooling of the vote
 
     // optional: scores made elsewhere, head after head [n_rows_size][n_pos - n_obs], pooled and voted on like those of the
-    // window, which need not be armed then
+    // window, for which nothing need have observed then
     const float * scores;
     size_t        n_scores; // elements
 };
 
 struct headkv_stats {
-    uint32_t n_pos;        // positions seen (compressed or not)
-    uint32_t n_pos_prefix; // positions that went through selection; 0 without a prefix. The tail starts here
-    uint32_t n_cells;      // cells allocated in the tail
+    uint32_t n_pos;          // positions seen (compressed or not)
+    uint32_t n_pos_hot;      // positions that went through selection; 0 without hot rows. The tail starts here
+    uint32_t n_cells;        // cells allocated in the tail
     uint32_t n_cells_used;
-    uint64_t n_rows_full;   // n_pos x KV heads
-    uint64_t n_rows_prefix; // rows in the prefix
-    uint64_t n_rows_tail;   // n_cells_used x KV heads
-    uint64_t bytes_prefix;  // of the prefix buffers that exist
-    uint64_t bytes_tail;    // of the tail buffers that exist
-    uint64_t bytes_scores;  // of the score buffers that exist (between arming and compressing)
-    uint64_t bytes_peak;    // most of the three together since attach or headkv_stats_reset_peak()
-    uint64_t n_grow;        // times the tail was reallocated to grow
-    double   ms_select;     // last compression: read scores, fold, pool, choose
-    double   ms_gather;     // last compression: allocate, copy the kept rows
-    double   ms_shrink;     // last compression: reallocate the tail and free the full cache
+    uint64_t n_rows_full;    // n_pos x KV heads
+    uint64_t n_rows_hot;
+    uint64_t n_rows_tail;    // n_cells_used x KV heads
+    uint64_t bytes_hot;      // of the buffers of hot rows that exist
+    uint64_t bytes_tail;     // of the tail buffers that exist
+    uint64_t bytes_observed; // of what observing tokens left (until the cache is compressed)
+    uint64_t bytes_peak;     // most of the three together since attach or headkv_stats_reset_peak()
+    uint64_t n_grow;         // times the tail was reallocated to grow
+    double   ms_select;      // last compression: read scores, fold, pool, select
 };
 
 HEADKV_API int32_t headkv_abi_version(void);
@@ -186,24 +184,24 @@ HEADKV_API int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i
 // Make room for n_cells tail cells at once (at most n_ctx), before a long prompt. Never shrinks.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 
-// The next n_tokens decoded tokens observe: their attention is gathered per query head and position, or their queries, by
-// reduce (enum headkv_reduce). They may lie in several batches, and are the window (SnapKV) or the whole prompt (H2O).
-// Only without a prefix. Arming again starts over; n_tokens = 0 disarms and frees what was gathered. Scores by position or
-// by keys need no arming.
-HEADKV_API int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t reduce);
+// The next n_tokens decoded tokens observe: their attention is gathered per query head and position, or their queries, as
+// enum headkv_observe_what says. They may lie in several batches, and are the window (SnapKV) or the whole prompt (H2O).
+// Only without hot rows. Asking again starts over; n_tokens = 0 ends it and frees what was gathered. Scores by position or
+// by keys need none of it.
+HEADKV_API int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
 
-// What the armed tokens attended to in layer i, per query head: softmax attention, mean or maximum over them, neither
+// What the observing tokens attended to in layer i, per query head: softmax attention, mean or maximum over them, neither
 // folded nor pooled. dst: [n_head][n_pos - n_tokens] f32; n = its number of elements.
 HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 
-// Scores of layer i after the armed tokens were decoded: attention is folded over the group; all scores are pooled.
+// Scores of layer i after the observing tokens were decoded: attention is folded over the group; all scores are pooled.
 // dst: [n_head_kv][n_pos - n_obs] f32; n = its number of elements.
 HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 
 // What KV heads of layer i see together (Task-KV, arXiv 2501.15113, eq. 12 to 15): for each, the sum of the values of the
-// n_top positions (at most all) with the largest attention of the armed tokens, mean over the group, each times this attention.
-// Of all positions, those of the armed tokens included. dst: [n_head_kv][n_embd_head_v] f32; n = its number of elements.
+// n_top positions (at most all) with the largest attention of the observing tokens, mean over the group, each times this attention.
+// Of all positions, those of the observing tokens included. dst: [n_head_kv][n_embd_head_v] f32; n = its number of elements.
 // Quantised caches mix the elements of values: lengths, and distances between heads, are what they are without.
 HEADKV_API int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n);
 
@@ -212,14 +210,14 @@ HEADKV_API int32_t headkv_semantics_read(struct llama_context * ctx, uint32_t i,
 // With a vote, heads rate positions also by what other heads attended to; native/core/vote.h has the formula.
 HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress_params * params);
 
-// The same for callers that choose the rows themselves. n_kept: [sum of n_head_kv] prefix rows of each head, the
+// The same for callers that choose the rows themselves. n_kept: [sum of n_head_kv] hot rows of each head, the
 // observation window not counted; pos: their positions, head after head, strictly ascending, all < n_pos - n_obs.
 // n_obs >= 1 positions stay in the tail. Needs no scores.
 HEADKV_API int32_t headkv_keep(
         struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
         const int32_t * pos, size_t n_pos, uint32_t n_threads);
 
-// positions kept in the prefix by KV head ih of layer i, ascending; returns their number (0 without a prefix, negative
+// positions of the hot rows of KV head ih of layer i, ascending; returns their number (0 without any, negative
 // status on failure) and fills at most n of them. dst may be NULL when n is 0
 HEADKV_API int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
 

@@ -240,7 +240,7 @@ def check_races(tool: Path) -> str:
 
 
 def mutate(mutant: Mutant) -> None:
-    """Put the mutant's text into the composed tree; raises ValueError when the text is not there."""
+    """Put the mutant's text into the unfused tree; raises ValueError when the text is not there."""
     path = METAL / mutant.file
     parts = path.read_text().split(mutant.old)
     if len(parts) < mutant.nth + 2:

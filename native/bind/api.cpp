@@ -105,13 +105,13 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
     return guarded([&] { get_store(ctx).reserve(n_cells); });
 }
 
-int32_t headkv_score_arm(llama_context * ctx, uint32_t n_tokens, int32_t reduce) {
+int32_t headkv_observe(llama_context * ctx, uint32_t n_tokens, int32_t what) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
-        if (reduce < HEADKV_REDUCE_MEAN || reduce > HEADKV_REDUCE_QUERIES) {
-            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "reduce = %d is not an enum headkv_reduce", reduce);
+        if (what < HEADKV_OBSERVE_ATTN_MEAN || what > HEADKV_OBSERVE_QUERIES) {
+            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "what = %d is not an enum headkv_observe_what", what);
         }
-        store.observe(n_tokens, (headkv_reduce) reduce);
+        store.observe(n_tokens, (headkv_observe_what) what);
     });
 }
 
@@ -207,10 +207,10 @@ int32_t headkv_stats_reset_peak(llama_context * ctx) {
 
 int32_t headkv_attention_set(llama_context * ctx, int32_t attention) {
     return guarded([&] {
-        if (attention != HEADKV_ATTENTION_FUSED && attention != HEADKV_ATTENTION_COMPOSED) {
+        if (attention != HEADKV_ATTENTION_FUSED && attention != HEADKV_ATTENTION_UNFUSED) {
             headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "attention = %d is not an enum headkv_attention", attention);
         }
-        get_store(ctx).set_unfused(attention == HEADKV_ATTENTION_COMPOSED);
+        get_store(ctx).set_unfused(attention == HEADKV_ATTENTION_UNFUSED);
     });
 }
 

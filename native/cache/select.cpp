@@ -7,8 +7,8 @@
 
 void headkv_select_check(const headkv_compress_params & params) {
     const headkv_scorer & scorer = headkv_scorer_of(params.score);
-    headkv_vote_check({ params.voters, params.heeds, params.n_rows_size });
-    if (params.voters) {
+    headkv_vote_check({ params.vote_weights, params.vote_shares, params.n_rows_size });
+    if (params.vote_weights) {
         headkv_check_kernel("vote_kernel", params.vote_kernel);
         if (scorer.no_vote && !params.scores) {
             headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%s", scorer.no_vote);
@@ -63,7 +63,7 @@ static std::vector<size_t> first_heads(const headkv_view & view) {
 static std::vector<float> vote_of_heads(
         const std::vector<std::vector<float>> & scores, size_t n, const headkv_plan & plan, const headkv_compress_params & params) {
     std::vector<float> vote(n);
-    const float * weight = params.voters;
+    const float * weight = params.vote_weights;
     for (size_t i = 0; i < scores.size(); ++i) {
         for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
             headkv_vote_add(scores[i].data() + ih*n, n, plan.n_sink, *weight++, vote.data());
@@ -84,7 +84,7 @@ headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan 
     for (size_t i = 0; i < n_layer && is_critical; ++i) {
         norms[i] = headkv_score_projected(view, i, n);
     }
-    const std::vector<float> vote = params.voters ? vote_of_heads(scores, n, plan, params) : std::vector<float>();
+    const std::vector<float> vote = params.vote_weights ? vote_of_heads(scores, n, plan, params) : std::vector<float>();
 
     headkv_kept_positions pos(n_layer);
     headkv_parallel_for(n_layer, params.n_threads, [&](size_t i) {
@@ -95,8 +95,8 @@ headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan 
             float        * score  = scores[i].data() + ih*n;
 
             headkv_pool_row((headkv_pool) params.score.pool, kernel, score, n);
-            if (params.heeds && params.heeds[h] > 0.0f) {
-                headkv_vote_mix(score, n, plan.n_sink, params.heeds[h], vote.data());
+            if (params.vote_shares && params.vote_shares[h] > 0.0f) {
+                headkv_vote_mix(score, n, plan.n_sink, params.vote_shares[h], vote.data());
             }
             pos[i].push_back(is_critical
                 ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.spans, n_keep)

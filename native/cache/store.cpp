@@ -141,20 +141,18 @@ headkv_stats headkv_store::stats() const {
 
     headkv_stats res = {};
     res.n_pos         = n_pos();
-    res.n_pos_prefix  = hot_rows.n_pos();
+    res.n_pos_hot  = hot_rows.n_pos();
     res.n_cells       = kv.get_size();
     res.n_cells_used  = n_cells_used();
     res.n_rows_full   = n_pos()*n_heads;
-    res.n_rows_prefix = hot_rows.n_rows();
+    res.n_rows_hot = hot_rows.n_rows();
     res.n_rows_tail   = n_cells_used()*n_heads;
-    res.bytes_prefix  = hot_rows.bytes();
+    res.bytes_hot  = hot_rows.bytes();
     res.bytes_tail    = headkv_access::bytes(kv);
-    res.bytes_scores  = observation.bytes();
+    res.bytes_observed  = observation.bytes();
     res.bytes_peak    = bytes_peak;
     res.n_grow        = n_grow;
     res.ms_select     = ms_select;
-    res.ms_gather     = ms_gather;
-    res.ms_shrink     = ms_shrink;
     return res;
 }
 
@@ -220,7 +218,7 @@ bool headkv_store::make_room(uint32_t n_cells) {
 // observation
 //
 
-void headkv_store::observe(uint32_t n_tokens, headkv_reduce what) {
+void headkv_store::observe(uint32_t n_tokens, headkv_observe_what what) {
     if (hot_rows.exist()) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed already");
     }
@@ -259,7 +257,7 @@ std::vector<float> headkv_store::attention(size_t i) const {
 
 std::vector<float> headkv_store::scores(size_t i, const headkv_score_params & params) const {
     lctx->synchronize();
-    if (headkv_scorer_of(params).needs != HEADKV_REDUCE_MEAN) {
+    if (headkv_scorer_of(params).needs != HEADKV_OBSERVE_ATTN_MEAN) {
         check_can_compress(params.n_obs);
     }
     return headkv_score_pooled(view(), i, params);
@@ -326,8 +324,6 @@ void headkv_store::keep(
 }
 
 void headkv_store::transition(const headkv_view & now, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads) {
-    const int64_t t_start = ggml_time_us();
-
     std::vector<headkv_layer_rows> sources;
     for (const auto & layer : now.layers) {
         sources.push_back(layer.rows);
@@ -335,12 +331,8 @@ void headkv_store::transition(const headkv_view & now, const headkv_plan & plan,
     const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
     auto           fresh   = headkv_transition_compress(kv, plan, std::move(pos), sources, n_cells, n_threads);
 
-    const int64_t t_made = ggml_time_us();
     commit(std::move(fresh));
     return_memory_to_system();
-
-    ms_gather = (t_made - t_start)/1000.0;
-    ms_shrink = (ggml_time_us() - t_made)/1000.0;
 }
 
 // nothing fails here. Old graphs are retired before the tensors that they point to are freed

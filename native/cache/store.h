@@ -43,7 +43,7 @@ struct headkv_store {
 
     void reserve(uint32_t n_cells);
 
-    void observe(uint32_t n_tokens, headkv_reduce what); // 0: no more
+    void observe(uint32_t n_tokens, headkv_observe_what what); // 0: no more
 
     std::vector<float> attention(size_t i) const;
     std::vector<float> scores   (size_t i, const headkv_score_params & params) const;
@@ -97,8 +97,6 @@ private:
     uint64_t n_grow     = 0;
     uint64_t bytes_peak = 0;
     double   ms_select  = 0;
-    double   ms_gather  = 0;
-    double   ms_shrink  = 0;
 
     uint32_t              n_cells_used() const;
     std::vector<uint32_t> n_head_kv()    const; // [n_layer]

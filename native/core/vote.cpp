@@ -14,13 +14,13 @@ void headkv_vote_check(const headkv_vote & vote) {
         return;
     }
     if (!vote.weights || !vote.shares) {
-        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "voters and heeds go together: one of them is NULL");
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "vote_weights and vote_shares go together: one of them is NULL");
     }
     if (!is_within(vote.weights, vote.n, 1e6f)) {
-        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "voters holds a value outside 0 to 1e6");
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "vote_weights holds a value outside 0 to 1e6");
     }
     if (!is_within(vote.shares, vote.n, 1.0f)) {
-        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "heeds holds a value outside 0 to 1");
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "vote_shares holds a value outside 0 to 1");
     }
 }
 

@@ -6,17 +6,17 @@
 
 #include <cstring>
 
-static ggml_tensor * new_gathered(ggml_context * ctx, const headkv_observed & layer, headkv_reduce what, uint32_t n_tokens) {
+static ggml_tensor * new_gathered(ggml_context * ctx, const headkv_observed & layer, headkv_observe_what what, uint32_t n_tokens) {
     const int64_t d      = layer.shape.n_embd_head_k;
     const int64_t n_head = layer.shape.n_head;
     switch (what) {
-        case HEADKV_REDUCE_MOMENTS: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, n_head);
-        case HEADKV_REDUCE_QUERIES: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, n_head, n_tokens);
+        case HEADKV_OBSERVE_QUERY_STATS: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, n_head);
+        case HEADKV_OBSERVE_QUERIES: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, n_head, n_tokens);
         default:                    return ggml_new_tensor_2d(ctx, GGML_TYPE_F32, layer.k->ne[1], n_head);
     }
 }
 
-void headkv_observation::start(uint32_t n_tokens, headkv_reduce what, const std::vector<headkv_observed> & observed) {
+void headkv_observation::start(uint32_t n_tokens, headkv_observe_what what, const std::vector<headkv_observed> & observed) {
     headkv_buffers     fresh(observed.size());
     std::vector<layer> fresh_layers(observed.size());
     for (size_t i = 0; i < observed.size(); ++i) {
@@ -26,7 +26,7 @@ void headkv_observation::start(uint32_t n_tokens, headkv_reduce what, const std:
     buffers  = fresh.alloc();
     layers   = std::move(fresh_layers);
     n_wanted = n_tokens;
-    reduce   = what;
+    kind     = what;
 }
 
 void headkv_observation::stop() {
@@ -44,22 +44,22 @@ void headkv_observation::see(int32_t pos, uint32_t n) {
     n_done += n;
 }
 
-static const char * name_of(headkv_reduce reduce) {
-    switch (reduce) {
-        case HEADKV_REDUCE_MOMENTS: return "moments";
-        case HEADKV_REDUCE_QUERIES: return "queries";
+static const char * name_of(headkv_observe_what what) {
+    switch (what) {
+        case HEADKV_OBSERVE_QUERY_STATS: return "query statistics";
+        case HEADKV_OBSERVE_QUERIES: return "queries";
         default:                    return "attention";
     }
 }
 
-void headkv_observation::check_complete(uint32_t n_pos, headkv_reduce needed) const {
+void headkv_observation::check_complete(uint32_t n_pos, headkv_observe_what needed) const {
     if (n_wanted == 0 || n_done != n_wanted || pos_first + (int32_t) n_wanted != (int32_t) n_pos) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE,
-            "the last %u positions were not all scored: %u of %u armed tokens were decoded, from position %d on",
+            "the last %u positions were not all observed: %u of %u tokens were decoded, from position %d on",
             n_wanted, n_done, n_wanted, pos_first);
     }
-    if (strcmp(name_of(reduce), name_of(needed)) != 0) {
-        headkv_fail(HEADKV_STATUS_WRONG_STATE, "armed for %s, but these scores need %s", name_of(reduce), name_of(needed));
+    if (strcmp(name_of(kind), name_of(needed)) != 0) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "observed for %s, but these scores need %s", name_of(kind), name_of(needed));
     }
 }
 

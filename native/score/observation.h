@@ -33,11 +33,11 @@ public:
     bool          is_on()     const { return n_wanted > 0; }
     uint32_t      n_tokens()  const { return n_wanted; } // that are to observe
     uint32_t      n_seen()    const { return n_done; }   // of them evaluated
-    headkv_reduce what()      const { return reduce; }
+    headkv_observe_what what()      const { return kind; }
     size_t        bytes()     const { return headkv_bytes(buffers); }
 
     // may only be called where is_on() is false; throws headkv_error NO_MEMORY, then nothing is observed
-    void start(uint32_t n_tokens, headkv_reduce what, const std::vector<headkv_observed> & layers);
+    void start(uint32_t n_tokens, headkv_observe_what what, const std::vector<headkv_observed> & layers);
 
     // frees what was gathered
     void stop();
@@ -50,7 +50,7 @@ public:
 
     // throws headkv_error WRONG_STATE unless all of the tokens were seen, they are the last of n_pos positions, and they told what
     // is needed; the mean stands for the maximum too
-    void check_complete(uint32_t n_pos, headkv_reduce needed) const;
+    void check_complete(uint32_t n_pos, headkv_observe_what needed) const;
 
     layer       & at(size_t i)       { return layers[i]; }
     const layer & at(size_t i) const { return layers[i]; }
@@ -61,7 +61,7 @@ private:
     uint32_t      n_wanted  = 0;
     uint32_t      n_done    = 0;
     int32_t       pos_first = -1; // of the first token seen
-    headkv_reduce reduce    = HEADKV_REDUCE_MEAN;
+    headkv_observe_what kind      = HEADKV_OBSERVE_ATTN_MEAN;
 
     std::vector<layer>         layers;
     std::vector<headkv_buffer> buffers;

@@ -25,7 +25,7 @@ public:
 
     bool can_reuse(const llm_graph_params & params) override {
         // kept queries have a place of their own each
-        return observation.what() != HEADKV_REDUCE_QUERIES &&
+        return observation.what() != HEADKV_OBSERVE_QUERIES &&
             observation.n_seen() + params.ubatch.n_tokens <= observation.n_tokens();
     }
 
@@ -50,7 +50,7 @@ static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa,
 }
 
 // build_reduced() in host memory; every thread takes an equal slice of the positions
-template <headkv_reduce reduce>
+template <headkv_observe_what what>
 static void reduce_on_host(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     const ggml_tensor * kq = dst->src[0];
 
@@ -65,33 +65,33 @@ static void reduce_on_host(ggml_tensor * dst, int ith, int nth, void * /*userdat
         for (int64_t iq = 1; iq < kq->ne[1]; iq++) {
             row += kq->ne[0];
             for (int64_t i = 0; i < n; i++) {
-                res[i] = reduce == HEADKV_REDUCE_MAX ? std::max(res[i], row[i]) : res[i] + row[i];
+                res[i] = what == HEADKV_OBSERVE_ATTN_MAX ? std::max(res[i], row[i]) : res[i] + row[i];
             }
         }
     }
 }
 
 // kq: F32 [n_kv, n_tokens, n_head] -> F32 [n_kv, n_head], the sum over the tokens or their maximum
-static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_reduce reduce, bool is_host) {
+static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_observe_what what, bool is_host) {
     const int64_t n_kv     = kq->ne[0];
     const int64_t n_tokens = kq->ne[1];
     const int64_t n_head   = kq->ne[2];
 
     if (is_host) { // pooling there uses one thread, and goes down one column after the other
-        const ggml_custom_op_t fun = reduce == HEADKV_REDUCE_MAX ? reduce_on_host<HEADKV_REDUCE_MAX> : reduce_on_host<HEADKV_REDUCE_MEAN>;
+        const ggml_custom_op_t fun = what == HEADKV_OBSERVE_ATTN_MAX ? reduce_on_host<HEADKV_OBSERVE_ATTN_MAX> : reduce_on_host<HEADKV_OBSERVE_ATTN_MEAN>;
         return ggml_custom_4d(ctx, GGML_TYPE_F32, n_kv, n_head, 1, 1, &kq, 1, fun, GGML_N_TASKS_MAX, nullptr);
     }
 
-    const ggml_op_pool op = reduce == HEADKV_REDUCE_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
+    const ggml_op_pool op = what == HEADKV_OBSERVE_ATTN_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
 
     ggml_tensor * res = ggml_pool_2d(ctx, kq, op, 1, n_tokens, 1, n_tokens, 0, 0); // F32 [n_kv, 1, n_head]
     res = ggml_reshape_2d(ctx, res, n_kv, n_head);
 
-    return reduce == HEADKV_REDUCE_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
+    return what == HEADKV_OBSERVE_ATTN_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
 }
 
 // sums: F32 [n_cells, n_head], to which the attention of the node's queries is added
-static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, const ggml_tensor * fa, headkv_reduce reduce) {
+static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, const ggml_tensor * fa, headkv_observe_what what) {
     ggml_context * ctx = graph.get_ctx();
 
     const int64_t n_tokens = fa->src[HEADKV_SRC_Q]->ne[1];
@@ -104,9 +104,9 @@ static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, c
     for (int64_t first = 0; first < n_tokens; first += N_QUERIES_AT_ONCE) {
         const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
 
-        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), reduce, is_host); // F32 [n_kv, n_head]
+        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), what, is_host); // F32 [n_kv, n_head]
 
-        all = reduce == HEADKV_REDUCE_MAX
+        all = what == HEADKV_OBSERVE_ATTN_MAX
             ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, all)), all) // the larger of both
             : ggml_add(ctx, batch, all);
         ggml_build_forward_expand(graph.get_gf(), all); // one matrix after the other
@@ -183,8 +183,8 @@ static void build_queries(llm_graph_result & graph, ggml_tensor * queries, ggml_
     ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
 }
 
-static bool is_attention(headkv_reduce what) {
-    return what == HEADKV_REDUCE_MEAN || what == HEADKV_REDUCE_MAX;
+static bool is_attention(headkv_observe_what what) {
+    return what == HEADKV_OBSERVE_ATTN_MEAN || what == HEADKV_OBSERVE_ATTN_MAX;
 }
 
 uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, uint32_t n_ubatch) {
@@ -219,7 +219,7 @@ void headkv_observe_build(llm_graph_result & graph, headkv_observation & observa
     const headkv_node node(fa);
     layer.logits = { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] };
 
-    if (observation.what() == HEADKV_REDUCE_QUERIES) {
+    if (observation.what() == HEADKV_OBSERVE_QUERIES) {
         build_queries(graph, layer.gathered, q, observation.n_seen());
         return;
     }

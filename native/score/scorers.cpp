@@ -27,7 +27,7 @@ static void check_window(const headkv_view & view, uint32_t n_obs) {
 
 std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, uint32_t n_obs) {
     const auto & observation = view.observation;
-    observation.check_complete(view.n_pos, HEADKV_REDUCE_MEAN);
+    observation.check_complete(view.n_pos, HEADKV_OBSERVE_ATTN_MEAN);
 
     const int64_t   n       = (int64_t) view.n_pos - n_obs;
     const uint32_t  n_head  = view.layers[i].shape.n_head;
@@ -35,7 +35,7 @@ std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, ui
     const auto      raw     = observation.read(i);
     const size_t    n_cells = raw.size()/n_head;
 
-    const float scale = observation.what() == HEADKV_REDUCE_MEAN ? 1.0f / observation.n_tokens() : 1.0f;
+    const float scale = observation.what() == HEADKV_OBSERVE_ATTN_MEAN ? 1.0f / observation.n_tokens() : 1.0f;
 
     std::vector<float> attn;
     attn.reserve(n_head*n);
@@ -159,7 +159,7 @@ static std::vector<float> score_by_worst_case(const headkv_view & view, size_t i
     const auto     queries = observation.read(i);
     const auto     norms   = headkv_score_projected(view, i, n);
 
-    const headkv_worst_case how { n_gqa*n_obs, view.n_pos, n, params.n_first, (headkv_pool) params.pool, params.pool_kernel };
+    const headkv_worst_case how { n_gqa*n_obs, view.n_pos, n, params.n_forced_max, (headkv_pool) params.pool, params.pool_kernel };
 
     std::vector<float> res(norms.size());
     for (uint32_t ih = 0; ih < layer.shape.n_head_kv; ++ih) {
@@ -216,13 +216,13 @@ static constexpr int32_t NOTHING = -1;
 
 static const headkv_scorer SCORERS[] = {
     //  kind                  needs                  parallel pooled critical no_vote    score
-    { HEADKV_SCORE_ATTENTION, HEADKV_REDUCE_MEAN,    true,    false, false,   nullptr,   score_by_attention   },
+    { HEADKV_SCORE_ATTENTION, HEADKV_OBSERVE_ATTN_MEAN,    true,    false, false,   nullptr,   score_by_attention   },
     { HEADKV_SCORE_POSITION,  NOTHING,               true,    false, false,   nullptr,   score_by_position    },
     { HEADKV_SCORE_KNORM,     NOTHING,               false,   false, false,   NEGATIVE,  score_by_knorm       },
     { HEADKV_SCORE_KEYDIFF,   NOTHING,               false,   false, false,   NEGATIVE,  score_by_keydiff     },
-    { HEADKV_SCORE_EXPECTED,  HEADKV_REDUCE_MOMENTS, false,   false, false,   nullptr,   score_by_expectation },
-    { HEADKV_SCORE_CRITICAL,  HEADKV_REDUCE_MEAN,    true,    false, true,    nullptr,   score_by_attention   },
-    { HEADKV_SCORE_DEFENSIVE, HEADKV_REDUCE_QUERIES, false,   true,  false,   UNBOUNDED, score_by_worst_case  },
+    { HEADKV_SCORE_EXPECTED,  HEADKV_OBSERVE_QUERY_STATS, false,   false, false,   nullptr,   score_by_expectation },
+    { HEADKV_SCORE_CRITICAL,  HEADKV_OBSERVE_ATTN_MEAN,    true,    false, true,    nullptr,   score_by_attention   },
+    { HEADKV_SCORE_DEFENSIVE, HEADKV_OBSERVE_QUERIES, false,   true,  false,   UNBOUNDED, score_by_worst_case  },
 };
 
 void headkv_check_kernel(const char * name, uint32_t kernel) {
@@ -257,7 +257,7 @@ uint32_t headkv_score_kernel(const headkv_score_params & params) {
 std::vector<float> headkv_score_layer(const headkv_view & view, size_t i, const headkv_score_params & params) {
     const headkv_scorer & scorer = headkv_scorer_of(params);
     if (scorer.needs != NOTHING) {
-        view.observation.check_complete(view.n_pos, (headkv_reduce) scorer.needs);
+        view.observation.check_complete(view.n_pos, (headkv_observe_what) scorer.needs);
     }
     std::vector<float> res = scorer.score(view, i, params);
     check_finite(view, i, res);

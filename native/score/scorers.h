@@ -22,7 +22,7 @@
 struct headkv_scorer {
     headkv_score kind;
 
-    int32_t needs; // what must have been observed: enum headkv_reduce (the mean stands for the maximum too), or -1
+    int32_t needs; // what must have been observed: enum headkv_observe_what (the mean stands for the maximum too), or -1
 
     bool is_parallel; // computed from arrays on the host, so that layers may be scored at the same time
     bool is_pooled;   // made of pooled rows already: not pooled again

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyheadkv.bench.setup import Setup, Trial, finish, no_memory
 from pyheadkv.cache.prefill import Prefill
-from pyheadkv.cache.select import arm
+from pyheadkv.cache.select import begin_observation
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.llama import cut
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -112,7 +112,7 @@ class Race:
             Spread.of([a / b for a, b in rounds]),
             ms_scoring,
             1000 * (turn.reconstruction_s + turn.select_s),
-            stats.bytes_prefix + stats.bytes_tail,
+            stats.bytes_hot + stats.bytes_tail,
         )
 
     def _put_back(self) -> None:
@@ -161,7 +161,7 @@ class Race:
         n_rounds = self.setup.n_rounds if len(last) < len(self.prompt) // 2 else 1
         added = []
         for _ in range(n_rounds):
-            plain, scored = (self._last_ms(last, plan if is_armed else None) for is_armed in (False, True))
+            plain, scored = (self._last_ms(last, plan if is_observed else None) for is_observed in (False, True))
             added.append(scored - plain)
         return max(0.0, statistics.median(added))
 
@@ -169,10 +169,10 @@ class Race:
         """Milliseconds to read the last tokens again, scored as the plan wants it, if any."""
         self.prefill.go_back(len(last))
         if plan:
-            arm(self.prefill.native, plan)
+            begin_observation(self.prefill.native, plan)
         start = time.perf_counter()
         self.prefill.read(last)
         finish(self.ours)
         ms = (time.perf_counter() - start) * 1000
-        self.prefill.native.score_arm(0)
+        self.prefill.native.observe(0)
         return ms

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.cache.reconstruct import Reconstruction
-from pyheadkv.cache.select import Floats, arm, compress
+from pyheadkv.cache.select import Floats, begin_observation, compress
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.abi import STATUS_COMPUTE
 from pyheadkv.engine.interrupt import interruptible
@@ -98,7 +98,7 @@ class Prefill:
     @property
     def stage(self) -> Stage:
         """How far the cache is; upstream may have dropped the hot rows."""
-        return Stage.COMPRESSED if self.native.stats().n_pos_prefix > 0 else self._stage
+        return Stage.COMPRESSED if self.native.stats().n_pos_hot > 0 else self._stage
 
     @property
     def plan(self) -> Plan | None:
@@ -144,7 +144,7 @@ class Prefill:
         self._forget_draft()
         self.llama.reset()  # type: ignore[no-untyped-call]
         cut(self.llama, 0)
-        self.native.score_arm(0)
+        self.native.observe(0)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Of the token after the last one, f32 [n_vocab]; good until the next token is read."""
@@ -189,7 +189,7 @@ class Prefill:
                 scores = self._reconstruct(reconstruction, plan)
             self._stage, self._draft, self._scores = Stage.OBSERVING, draft, scores
             if scores is None:
-                arm(self.native, plan)
+                begin_observation(self.native, plan)
             self.read(last)
             self._stage = Stage.LOOKING_AHEAD
             self.compress_if_due()
@@ -217,7 +217,7 @@ class Prefill:
         if self._stage is not Stage.WHOLE:
             self._forget_draft()
             with suppress(NativeError):
-                self.native.score_arm(0)
+                self.native.observe(0)
 
     def _forget_draft(self) -> None:
         """Scores are many numbers. The cache is whole, again once the hot rows are gone."""

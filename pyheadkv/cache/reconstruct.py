@@ -102,7 +102,7 @@ class Reconstruction:
     def scores(
         self, native: Native, read: Callable[[list[int]], None], scorer: Scorer
     ) -> list[npt.NDArray[np.float32]]:
-        """Let the model repeat. Whatever happens, the cache holds the prompt afterwards, and nothing is armed.
+        """Let the model repeat. Whatever happens, the cache holds the prompt afterwards, and nothing observes.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class Reconstruction:
                 cut(self._llama, self._n_pos)
         finally:
             cut(self._llama, self._n_pos)
-            native.score_arm(0)
+            native.observe(0)
         return scores
 
 

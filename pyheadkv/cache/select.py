@@ -31,12 +31,12 @@ def attention_of(native: Native, read: Callable[[list[int]], None], tokens: Sequ
     -------
     for each layer with a cache, f32 [n_head, positions before the tokens]
     """
-    native.score_arm(len(tokens), reduce)
+    native.observe(len(tokens), f"attn_{reduce}")
     read(list(tokens))
     return [native.attention_read(i, len(tokens)) for i in range(len(native.layers()))]
 
 
-def arm(native: Native, plan: Plan) -> None:
+def begin_observation(native: Native, plan: Plan) -> None:
     """Have the tokens that are read from here on observe, as the plan's scorer wants it, and its lookahead after them.
 
     Parameters
@@ -53,9 +53,9 @@ def arm(native: Native, plan: Plan) -> None:
     """
     gathers = plan.policy.scorer.gathers
     if gathers is None:
-        native.score_arm(0)
+        native.observe(0)
     else:
-        native.score_arm(plan.n_last + plan.policy.lookahead, gathers)
+        native.observe(plan.n_last + plan.policy.lookahead, gathers)
 
 
 def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Floats] | None = None) -> Plan:
@@ -64,7 +64,7 @@ def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Fl
     Parameters
     ----------
     native
-        after `arm`, the last tokens of the prompt and those of the lookahead were decoded
+        after `begin_observation`, the last tokens of the prompt and those of the lookahead were decoded
     draft
         of the prompt in the cache; the tokens of the lookahead are kept whole, beside its rows
     n_threads

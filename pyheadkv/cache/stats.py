@@ -63,7 +63,7 @@ class SessionStats:
     @property
     def bytes_measured(self) -> int:
         """Bytes of all K and V buffers that exist."""
-        return self.native.bytes_prefix + self.native.bytes_tail
+        return self.native.bytes_hot + self.native.bytes_tail
 
     @property
     def tok_s_prefill(self) -> float:

@@ -43,7 +43,7 @@ class Turns:
 
     def starts_in_hot_rows(self) -> bool:
         """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
-        return self._llama.n_tokens < self._native.stats().n_pos_prefix
+        return self._llama.n_tokens < self._native.stats().n_pos_hot
 
     def read_answer(self, tokens: list[int]) -> None:
         """Read tokens that were generated."""
@@ -108,7 +108,7 @@ class Turns:
     def _must_read_again(self, tokens: list[int]) -> bool:
         n_past = self._llama.n_tokens
         if self.starts_in_hot_rows():
-            n_pos = self._native.stats().n_pos_prefix
+            n_pos = self._native.stats().n_pos_hot
             self._notify(f"the conversation changed before position {n_pos}: reading it again")
             return True
         if len(tokens) > max(n_past, self._min_prompt):

@@ -47,7 +47,7 @@ class Observer(Prefill):
         if n_same < len(tokens):
             n_same = max(0, min(n_same, len(tokens) - TILE))
         cut(self.llama, n_same)
-        self.native.score_arm(0)
+        self.native.observe(0)
         self.native.reserve(max(1, len(tokens)))
         self.read(tokens[n_same:])
 

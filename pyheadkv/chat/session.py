@@ -4,12 +4,12 @@
 streaming, stop words, grammars and samplers of llama-cpp-python go on working. It wraps `close` too: a call of a freed
 model would crash, and is a UsageError instead.
 
-    eval(prompt):   prompt[:-n_last] in batches | arm scoring | prompt[-n_last:] | plan -> compress
+    eval(prompt):   prompt[:-n_last] in batches | observe | prompt[-n_last:] | plan -> compress
     eval(token):    as it was, on the compressed cache
 
 The last n_last tokens are those that the scorer observes: the window, or all of the prompt.
 
-With a lookahead of m tokens, scoring stays armed while the first m tokens of the answer are generated on the whole
+With a lookahead of m tokens, the observation goes on while the first m tokens of the answer are generated on the whole
 cache, and compression comes after them.
 
 Positions never change, so `Llama.generate` may go on reusing a matching prefix: what it keeps reaches into the tail, or
@@ -167,7 +167,7 @@ class HeadKV:
 
     @property
     def is_compressed(self) -> bool:
-        """Whether a compressed prefix exists now."""
+        """Whether the cache is compressed now."""
         return self._prefill.stage is Stage.COMPRESSED
 
     @property
@@ -193,7 +193,7 @@ class HeadKV:
         self._prefill.forget()
 
     def close(self) -> None:
-        """Take the wrappers off the Llama. A compressed prefix stays until the Llama drops it."""
+        """Take the wrappers off the Llama. Hot rows stay until the Llama drops it."""
         for name in _WRAPPED:
             vars(self.llama).pop(name, None)
         self._unprotect()
@@ -204,7 +204,7 @@ class HeadKV:
             native, policy = self.native.stats(), (self.plan or self).policy
         except UsageError:
             return f"<HeadKV policy={self.policy}, budget={self.budget.request}, its Llama is closed>"
-        kept = native.n_rows_prefix + native.n_rows_tail
+        kept = native.n_rows_hot + native.n_rows_tail
         return f"<HeadKV policy={policy}, budget={self.budget.request}, {kept} of {native.n_rows_full} rows kept>"
 
     def __enter__(self) -> HeadKV:

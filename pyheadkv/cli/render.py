@@ -50,10 +50,10 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
     repeated = f", repeated in {stats.ms_reconstruction:.0f} ms" if stats.ms_reconstruction else ""
     return "\n".join(
         (
-            f"positions    {native.n_pos}, of which {native.n_pos_prefix} compressed",
+            f"positions    {native.n_pos}, of which {native.n_pos_hot} compressed",
             f"plan         {plan_words}",
-            f"rows         {native.n_rows_prefix} compressed + {native.n_rows_tail} whole of {native.n_rows_full}",
-            f"KV memory    {mib(native.bytes_prefix)} compressed + {mib(native.bytes_tail)} whole "
+            f"rows         {native.n_rows_hot} compressed + {native.n_rows_tail} whole of {native.n_rows_full}",
+            f"KV memory    {mib(native.bytes_hot)} compressed + {mib(native.bytes_tail)} whole "
             f"of {mib(stats.bytes_full)} MiB, peak {mib(native.bytes_peak)} MiB",
             f"cells        {native.n_cells_used} used of {native.n_cells}, grown {native.n_grow} times",
             f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms{repeated}, "

@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -11,7 +11,7 @@ STATUS_WRONG_STATE = -3
 STATUS_NO_MEMORY = -4
 STATUS_COMPUTE = -5
 
-REDUCES = {"mean": 0, "max": 1, "moments": 2, "queries": 3}
+OBSERVES = {"attn_mean": 0, "attn_max": 1, "query_stats": 2, "queries": 3}
 SCORES = {
     "attention": 0,
     "position": 1,
@@ -23,7 +23,7 @@ SCORES = {
 }
 FOLDS = {"mean": 0, "max": 1, "layer": 2}
 POOLS = {"max": 0, "avg": 1}
-ATTENTIONS = {"fused": 0, "composed": 1}
+ATTENTIONS = {"fused": 0, "unfused": 1}
 
 HEADKV_CDEF = """
 struct llama_context;
@@ -44,7 +44,7 @@ struct headkv_score_params {
     int32_t  pool;
     int32_t  fold;
     int32_t  kind;
-    uint32_t n_first;
+    uint32_t n_forced_max;
 };
 
 struct headkv_compress_params {
@@ -56,8 +56,8 @@ struct headkv_compress_params {
     const uint32_t * spans;
     uint32_t         n_spans;
     const uint32_t * pool_kernels;
-    const float    * voters;
-    const float    * heeds;
+    const float    * vote_weights;
+    const float    * vote_shares;
     uint32_t         vote_kernel;
     const float * scores;
     size_t        n_scores;
@@ -65,20 +65,18 @@ struct headkv_compress_params {
 
 struct headkv_stats {
     uint32_t n_pos;
-    uint32_t n_pos_prefix;
+    uint32_t n_pos_hot;
     uint32_t n_cells;
     uint32_t n_cells_used;
     uint64_t n_rows_full;
-    uint64_t n_rows_prefix;
+    uint64_t n_rows_hot;
     uint64_t n_rows_tail;
-    uint64_t bytes_prefix;
+    uint64_t bytes_hot;
     uint64_t bytes_tail;
-    uint64_t bytes_scores;
+    uint64_t bytes_observed;
     uint64_t bytes_peak;
     uint64_t n_grow;
     double   ms_select;
-    double   ms_gather;
-    double   ms_shrink;
 };
 
 int32_t headkv_abi_version(void);
@@ -88,7 +86,7 @@ int32_t headkv_attach(struct llama_context * ctx);
 uint32_t headkv_n_layer(const struct llama_context * ctx);
 int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
 int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
-int32_t headkv_score_arm(struct llama_context * ctx, uint32_t n_tokens, int32_t reduce);
+int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
 int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 int32_t headkv_score_read(
     struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);

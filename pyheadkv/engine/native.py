@@ -24,8 +24,8 @@ from pyheadkv.engine.abi import (
     ATTENTIONS,
     FOLDS,
     HEADKV_CDEF,
+    OBSERVES,
     POOLS,
-    REDUCES,
     SCORES,
     STATUS_COMPUTE,
     STATUS_OK,
@@ -49,20 +49,18 @@ class Stats:
     """``struct headkv_stats`` of native/headkv.h: rows, bytes of the buffers that exist, times in ms."""
 
     n_pos: int
-    n_pos_prefix: int
+    n_pos_hot: int
     n_cells: int
     n_cells_used: int
     n_rows_full: int
-    n_rows_prefix: int
+    n_rows_hot: int
     n_rows_tail: int
-    bytes_prefix: int
+    bytes_hot: int
     bytes_tail: int
-    bytes_scores: int
+    bytes_observed: int
     bytes_peak: int
     n_grow: int
     ms_select: float
-    ms_gather: float
-    ms_shrink: float
 
 
 class ScoreParams(Protocol):
@@ -262,38 +260,38 @@ class Native:
         """Make room for n_cells tail cells at once; never shrinks."""
         _check(self._lib.headkv_reserve(self._ctx, n_cells))
 
-    def score_arm(self, n_tokens: int, reduce: str = "mean") -> None:
-        """The next n_tokens decoded tokens observe; 0 disarms.
+    def observe(self, n_tokens: int, what: str = "attn_mean") -> None:
+        """The next n_tokens decoded tokens observe; 0 ends it.
 
         Parameters
         ----------
-        reduce
-            what is gathered: their attention to each position, "mean" or "max", "moments" of their queries, or their
-            "queries"
+        what
+            is gathered, one of `OBSERVES`: their attention to each position, mean or maximum, the statistics of their
+            queries, or these themselves
         """
-        _check(self._lib.headkv_score_arm(self._ctx, n_tokens, REDUCES[reduce]))
+        _check(self._lib.headkv_observe(self._ctx, n_tokens, OBSERVES[what]))
 
     def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
-        """What all n_obs armed tokens attended to in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
+        """Attention of all n_obs observing tokens in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
         n_head = self.layers()[i].n_head
         attention = np.empty((n_head, self.stats().n_pos - n_obs), dtype=np.float32)
         buffer = _ffi.from_buffer("float[]", attention)
         _check(self._lib.headkv_attention_read(self._ctx, i, buffer, attention.size))
         return attention
 
-    def score_read(self, i: int, scorer: ScoreParams, n_first: int = 0) -> npt.NDArray[np.float32]:
+    def score_read(self, i: int, scorer: ScoreParams, n_forced_max: int = 0) -> npt.NDArray[np.float32]:
         """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs].
 
-        n_first is of layer_defensive: so many positions of a head at most have the highest score that there is.
+        n_forced_max is of layer_defensive: so many positions of a head at most have the highest score that there is.
         """
         n_head_kv = self.layers()[i].n_head_kv
         scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
-        params = _ffi.new("struct headkv_score_params *", _score_params(scorer, n_first))
+        params = _ffi.new("struct headkv_score_params *", _score_params(scorer, n_forced_max))
         _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
         return scores
 
     def semantics_read(self, i: int, n_top: int) -> npt.NDArray[np.float32]:
-        """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens armed for "mean" are read.
+        """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens that observe are read.
 
         The values of the n_top positions with the largest attention, each times this attention, summed (Task-KV).
         """
@@ -311,7 +309,7 @@ class Native:
         scoring: HeadParams | None = None,
         scores: Sequence[npt.NDArray[np.float32]] | None = None,
         spans: Sequence[tuple[int, int]] = (),
-        n_first: int = 0,
+        n_forced_max: int = 0,
     ) -> None:
         """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
 
@@ -320,7 +318,7 @@ class Native:
         rows
             uint32 [sum of n_head_kv]
         scorer
-            how positions are rated; what it gathers was armed for its last tokens
+            how positions are rated; its last tokens observed what it gathers
         n_sink
             first positions that are always kept
         n_threads
@@ -329,16 +327,16 @@ class Native:
             what each KV head's scores are made of, where heads differ
         scores
             for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
-            those of the armed window
+            those of the observed window
         spans
             protected positions [first, end), kept by every KV head beside the sinks: behind these, before the
             window, in order, none overlapping
-        n_first
+        n_forced_max
             as in `score_read`
         """
         rows = np.ascontiguousarray(rows, dtype=np.uint32)
         params = _ffi.new("struct headkv_compress_params *")
-        params.score = _score_params(scorer, n_first)
+        params.score = _score_params(scorer, n_forced_max)
         params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
         params.n_rows_size = rows.size
         params.n_sink = n_sink
@@ -349,7 +347,7 @@ class Native:
             kernels = _ffi.new("uint32_t[]", list(scoring.pool_kernels))
             weights = _ffi.new("float[]", list(scoring.vote_weights))
             shares = _ffi.new("float[]", list(scoring.vote_shares))
-            params.pool_kernels, params.voters, params.heeds = kernels, weights, shares
+            params.pool_kernels, params.vote_weights, params.vote_shares = kernels, weights, shares
             params.vote_kernel = scoring.vote_kernel
         if scores is not None:
             flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in scores])
@@ -357,7 +355,7 @@ class Native:
         _check(self._lib.headkv_compress(self._ctx, params))
 
     def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:
-        """Keep exactly these prefix positions of each KV head; the last n_obs positions stay in the tail.
+        """Keep exactly these positions of each KV head; the last n_obs positions stay in the tail.
 
         Parameters
         ----------
@@ -371,7 +369,7 @@ class Native:
         _check(self._lib.headkv_keep(self._ctx, n_obs, counts, n_kept.size, pos, flat.size, n_threads))
 
     def positions(self, i: int, ih: int) -> npt.NDArray[np.int32]:
-        """Positions kept in the prefix by KV head ih of layer i, int32, ascending; empty without a prefix."""
+        """Positions of the hot rows of KV head ih of layer i, int32, ascending; empty without hot rows."""
         n = self._lib.headkv_positions(self._ctx, i, ih, _ffi.NULL, 0)
         _check(n)
         kept = np.empty(n, dtype=np.int32)
@@ -407,16 +405,16 @@ class Native:
             raise NativeError(f"a state of {state.size} bytes does not fit into this cache", STATUS_COMPUTE)
 
     def attention_set(self, attention: str) -> None:
-        """Choose how the prefix is attended: "fused" or "composed"."""
+        """Choose how hot rows are attended to: "fused" or "unfused"."""
         _check(self._lib.headkv_attention_set(self._ctx, ATTENTIONS[attention]))
 
 
-def _score_params(scorer: ScoreParams, n_first: int) -> dict[str, int]:
+def _score_params(scorer: ScoreParams, n_forced_max: int) -> dict[str, int]:
     return {
         "n_obs": scorer.n_obs,
         "pool_kernel": scorer.pool_kernel,
         "pool": POOLS[scorer.pool],
         "fold": FOLDS[scorer.native_fold],
         "kind": SCORES[scorer.kind],
-        "n_first": n_first,
+        "n_forced_max": n_forced_max,
     }

@@ -195,7 +195,7 @@ class Runner:
             keep_ratio,
             kept,
             full,
-            stats.bytes_prefix + stats.bytes_tail,
+            stats.bytes_hot + stats.bytes_tail,
             policy,
             time.monotonic() - clock,
         )

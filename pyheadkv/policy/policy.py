@@ -99,7 +99,7 @@ class Policy:
         for key, value in allocator.complete(self.params).items():
             if kind.no_sums and allocator.params[key].needs_sums and value:
                 raise PolicyError(f"{key} is {value:g}, expected 0: {self.scorer.name} scores {kind.no_sums}")
-        if allocator.needs_semantics and self.scorer.gathers != "mean":
+        if allocator.needs_semantics and self.scorer.gathers != "attn_mean":
             raise PolicyError(
                 f"allocator {self.allocator} needs the mean attention of the window: not with {self.scorer.name}"
             )

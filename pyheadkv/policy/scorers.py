@@ -31,7 +31,7 @@ class ScorerKind:
         which tokens are observed as they are read: the "window", the whole "prompt", the prompt "behind sinks",
         "none", or a "reconstruction pass" that repeats the prompt (pyheadkv/cache/reconstruct.py)
     gathers
-        what the library gathers of their queries, "moments" or "queries"; "": their attention, as `Scorer.reduce` says
+        gathered of their queries, "query_stats" or "queries"; "": their attention, as `Scorer.reduce` says
     fold
         how query heads share their attention where that is not the setting of this name: all heads of a "layer"
     no_sums
@@ -139,7 +139,7 @@ SCORERS: dict[str, ScorerKind] = {
         left out of all sums. Differs from the paper: soft caps of logits are not followed. Models with learned
         positions, layers without rotation, a temperature or a norm behind it are refused.""",
         native="expected",
-        gathers="moments",
+        gathers="query_stats",
         observers="behind sinks",
         compares="layer",  # values are longer in some layers
         needs=("layers that rotate their queries last (not GPT-2, SmolLM3, Ministral 3, Hunyuan)",),
@@ -245,9 +245,9 @@ class Scorer:
 
     @property
     def gathers(self) -> str | None:
-        """What is gathered from the last tokens of the prompt: "mean", "max", "moments", "queries", or None."""
+        """What the last tokens of the prompt observe: "attn_mean", "attn_max", "query_stats", "queries", or None."""
         kind = SCORERS[self.name]
-        return None if kind.observers in ("none", "reconstruction pass") else kind.gathers or self.reduce
+        return None if kind.observers in ("none", "reconstruction pass") else kind.gathers or f"attn_{self.reduce}"
 
     def n_last(self, n_prompt: int, n_sink: int) -> int:
         """So many of the prompt's last tokens are read by themselves, those that observe: at least the window.

@@ -86,7 +86,7 @@ class Context:
         """Evaluate a prompt whose last n_obs tokens are the observation window."""
         split = len(tokens) - n_obs
         first = self.decode(tokens[:split])
-        self.native.score_arm(n_obs)
+        self.native.observe(n_obs)
         return np.concatenate([first, self.decode(tokens[split:])])
 
     def seq_rm(self, p0: int, p1: int = -1) -> bool:

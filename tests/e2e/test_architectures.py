@@ -68,7 +68,7 @@ def check(report: dict[str, Any]) -> None:
             assert report["reason"] is None
             assert start["layers"] == report["layers"]
             assert start["error"] < MAX_ERROR
-            assert start["n_rows_prefix"] > 0
+            assert start["n_rows_hot"] > 0
         else:
             assert report["reason"], f"the native side says {start['words']}"
             assert start["words"]

@@ -71,7 +71,7 @@ def count_decode(context: Context, n: int) -> Traffic:
 
 @pytest.mark.parametrize("n", [1, 4, 20])
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 def test_decoding_has_stocks_splits_and_only_logits_travel(
     device: None, open_context: MakeContext, attention: str, cache_type: str, n: int
 ) -> None:
@@ -99,7 +99,7 @@ def test_nothing_travels_when_rows_are_gathered_and_the_tail_grows(device: None,
 def test_only_scores_travel_when_rows_are_chosen(device: None, open_context: MakeContext) -> None:
     context = open_device(open_context)
     context.decode(TOKENS[: N_PROMPT - N_OBS])
-    context.native.score_arm(N_OBS)
+    context.native.observe(N_OBS)
     assert count_decode(context, N_OBS).bytes_to_host == N_OBS * TINY.n_vocab * F32
     with count_traffic() as traffic:
         context.native.compress(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(n_obs=N_OBS), 2)

@@ -116,7 +116,7 @@ def test_a_compressed_cache_is_not_kept_aside(llama: Any) -> None:
     with pytest.raises(NativeError, match="cannot be saved"):
         engine.snapshot()
     engine.restore(kept, 10)
-    assert engine.native.stats().n_pos_prefix == 0
+    assert engine.native.stats().n_pos_hot == 0
 
 
 GOLD = [7, 3, 200, 41]

@@ -45,7 +45,7 @@ def scored_prompt(context: Context) -> None:
 Step = Callable[[Context], Any]
 STEPS: dict[str, tuple[Step, Step]] = {  # what is done before, and the step that fails
     "reserve": (prompt, lambda c: c.native.reserve(450)),
-    "arm": (prompt, lambda c: c.native.score_arm(8)),
+    "observe": (prompt, lambda c: c.native.observe(8)),
     "compress": (scored_prompt, lambda c: c.native.compress(ROWS, HOW, 4)),
     "keep": (prompt, lambda c: c.native.keep(flat(KEPT), N_OBS)),
 }
@@ -85,10 +85,10 @@ def fails(context: Context, step: Step, n: int) -> bool:
         assert "out of memory" in str(error)
         after = context.native.stats()
         # cells may have been added before; they are not used
-        assert (after.n_pos_prefix, after.bytes_prefix, after.bytes_scores, after.n_cells_used) == (
-            before.n_pos_prefix,
-            before.bytes_prefix,
-            before.bytes_scores,
+        assert (after.n_pos_hot, after.bytes_hot, after.bytes_observed, after.n_cells_used) == (
+            before.n_pos_hot,
+            before.bytes_hot,
+            before.bytes_observed,
             before.n_cells_used,
         )
         return True
@@ -111,10 +111,10 @@ def test_failed_attach_leaves_a_stock_context(open_context: MakeContext) -> None
     native = Native(retried.llama)
     np.testing.assert_array_equal(retried.decode(TOKENS[:N_POS]), expected)
     native.keep(flat(KEPT), N_OBS)
-    assert native.stats().n_pos_prefix == N_POS - N_OBS
+    assert native.stats().n_pos_hot == N_POS - N_OBS
 
 
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_failed_growth_fails_the_decode_alone(open_context: MakeContext, is_compressed: bool, attention: str) -> None:
     def start() -> Context:
@@ -182,4 +182,4 @@ def test_scores_that_are_not_finite_are_refused(open_context: MakeContext, tmp_p
     assert error.value.status == STATUS_COMPUTE
     assert context.native.stats() == before
     context.native.keep(flat(KEPT), N_OBS)  # needs no scores
-    assert context.native.stats().n_rows_prefix == sum(map(len, flat(KEPT)))
+    assert context.native.stats().n_rows_hot == sum(map(len, flat(KEPT)))

@@ -46,7 +46,7 @@ def test_all_rows_are_full_attention(open_context: MakeContext, n_threads: int) 
     assert relative_error(decode_batches(context, tokens), truth) < FUSED_ERROR
 
 
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 def test_all_rows_are_stock(open_context: MakeContext, cache_type: str, attention: str) -> None:
     tokens = chat_tokens(UNEQUAL)

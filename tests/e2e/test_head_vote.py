@@ -43,7 +43,7 @@ def test_positions_are_those_of_roles_and_vote(open_context: MakeContext, budget
     tokens, policy = make_tokens(N_PROMPT, 64), Policy.preset("headkv")
     context = open_context(TINY)
     context.decode(tokens[: -policy.n_obs])
-    context.native.score_arm(policy.n_obs, "max")
+    context.native.observe(policy.n_obs, "attn_max")
     context.decode(tokens[-policy.n_obs :])
     plain = replace(policy.scorer, pool_kernel=1)
     raw = [context.native.score_read(i, plain) for i in range(TINY.n_layer)]

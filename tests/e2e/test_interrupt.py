@@ -92,7 +92,7 @@ def test_at_any_moment_the_next_call_is_as_never_interrupted(
         except KeyboardInterrupt:
             assert raiser.n_asked == raiser.at  # at once
             assert headkv.native.stats().n_pos == llama.n_tokens < N_PROMPT
-            assert not headkv.is_compressed and headkv.native.stats().bytes_scores == 0
+            assert not headkv.is_compressed and headkv.native.stats().bytes_observed == 0
             answered = answer(llama, prompt_of(N_PROMPT))
         assert answered == expected
         np.testing.assert_array_equal(logits(llama), logits(fresh))

@@ -41,24 +41,24 @@ def test_measured_bytes_are_planned_bytes(open_context: MakeContext, cache_type:
 
     planned = sum(size * len(head) for size, head in zip(sizes, flat(kept), strict=True)) + META_BYTES * len(sizes)
     slack = 3 * ALIGNMENT * UNEQUAL.n_layer + max(sizes) * UNEQUAL.n_layer  # a layer without rows still has one
-    assert planned <= stats.bytes_prefix <= planned + slack
+    assert planned <= stats.bytes_hot <= planned + slack
     assert 0 <= stats.bytes_tail - stats.n_cells * sum(sizes) <= 2 * ALIGNMENT * UNEQUAL.n_layer
     assert stats.n_cells < N_POS, "the tail has as many cells as the full cache"
-    assert stats.n_rows_prefix == sum(map(len, flat(kept)))
+    assert stats.n_rows_hot == sum(map(len, flat(kept)))
     assert (stats.n_rows_tail, stats.n_rows_full) == (N_OBS * len(sizes), N_POS * len(sizes))
-    assert stats.bytes_scores == 0
+    assert stats.bytes_observed == 0
 
 
-def test_scores_exist_only_while_armed(open_context: MakeContext) -> None:
+def test_scores_exist_only_while_tokens_observe(open_context: MakeContext) -> None:
     context, tokens = open_context(UNEQUAL), chat_tokens(UNEQUAL)
     context.decode(tokens[:100])
-    assert context.native.stats().bytes_scores == 0
-    context.native.score_arm(16)
+    assert context.native.stats().bytes_observed == 0
+    context.native.observe(16)
     stats = context.native.stats()
-    assert stats.bytes_scores >= sum(UNEQUAL.n_head) * 116 * 4
-    assert stats.bytes_peak >= stats.bytes_tail + stats.bytes_scores
-    context.native.score_arm(0)
-    assert context.native.stats().bytes_scores == 0
+    assert stats.bytes_observed >= sum(UNEQUAL.n_head) * 116 * 4
+    assert stats.bytes_peak >= stats.bytes_tail + stats.bytes_observed
+    context.native.observe(0)
+    assert context.native.stats().bytes_observed == 0
 
 
 def test_peak_holds_both_caches_while_rows_are_moved(open_context: MakeContext) -> None:
@@ -67,9 +67,9 @@ def test_peak_holds_both_caches_while_rows_are_moved(open_context: MakeContext) 
     before = context.native.stats()
     context.native.compress(np.full(7, 60), how, 4)
     after = context.native.stats()
-    assert after.bytes_peak >= before.bytes_tail + after.bytes_prefix + after.bytes_tail
+    assert after.bytes_peak >= before.bytes_tail + after.bytes_hot + after.bytes_tail
     context.native.reset_peak()
-    assert context.native.stats().bytes_peak == after.bytes_prefix + after.bytes_tail
+    assert context.native.stats().bytes_peak == after.bytes_hot + after.bytes_tail
 
 
 def resident_bytes() -> int:
@@ -91,12 +91,12 @@ def test_process_gives_the_full_cache_back(open_context: MakeContext) -> None:
 
     bytes_full = n_pos * sum(row_bytes(context.native))
     assert stats_before.bytes_tail >= bytes_full
-    planned = bytes_full - stats.bytes_prefix - stats.bytes_tail
+    planned = bytes_full - stats.bytes_hot - stats.bytes_tail
     assert planned > 100 * 2**20
     assert freed > 0.8 * planned
 
     context.seq_rm(0)  # the prefix too
-    assert context.native.stats().bytes_prefix == 0
+    assert context.native.stats().bytes_hot == 0
     assert before - resident_bytes() > 0.8 * (bytes_full - stats.bytes_tail)
 
 
@@ -134,7 +134,7 @@ def test_cache_never_exceeds_the_context(open_context: MakeContext) -> None:
     assert (stats.n_cells, stats.n_cells_used) == (256, 256)
 
 
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("cache_type", ["f32", "f16", "q5_1"])
 def test_growing_tail_is_a_big_tail_bit_for_bit(open_context: MakeContext, cache_type: str, attention: str) -> None:
     tokens = make_tokens(N_POS + 500, 64)
@@ -164,7 +164,7 @@ def test_compressing_again_and_again_leaks_nothing(open_context: MakeContext) ->
         stats.append(replace(context.native.stats(), n_grow=0, ms_select=0, ms_gather=0, ms_shrink=0))
         assert context.seq_rm(0)
         context.llama.n_tokens = 0
-        assert context.native.stats().bytes_prefix == 0
+        assert context.native.stats().bytes_hot == 0
     for i in (1, 2, 3):
         np.testing.assert_array_equal(logits[i], logits[0])
     assert stats[2:] == stats[1:3]  # the first prompt grew the cache from 64 cells, the later ones from what was there

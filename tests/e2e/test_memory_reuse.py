@@ -52,14 +52,14 @@ def test_after_the_kernel_was_changed(open_context: MakeContext) -> None:
     context.native.keep(KEPT[0], N_OBS)
     is_exact = []
     for token, expected in zip(TOKENS[N_POS:], truth(), strict=True):
-        context.native.attention_set(("fused", "composed")[context.n_pos // 3 % 2])
+        context.native.attention_set(("fused", "unfused")[context.n_pos // 3 % 2])
         error = relative_error(context.decode([token])[0], expected)
         assert error < COMPOSED_ERROR
-        is_exact.append(error < FUSED_ERROR)  # the composed graph rounds to f16, so this tells them apart
+        is_exact.append(error < FUSED_ERROR)  # the unfused graph rounds to f16, so this tells them apart
     assert is_exact == [(N_POS + i) // 3 % 2 == 0 for i in range(N_NEW)]
 
 
-def test_after_arming(open_context: MakeContext) -> None:
+def test_after_an_observation_began(open_context: MakeContext) -> None:
     scores = []
     for is_single in (True, False):
         context = open_context(TINY, n_cells=64)
@@ -67,10 +67,10 @@ def test_after_arming(open_context: MakeContext) -> None:
             context.decode_each(TOKENS[: N_POS - N_OBS])
         else:
             context.decode(TOKENS[: N_POS - N_OBS])
-        context.native.score_arm(N_OBS)
+        context.native.observe(N_OBS)
         context.decode_each(TOKENS[N_POS - N_OBS : N_POS])
         scores.append(context.native.score_read(0, Scorer(n_obs=N_OBS)))
-        context.native.score_arm(0)
+        context.native.observe(0)
         context.decode_each(TOKENS[N_POS:])
     assert relative_error(*scores) < 1e-3
 

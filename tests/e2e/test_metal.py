@@ -32,7 +32,7 @@ whole_device = pytest.mark.skipif(VARIANT != "", reason="the device is not what 
 TINY = Tiny()
 N_HEADS = sum(TINY.n_head_kv)
 N_OBS, N_PROMPT = 8, 40
-# tokens evaluated together after the compression: the fused kernel takes 1 to 8, the composed graph more
+# tokens evaluated together after the compression: the fused kernel takes 1 to 8, the unfused graph more
 BATCHES = (1, 1, 3, 8, 9)
 KEPT = ([0, 1, 5, 9, 30], [3], [], list(range(20)))
 
@@ -62,7 +62,7 @@ def decode_batches(context: Context, tokens: list[int]) -> Logits:
 
 
 @with_attention
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q5_0"])  # the last is always composed
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q5_0"])  # the last is always unfused
 def test_attention_is_that_of_the_cpu(open_context: MakeContext, cache_type: str) -> None:
     tokens = make_tokens(N_PROMPT + sum(BATCHES), TINY.n_vocab, seed=5)
     answers = []

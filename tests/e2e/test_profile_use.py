@@ -71,7 +71,7 @@ def test_profile_in_the_model_is_used_by_itself(tiny: Path, tmp_path: Path, open
         assert headkv.plan.rows[0][0] == max(n for layer in headkv.plan.rows for n in layer)
         assert notices == []
         stats = headkv.stats().native
-        assert stats.n_rows_prefix + stats.n_rows_tail == headkv.plan.rows_kept
+        assert stats.n_rows_hot + stats.n_rows_tail == headkv.plan.rows_kept
 
 
 def test_named_file_comes_before_the_models_own(tiny: Path, tmp_path: Path, opened: Any) -> None:
@@ -144,13 +144,13 @@ def test_lookahead_observes_the_answer(tiny: Path, opened: Any, policy: str) -> 
         plan = headkv.plan
         assert plan is not None and plan.n_prompt == N_PROMPT
         stats = headkv.stats().native
-        assert (stats.n_pos_prefix, stats.n_pos) == (N_PROMPT - 16, N_PROMPT + 6)
-        assert stats.n_rows_prefix + 16 * headkv.shape.n_kv_heads == plan.rows_kept
+        assert (stats.n_pos_hot, stats.n_pos) == (N_PROMPT - 16, N_PROMPT + 6)
+        assert stats.n_rows_hot + 16 * headkv.shape.n_kv_heads == plan.rows_kept
         kept = [headkv.native.positions(i, ih) for i, n in enumerate(TINY.n_head_kv) for ih in range(n)]
 
     native = Native(by_hand)
     by_hand.eval(tokens[:-16])
-    native.score_arm(22)
+    native.observe(22)
     by_hand.eval(tokens[-16:])
     for token in said[:6]:
         by_hand.eval([token])

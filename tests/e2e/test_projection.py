@@ -54,8 +54,8 @@ def test_criticalkv_keeps_the_best_in_two_stages(
         keeps = [next(rows_of) - CRITICAL.n_obs for _ in layer]
         score = scores[il].copy()
         score[:, :N_SINK] = np.inf  # they are kept anyway, and take no part in either stage
-        n_first = [N_SINK + (n - N_SINK) // 2 for n in keeps]
-        second = reference.criticalkv(score, truth.v[il], output_projection(shape, il), n_first)
+        n_forced = [N_SINK + (n - N_SINK) // 2 for n in keeps]
+        second = reference.criticalkv(score, truth.v[il], output_projection(shape, il), n_forced)
         for ih, kept in enumerate(layer):
             assert len(kept) == keeps[ih] and (np.diff(kept) > 0).all()
             assert_best(kept, second[ih][:n_pos], N_SINK, NEAR_TIES[cache_type])
@@ -66,15 +66,15 @@ def test_criticalkv_keeps_the_best_in_two_stages(
 
 
 def test_defensive_first_positions(open_context: MakeContext) -> None:
-    tiny, tokens, n_first = SHAPES["unequal"], make_tokens(N_POS, 64), 20
+    tiny, tokens, n_forced = SHAPES["unequal"], make_tokens(N_POS, 64), 20
     context = open_context(tiny)
     observe(context, tokens, DEFENSIVE)
     truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
     q, k, v = round_f16(truth.q[0]), truth.k[0], truth.v[0]
-    expected = reference.layer_defensive(q, k, v, output_projection(tiny, 0), DEFENSIVE.n_obs, n_first)
-    found, plain = (context.native.score_read(0, DEFENSIVE, n) for n in (n_first, 0))
+    expected = reference.layer_defensive(q, k, v, output_projection(tiny, 0), DEFENSIVE.n_obs, n_forced)
+    found, plain = (context.native.score_read(0, DEFENSIVE, n) for n in (n_forced, 0))
     is_first, truly_first = (scores == np.float32(reference.FIRST) for scores in (found, expected))
-    assert (is_first.sum(axis=1) == n_first).all() and (is_first ^ truly_first).sum() <= 2
+    assert (is_first.sum(axis=1) == n_forced).all() and (is_first ^ truly_first).sum() <= 2
     np.testing.assert_array_equal(found[~is_first], plain[~is_first])
     assert not (plain == np.float32(reference.FIRST)).any()
 
@@ -84,7 +84,7 @@ def test_defensive_rows_are_the_highest_scores(open_context: MakeContext) -> Non
     context = open_context(tiny, n_ubatch=5)  # the window lies in two ubatches
     observe(context, tokens, DEFENSIVE)
     scores = [context.native.score_read(i, DEFENSIVE, 20) for i in range(tiny.n_layer)]
-    context.native.compress(np.array(WANTED), DEFENSIVE, N_SINK, n_first=20)
+    context.native.compress(np.array(WANTED), DEFENSIVE, N_SINK, n_forced=20)
     rows_of = iter(WANTED)
     for il, layer in enumerate(context.kept()):
         for ih, kept in enumerate(layer):
@@ -136,4 +136,4 @@ def test_vote_by_defensive_scores_is_refused(open_context: MakeContext, scorer: 
         return
     with pytest.raises(NativeError, match="heads cannot vote by defensive scores"):
         context.native.compress(np.full(7, 50), scorer, N_SINK, 1, scoring)
-    assert context.native.stats().n_pos_prefix == 0
+    assert context.native.stats().n_pos_hot == 0

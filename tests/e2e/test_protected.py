@@ -49,7 +49,7 @@ def test_wrong_spans_are_refused(open_context: MakeContext, spans: tuple[tuple[i
     context.arm_and_decode(make_tokens(N_POS, 64), SCORER.n_obs)
     with pytest.raises(NativeError, match=message):
         context.native.compress(np.array(ROWS), SCORER, N_SINK, spans=spans)
-    assert context.native.stats().n_pos_prefix == 0
+    assert context.native.stats().n_pos_hot == 0
     context.native.compress(np.array(ROWS), SCORER, N_SINK, spans=SPANS)
 
 
@@ -118,7 +118,7 @@ def test_marked_text_is_kept_whole(open_context: MakeContext, demo_path: Path) -
             for ih in range(len(layer)):
                 assert set(range(*span)) <= set(headkv.native.positions(i, ih))
         stats = headkv.stats().native
-        assert stats.n_rows_prefix + stats.n_rows_tail == headkv.plan.rows_kept
+        assert stats.n_rows_hot + stats.n_rows_tail == headkv.plan.rows_kept
     assert len(notices) == 2
     assert notices[0] == "nothing to protect: 'nowhere to be found' is not in the prompt"
     assert notices[1].endswith("are not protected: the budget has no room")

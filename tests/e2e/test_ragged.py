@@ -1,4 +1,4 @@
-"""A ragged prefix: fused kernel = composed graph = NumPy, whatever the lengths, cache types, groups and head sizes."""
+"""A ragged prefix: fused kernel = unfused graph = NumPy, whatever the lengths, cache types, groups and head sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTHS = (17, 0, 97, 1)
 # one layer, whose rows do not depend on earlier attention: the kernel adds up in f32 (5e-6 measured with an f32 cache);
 # an f16 cache rounds a few elements of K, V and Q the other way than float64 does (3e-5 measured)
 FUSED_ERROR = {"f32": 3e-5, "f16": 2e-4}
-# the composed graph rounds all rows to f16 (6e-4 measured)
+# the unfused graph rounds all rows to f16 (6e-4 measured)
 COMPOSED_ERROR = 2e-3
 # three layers: stock attention reads the prompt, in f16 (1.4e-3 measured)
 LAYERS_ERROR = 5e-3
@@ -53,11 +53,11 @@ def test_fused_is_composed(open_context: MakeContext, cache_type: str, head_size
         pytest.skip(f"head size {head_size} is not a multiple of the {cache_type} block of {block}")
     tiny = one_layer(GROUPS[head_size // 16 % len(GROUPS)], head_size)
     tokens, kept = chat_tokens(tiny), make_kept(tiny, LENGTHS)
-    fused, composed = (
+    fused, unfused = (
         run_ragged(open_context(tiny, cache_type=cache_type), tokens, kept, attention)
-        for attention in ("fused", "composed")
+        for attention in ("fused", "unfused")
     )
-    assert relative_error(fused, composed) < COMPOSED_ERROR
+    assert relative_error(fused, unfused) < COMPOSED_ERROR
 
 
 @pytest.mark.parametrize(("type_k", "type_v"), [("q8_0", "q4_0"), ("f16", "q8_0"), ("q5_1", "f16")])
@@ -65,10 +65,10 @@ def test_different_types_of_k_and_v(open_context: MakeContext, type_k: str, type
     types = {"type_k": CACHE_TYPES[type_k].ggml_type, "type_v": CACHE_TYPES[type_v].ggml_type}
     tiny = one_layer(4, 64)
     tokens, kept = chat_tokens(tiny), make_kept(tiny, LENGTHS)
-    fused, composed = (
-        run_ragged(open_context(tiny, **types), tokens, kept, attention) for attention in ("fused", "composed")
+    fused, unfused = (
+        run_ragged(open_context(tiny, **types), tokens, kept, attention) for attention in ("fused", "unfused")
     )
-    assert relative_error(fused, composed) < COMPOSED_ERROR
+    assert relative_error(fused, unfused) < COMPOSED_ERROR
 
 
 UNEQUAL = {
@@ -77,7 +77,7 @@ UNEQUAL = {
 }
 
 
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("cache_type", ["f32", "f16"])
 @pytest.mark.parametrize("shape", UNEQUAL)
 def test_several_layers_are_reference(open_context: MakeContext, shape: str, cache_type: str, attention: str) -> None:
@@ -90,7 +90,7 @@ def test_several_layers_are_reference(open_context: MakeContext, shape: str, cac
     assert relative_error(everything, truth) > EFFECT
 
 
-@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("lengths", [(0,), (1,), (N_PREFIX,), (0, N_PREFIX), (0, 0, 0, 1)], ids=str)
 def test_extreme_lengths_are_reference(open_context: MakeContext, lengths: tuple[int, ...], attention: str) -> None:
     tiny = one_layer(3, 64)

@@ -87,7 +87,7 @@ def test_cut_in_the_tail_takes_tokens_back(open_context: MakeContext) -> None:
     assert context.seq_rm(N_PREFIX)  # the whole tail, and nothing of the prefix
     assert context.native.stats().n_pos == N_PREFIX
     context.llama.n_tokens = N_PREFIX
-    assert context.native.stats().n_rows_prefix == sum(map(len, flat(KEPT)))
+    assert context.native.stats().n_rows_hot == sum(map(len, flat(KEPT)))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_removing_everything_drops_the_prefix(open_context: MakeContext, how: tu
     context, fresh = compressed_context(open_context), open_context(TINY)
     memory_call(*how)(context)
     stats = context.native.stats()
-    assert (stats.n_pos_prefix, stats.n_rows_prefix, stats.bytes_prefix) == (0, 0, 0)
+    assert (stats.n_pos_hot, stats.n_rows_hot, stats.bytes_hot) == (0, 0, 0)
     assert all(len(head) == 0 for layer in context.kept() for head in layer)
     memory_call("clear", 1)(context)
     context.llama.n_tokens = 0
@@ -207,7 +207,7 @@ def test_invalid_argument_names_value_and_limit(open_context: MakeContext, what:
 
 
 WRONG_STATE: dict[str, Callable[[Context], Any]] = {
-    "arm again": lambda c: c.native.score_arm(8),
+    "observe again": lambda c: c.native.observe(8),
     "compress again": lambda c: c.native.compress(rows(), HOW, 4),
     "keep again": lambda c: c.native.keep([[1]] * N_HEADS, 2),
     "read scores": lambda c: c.native.score_read(0, HOW),
@@ -225,15 +225,15 @@ def test_a_compressed_cache_is_not_compressed_again(open_context: MakeContext, w
     np.testing.assert_array_equal(go_on(context), go_on(undisturbed))
 
 
-# ways to evaluate the last tokens so that they are not, once each, the window that was armed
+# ways to evaluate the last tokens so that they are not, once each, the window that was to observe
 UNSCORED: dict[str, Callable[[Context], Any]] = {
     "never armed": lambda c: c.decode(TOKENS[140:150]),
-    "too few": lambda c: (c.native.score_arm(12), c.decode(TOKENS[140:150])),
-    "too many at once": lambda c: (c.native.score_arm(6), c.decode(TOKENS[140:150])),
-    "more came later": lambda c: (c.native.score_arm(6), c.decode(TOKENS[140:146]), c.decode(TOKENS[146:150])),
-    "disarmed": lambda c: (c.native.score_arm(10), c.decode(TOKENS[140:150]), c.native.score_arm(0)),
+    "too few": lambda c: (c.native.observe(12), c.decode(TOKENS[140:150])),
+    "too many at once": lambda c: (c.native.observe(6), c.decode(TOKENS[140:150])),
+    "more came later": lambda c: (c.native.observe(6), c.decode(TOKENS[140:146]), c.decode(TOKENS[146:150])),
+    "disarmed": lambda c: (c.native.observe(10), c.decode(TOKENS[140:150]), c.native.observe(0)),
     "half of it twice": lambda c: (
-        c.native.score_arm(10),
+        c.native.observe(10),
         c.decode(TOKENS[140:145]),
         c.seq_rm(140),
         setattr(c.llama, "n_tokens", 140),
@@ -254,7 +254,7 @@ def test_scores_of_another_window_are_not_used(open_context: MakeContext, what: 
         with pytest.raises(NativeError) as error:
             context.native.compress(rows(), Scorer(n_obs=n_obs), 4)
         assert error.value.status in (STATUS_WRONG_STATE, STATUS_INVALID_ARGUMENT)
-    assert context.native.stats().n_pos_prefix == 0
+    assert context.native.stats().n_pos_hot == 0
     if what != "half of it twice":  # that one cut the batch in two, which adds up in another order
         np.testing.assert_array_equal(go_on(context), go_on(undisturbed))
 

@@ -44,7 +44,7 @@ def test_scores_are_the_formulas(open_context: MakeContext, max_part: int, n_uba
     for il, (found, expected) in enumerate(zip(scores, repeated_scores(TINY, tokens, parts), strict=True)):
         assert found.shape == expected.shape
         assert (np.abs(found - expected) / expected.std(axis=1, keepdims=True)).max() < ERRORS[il]
-    assert context.native.stats().n_pos == N_POS and context.native.stats().bytes_scores == 0
+    assert context.native.stats().n_pos == N_POS and context.native.stats().bytes_observed == 0
     context.llama.n_tokens -= 1
     np.testing.assert_allclose(context.decode(tokens[-1:])[0], before, atol=1e-2 * np.abs(before).max())
 
@@ -139,7 +139,7 @@ def test_interrupt_leaves_a_whole_cache(open_context: MakeContext) -> None:
     with pytest.raises(KeyboardInterrupt):
         llama.eval(tokens)
     stats = headkv.native.stats()
-    assert (llama.n_tokens, stats.n_pos, stats.bytes_scores, headkv.is_compressed) == (n_before, n_before, 0, False)
+    assert (llama.n_tokens, stats.n_pos, stats.bytes_observed, headkv.is_compressed) == (n_before, n_before, 0, False)
     next(llama.generate(tokens))  # the next prompt finishes what was begun
     assert headkv.is_compressed and headkv.plan is not None and headkv.plan.n_prompt == 400
 
@@ -163,7 +163,7 @@ def test_no_memory_for_the_repetition_goes_on_uncompressed(open_context: MakeCon
         finally:
             debug_alloc_fail(0)
         n_refused += not headkv.is_compressed
-        assert headkv.is_compressed == (notices == []) and headkv.native.stats().bytes_scores == 0
+        assert headkv.is_compressed == (notices == []) and headkv.native.stats().bytes_observed == 0
         np.testing.assert_allclose(llama.scores[399], expected, atol=1e-2 * np.abs(expected).max())
     assert n_refused >= 2
 

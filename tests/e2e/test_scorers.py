@@ -42,12 +42,12 @@ def scorer_of(name: str, n_obs: int = 8) -> Scorer:
 
 
 def observe(context: Context, tokens: list[int], scorer: Scorer, n_sink: int = N_SINK) -> None:
-    """Read a prompt, with the tokens armed that the scorer wants to see."""
+    """Read a prompt, with the tokens observing that the scorer wants to see."""
     n_before = len(tokens) - scorer.n_last(len(tokens), n_sink)
     if n_before:
         context.decode(tokens[:n_before])
     if scorer.gathers:
-        context.native.score_arm(len(tokens) - n_before, scorer.gathers)
+        context.native.observe(len(tokens) - n_before, scorer.gathers)
     context.decode(tokens[n_before:])
 
 
@@ -150,9 +150,9 @@ def test_long_prompt_of_a_deep_model_is_observed(open_context: MakeContext, name
 def test_observed_prompt_has_the_logits_of_stock(open_context: MakeContext) -> None:
     tokens = make_tokens(N_POS, 64)
     logits = open_context(SHAPES["unequal"], attach=False).decode(tokens)
-    for reduce in ("mean", "moments", "queries"):
+    for reduce in ("attn_mean", "query_stats", "queries"):
         context = open_context(SHAPES["unequal"])
-        context.native.score_arm(N_POS, reduce)
+        context.native.observe(N_POS, reduce)
         np.testing.assert_array_equal(context.decode(tokens), logits)
 
 
@@ -165,19 +165,19 @@ def test_tova_rates_all_heads_alike(open_context: MakeContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("armed", "name", "message"),
+    ("observed", "name", "message"),
     [
-        ("mean", "expected_attention", "armed for attention, but these scores need moments"),
-        ("moments", "h2o", "armed for moments, but these scores need attention"),
-        ("mean", "layer_defensive", "armed for attention, but these scores need queries"),
-        ("queries", "criticalkv", "armed for queries, but these scores need attention"),
-        (None, "expected_attention", "the last 0 positions were not all scored"),
+        ("attn_mean", "expected_attention", "observed for attention, but these scores need query statistics"),
+        ("query_stats", "h2o", "observed for query statistics, but these scores need attention"),
+        ("attn_mean", "layer_defensive", "observed for attention, but these scores need queries"),
+        ("queries", "criticalkv", "observed for queries, but these scores need attention"),
+        (None, "expected_attention", "the last 0 positions were not all observed"),
     ],
 )
-def test_wrong_observation_is_refused(open_context: MakeContext, armed: str | None, name: str, message: str) -> None:
+def test_wrong_observation_is_refused(open_context: MakeContext, observed: str | None, name: str, message: str) -> None:
     context, tokens = open_context(SHAPES["unequal"]), make_tokens(N_POS, 64)
-    if armed:
-        context.native.score_arm(N_POS, armed)
+    if observed:
+        context.native.observe(N_POS, observed)
     context.decode(tokens)
     with pytest.raises(NativeError, match=message):
         context.native.compress(np.full(7, 50), scorer_of(name), N_SINK)
@@ -199,6 +199,6 @@ def test_session(open_context: MakeContext, policy: str, n_past: int) -> None:
         llama.eval(tokens[n_past:])
         assert headkv.is_compressed and llama.n_tokens == 400
         stats = headkv.stats()
-        assert stats.native.n_rows_prefix + stats.native.n_rows_tail == headkv.plan.rows_kept
+        assert stats.native.n_rows_hot + stats.native.n_rows_tail == headkv.plan.rows_kept
         llama.eval([5])
         assert np.isfinite(llama.scores[400]).all()

@@ -75,7 +75,7 @@ def test_attention_of_each_query_head(open_context: MakeContext, n_ubatch: int, 
     tiny, tokens, n_obs = SHAPES["unequal"], make_tokens(N_POS, 64), 16
     context = open_context(tiny, n_ubatch=n_ubatch)
     context.decode(tokens[:-n_obs])
-    context.native.score_arm(n_obs, reduce)
+    context.native.observe(n_obs, f"attn_{reduce}")
     context.decode(tokens[-n_obs:])
     truth = forward(tiny, make_weights(tiny), tokens, is_f16=True)
     for il, (q, k) in enumerate(zip(truth.q, truth.k, strict=True)):
@@ -99,14 +99,14 @@ def test_window_may_lie_in_several_batches(open_context: MakeContext, sizes: tup
     tiny, tokens, scorer = SHAPES["unequal"], make_tokens(N_POS, 64), SCORERS["snapkv"]
     context = open_context(tiny, n_ubatch=5)
     context.decode(tokens[: N_POS - scorer.n_obs])
-    context.native.score_arm(scorer.n_obs)
+    context.native.observe(scorer.n_obs)
     for n in sizes:
         context.decode(tokens[context.n_pos : context.n_pos + n])
     for il, truth in enumerate(reference_scores(tiny, tokens, scorer)):
         assert score_error(context.native.score_read(il, scorer), truth) < SCORE_ERRORS[il], f"layer {il}"
 
 
-def test_armed_batch_has_the_logits_of_stock(open_context: MakeContext) -> None:
+def test_observed_batch_has_the_logits_of_stock(open_context: MakeContext) -> None:
     tokens = make_tokens(N_POS, 64)
     stock = open_context(SHAPES["unequal"], attach=False)
     logits = np.concatenate([stock.decode(tokens[:-16]), stock.decode(tokens[-16:])])
@@ -142,8 +142,8 @@ def test_kept_positions_are_sinks_and_best_scores(
             assert (np.diff(kept) > 0).all()
             np.testing.assert_array_equal(kept[:n_sink], np.arange(n_sink))
     stats = context.native.stats()
-    assert (stats.n_pos, stats.n_pos_prefix, stats.n_cells_used) == (N_POS, N_POS - how.n_obs, how.n_obs)
-    assert stats.n_rows_prefix + stats.n_rows_tail == sum(wanted)
+    assert (stats.n_pos, stats.n_pos_hot, stats.n_cells_used) == (N_POS, N_POS - how.n_obs, how.n_obs)
+    assert stats.n_rows_hot + stats.n_rows_tail == sum(wanted)
 
 
 ROLES = {
@@ -178,11 +178,11 @@ def test_heads_heed_the_vote(open_context: MakeContext, scorer: str, roles: str,
             np.testing.assert_array_equal(kept, expected, err_msg=f"layer {il} head {ih}")
 
 
-@pytest.mark.parametrize("is_armed", [False, True])
-def test_scores_made_elsewhere(open_context: MakeContext, is_armed: bool) -> None:
+@pytest.mark.parametrize("is_observed", [False, True])
+def test_scores_made_elsewhere(open_context: MakeContext, is_observed: bool) -> None:
     tiny, tokens, how, n_sink, who = SHAPES["unequal"], make_tokens(N_POS, 64), SCORERS["snapkv"], 4, ROLES["some heed"]
     context = open_context(tiny)
-    if is_armed:  # the window's own scores are not looked at
+    if is_observed:  # the window's own scores are not looked at
         context.arm_and_decode(tokens, how.n_obs)
     else:
         context.decode(tokens)

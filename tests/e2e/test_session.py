@@ -81,10 +81,10 @@ def test_the_plan_is_what_is_kept_and_measured(llama: Any) -> None:
             assert len(kept) == n - n_obs
             assert (np.diff(kept) > 0).all()
             assert kept[:4].tolist() == [0, 1, 2, 3] and kept[-1] < N_PROMPT - n_obs
-    expected = stats.n_rows_prefix * 256
-    assert stats.n_rows_prefix == plan.rows_kept - 4 * n_obs
-    assert expected <= stats.bytes_prefix <= expected + ALIGNMENT
-    assert stats.bytes_scores == 0
+    expected = stats.n_rows_hot * 256
+    assert stats.n_rows_hot == plan.rows_kept - 4 * n_obs
+    assert expected <= stats.bytes_hot <= expected + ALIGNMENT
+    assert stats.bytes_observed == 0
     assert headkv.stats().bytes_measured < plan.bytes_full / 2
 
 
@@ -148,7 +148,7 @@ def test_cut_in_the_tail_and_clear(llama: Any) -> None:
     assert headkv.is_compressed
     headkv.clear()
     stats = headkv.native.stats()
-    assert (stats.n_pos, stats.bytes_prefix) == (0, 0)
+    assert (stats.n_pos, stats.bytes_hot) == (0, 0)
     assert answer(llama, prompt_of(N_PROMPT), 40) == first
 
 
@@ -199,7 +199,7 @@ def test_interrupt_while_reading(llama: Any, stop_at: int) -> None:
     headkv.on_progress = interrupt
     with pytest.raises(KeyboardInterrupt):
         answer(llama, prompt_of(N_PROMPT))
-    assert not headkv.is_compressed and headkv.native.stats().bytes_scores == 0
+    assert not headkv.is_compressed and headkv.native.stats().bytes_observed == 0
     if stop_at < N_PROMPT:
         assert answer(llama, prompt_of(N_PROMPT)) == expected
         assert headkv.is_compressed
@@ -213,7 +213,7 @@ def test_all_of_a_half_read_prompt_observes(tiny: Path, policy: str) -> None:
     llama.eval(prompt_of(400)[:200])  # too short to be compressed
     assert not headkv.is_compressed and llama.n_tokens == 200
     tokens = answer(llama, prompt_of(400))
-    assert headkv.is_compressed and headkv.stats().native.bytes_scores == 0
+    assert headkv.is_compressed and headkv.stats().native.bytes_observed == 0
     headkv.clear()
     assert answer(llama, prompt_of(400)) == tokens
 
@@ -260,7 +260,7 @@ def test_scores_are_read_as_selected(llama: Any) -> None:
     headkv = HeadKV(llama, budget="full")
     native, scorer = headkv.native, Scorer()
     llama.eval(prompt_of(N_PROMPT - scorer.n_obs))
-    native.score_arm(scorer.n_obs)
+    native.observe(scorer.n_obs)
     llama.eval(prompt_of(N_PROMPT)[-scorer.n_obs :])
     scores = [native.score_read(i, scorer) for i in range(2)]
     assert all(layer.shape == (2, N_PROMPT - scorer.n_obs) for layer in scores)
@@ -299,7 +299,7 @@ def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool
     llama.eval(prompt_of(N_PROMPT if is_compressed else 9))
     assert headkv.is_compressed == is_compressed
     stats = headkv.native.stats()
-    kept = stats.n_rows_prefix + stats.n_rows_tail
+    kept = stats.n_rows_hot + stats.n_rows_tail
     assert f"budget=10%, {kept} of {4 * llama.n_tokens} rows kept>" in repr(headkv)
     llama.close()
     for name, call in CALLS.items():

@@ -65,13 +65,13 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
     llama.reset()
     with HeadKV(llama, policy="snapkv", budget=0.25) as headkv:
         is_finite = evaluated(llama, tokens[:N_PROMPT]) and evaluated(llama, tokens[N_PROMPT:])
-        kept = headkv.native.stats().n_rows_prefix
+        kept = headkv.native.stats().n_rows_hot
     return {
         "outcome": "compressed",
         "layers": [asdict(layer) for layer in layers],
         "error": error,
         "is_finite": is_finite,
-        "n_rows_prefix": kept,
+        "n_rows_hot": kept,
     }
 
 

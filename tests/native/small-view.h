@@ -55,7 +55,7 @@ struct small_view {
         return res;
     }
 
-    void observe(uint32_t n_tokens, headkv_reduce what) {
+    void observe(uint32_t n_tokens, headkv_observe_what what) {
         observation.stop();
         observation.start(n_tokens, what, { { shape(0), k[0]->t }, { shape(1), k[1]->t } });
         observation.see((int32_t) (N_POS - n_tokens), n_tokens);

@@ -24,8 +24,8 @@ struct request {
         params.scores       = scores.data();
         params.n_scores     = scores.size();
         params.pool_kernels = kernels.empty() ? nullptr : kernels.data();
-        params.voters       = weights.empty() ? nullptr : weights.data();
-        params.heeds        = shares.empty()  ? nullptr : shares.data();
+        params.vote_weights       = weights.empty() ? nullptr : weights.data();
+        params.vote_shares        = shares.empty()  ? nullptr : shares.data();
         params.vote_kernel  = 1;
         return params;
     }

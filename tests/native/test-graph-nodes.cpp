@@ -94,13 +94,13 @@ static void test_unfused_is_fused() {
 
 static void test_observed_attention(int64_t n_tok) {
     small_view x;
-    for (const headkv_reduce what : { HEADKV_REDUCE_MEAN, HEADKV_REDUCE_MAX }) {
+    for (const headkv_observe_what what : { HEADKV_OBSERVE_ATTN_MEAN, HEADKV_OBSERVE_ATTN_MAX }) {
         x.observation.stop();
         x.observation.start(n_tok, what, { { small_view::shape(0), x.k[0]->t } });
         attention_graph g(x, GGML_TYPE_F32, n_tok);
         headkv_observe_build(g.result, x.observation, 0, g.fa);
         g.compute(g.fa);
-        x.observation.check_complete(3 + (uint32_t) n_tok, HEADKV_REDUCE_MEAN); // tokens from 3 on were seen
+        x.observation.check_complete(3 + (uint32_t) n_tok, HEADKV_OBSERVE_ATTN_MEAN); // tokens from 3 on were seen
 
         const auto got = x.observation.read(0);
         double worst = 0.0;
@@ -118,7 +118,7 @@ static void test_observed_attention(int64_t n_tok) {
                     p[c] = (t*N_KV + c) % 5 == 3 ? 0.0 : std::exp(SCALE*dot);
                     sum += p[c];
                 }
-                for (int64_t c = 0; c < N_KV; ++c) { want[c] = what == HEADKV_REDUCE_MAX ? std::max(want[c], p[c]/sum) : want[c] + p[c]/sum; }
+                for (int64_t c = 0; c < N_KV; ++c) { want[c] = what == HEADKV_OBSERVE_ATTN_MAX ? std::max(want[c], p[c]/sum) : want[c] + p[c]/sum; }
             }
             for (int64_t c = 0; c < N_KV; ++c) { worst = std::max(worst, std::fabs(got[h*N_KV + c] - want[c])); }
         }
@@ -128,7 +128,7 @@ static void test_observed_attention(int64_t n_tok) {
 
 static void test_too_many_tokens_are_noticed() {
     small_view x;
-    x.observation.start(2, HEADKV_REDUCE_MEAN, { { small_view::shape(0), x.k[0]->t } });
+    x.observation.start(2, HEADKV_OBSERVE_ATTN_MEAN, { { small_view::shape(0), x.k[0]->t } });
     attention_graph g(x, GGML_TYPE_F32);
     headkv_observe_build(g.result, x.observation, 0, g.fa);
     g.compute(g.fa);

@@ -7,13 +7,13 @@ static void test_shapes() {
     small_view x;
     const int64_t d = small_view::D, h = small_view::N_HEAD;
     const struct {
-        headkv_reduce what;
+        headkv_observe_what what;
         std::vector<int64_t> ne;
     } cases[] = {
-        { HEADKV_REDUCE_MEAN,    { small_view::N_CELLS, h, 1 } },
-        { HEADKV_REDUCE_MAX,     { small_view::N_CELLS, h, 1 } },
-        { HEADKV_REDUCE_MOMENTS, { d, d + 1, h } },
-        { HEADKV_REDUCE_QUERIES, { d, h, 3 } },
+        { HEADKV_OBSERVE_ATTN_MEAN,    { small_view::N_CELLS, h, 1 } },
+        { HEADKV_OBSERVE_ATTN_MAX,     { small_view::N_CELLS, h, 1 } },
+        { HEADKV_OBSERVE_QUERY_STATS, { d, d + 1, h } },
+        { HEADKV_OBSERVE_QUERIES, { d, h, 3 } },
     };
     for (const auto & c : cases) {
         x.observe(3, c.what);
@@ -30,29 +30,29 @@ static void test_shapes() {
 static void test_completeness() {
     small_view x;
     headkv_observation & o = x.observation;
-    const auto check = [&](headkv_reduce needed, const char * words) {
+    const auto check = [&](headkv_observe_what needed, const char * words) {
         CHECK_REFUSED((o.check_complete(small_view::N_POS, needed), 0), HEADKV_STATUS_WRONG_STATE, words);
     };
-    check(HEADKV_REDUCE_MEAN, "the last 0 positions were not all scored");
+    check(HEADKV_OBSERVE_ATTN_MEAN, "the last 0 positions were not all observed");
 
-    o.start(3, HEADKV_REDUCE_MAX, { { small_view::shape(0), x.k[0]->t } });
-    check(HEADKV_REDUCE_MEAN, "0 of 3 armed tokens were decoded");
+    o.start(3, HEADKV_OBSERVE_ATTN_MAX, { { small_view::shape(0), x.k[0]->t } });
+    check(HEADKV_OBSERVE_ATTN_MEAN, "0 of 3 tokens were decoded");
     o.see(3, 1);
-    check(HEADKV_REDUCE_MEAN, "1 of 3 armed tokens were decoded, from position 3 on");
+    check(HEADKV_OBSERVE_ATTN_MEAN, "1 of 3 tokens were decoded, from position 3 on");
     o.see(4, 2); // in a second batch
-    o.check_complete(small_view::N_POS, HEADKV_REDUCE_MEAN); // the mean stands for the maximum too
-    check(HEADKV_REDUCE_MOMENTS, "armed for attention, but these scores need moments");
-    check(HEADKV_REDUCE_QUERIES, "armed for attention, but these scores need queries");
+    o.check_complete(small_view::N_POS, HEADKV_OBSERVE_ATTN_MEAN); // the mean stands for the maximum too
+    check(HEADKV_OBSERVE_QUERY_STATS, "observed for attention, but these scores need query statistics");
+    check(HEADKV_OBSERVE_QUERIES, "observed for attention, but these scores need queries");
 
-    CHECK_REFUSED((o.check_complete(small_view::N_POS + 1, HEADKV_REDUCE_MEAN), 0), HEADKV_STATUS_WRONG_STATE, "not all scored"); // a token more
+    CHECK_REFUSED((o.check_complete(small_view::N_POS + 1, HEADKV_OBSERVE_ATTN_MEAN), 0), HEADKV_STATUS_WRONG_STATE, "not all observed"); // a token more
     o.spoil();
-    check(HEADKV_REDUCE_MEAN, "from position -1 on");
+    check(HEADKV_OBSERVE_ATTN_MEAN, "from position -1 on");
 }
 
 static void test_no_memory() {
     small_view x;
     headkv_alloc_fail(1);
-    CHECK_REFUSED((x.observe(3, HEADKV_REDUCE_MEAN), 0), HEADKV_STATUS_NO_MEMORY, "out of memory");
+    CHECK_REFUSED((x.observe(3, HEADKV_OBSERVE_ATTN_MEAN), 0), HEADKV_STATUS_NO_MEMORY, "out of memory");
     CHECK(!x.observation.is_on());
     CHECK_EQUAL(x.observation.bytes(), (size_t) 0);
 }

@@ -11,7 +11,7 @@ using floats = std::vector<float>;
 static constexpr uint32_t N = small_view::N_POS - 2; // scored: all but a window of 2
 
 static headkv_score_params params(headkv_score kind, headkv_fold fold = HEADKV_FOLD_MEAN) {
-    return { /*.n_obs =*/ 2, /*.pool_kernel =*/ 1, HEADKV_POOL_MAX, fold, kind, /*.n_first =*/ 0 };
+    return { /*.n_obs =*/ 2, /*.pool_kernel =*/ 1, HEADKV_POOL_MAX, fold, kind, /*.n_forced_max =*/ 0 };
 }
 
 // attention of query head h to position p, summed over the observing tokens
@@ -51,7 +51,7 @@ static floats expected(const F & f) {
 static void test_attention() {
     small_view x;
     for (const bool is_max : { false, true }) {
-        x.observe(2, is_max ? HEADKV_REDUCE_MAX : HEADKV_REDUCE_MEAN);
+        x.observe(2, is_max ? HEADKV_OBSERVE_ATTN_MAX : HEADKV_OBSERVE_ATTN_MEAN);
         fill_attention(x, 1);
         const float scale = is_max ? 1.0f : 0.5f; // a mean is over the tokens
         const auto  view  = x.view();
@@ -93,7 +93,7 @@ static void test_rows() {
 
 static void test_semantics() {
     small_view x;
-    x.observe(2, HEADKV_REDUCE_MEAN);
+    x.observe(2, HEADKV_OBSERVE_ATTN_MEAN);
     fill_attention(x, 0);
     const auto got = headkv_score_semantics(x.view(), 0, 2);
 
@@ -126,7 +126,7 @@ static void test_pooling() {
 static void test_needs() {
     small_view x;
     const int32_t needs[] = { // of each kind, in order; -1: nothing
-        HEADKV_REDUCE_MEAN, -1, -1, -1, HEADKV_REDUCE_MOMENTS, HEADKV_REDUCE_MEAN, HEADKV_REDUCE_QUERIES,
+        HEADKV_OBSERVE_ATTN_MEAN, -1, -1, -1, HEADKV_OBSERVE_QUERY_STATS, HEADKV_OBSERVE_ATTN_MEAN, HEADKV_OBSERVE_QUERIES,
     };
     for (int32_t kind = HEADKV_SCORE_ATTENTION; kind <= HEADKV_SCORE_DEFENSIVE; ++kind) {
         const headkv_scorer & scorer = headkv_scorer_of(params((headkv_score) kind));
@@ -136,8 +136,8 @@ static void test_needs() {
             continue;
         }
         x.observation.stop();
-        CHECK_REFUSED(headkv_score_layer(x.view(), 0, params((headkv_score) kind)), HEADKV_STATUS_WRONG_STATE, "not all scored");
-        x.observe(2, scorer.needs == HEADKV_REDUCE_QUERIES ? HEADKV_REDUCE_MOMENTS : HEADKV_REDUCE_QUERIES);
+        CHECK_REFUSED(headkv_score_layer(x.view(), 0, params((headkv_score) kind)), HEADKV_STATUS_WRONG_STATE, "not all observed");
+        x.observe(2, scorer.needs == HEADKV_OBSERVE_QUERIES ? HEADKV_OBSERVE_QUERY_STATS : HEADKV_OBSERVE_QUERIES);
         CHECK_REFUSED(headkv_score_layer(x.view(), 0, params((headkv_score) kind)), HEADKV_STATUS_WRONG_STATE, "but these scores need");
     }
 }
@@ -153,12 +153,12 @@ static void test_refusals() {
     how.pool = 5;
     CHECK_REFUSED(headkv_scorer_of(how), HEADKV_STATUS_INVALID_ARGUMENT, "pool = 5");
 
-    x.observe(2, HEADKV_REDUCE_MOMENTS); // nobody told how queries are rotated
+    x.observe(2, HEADKV_OBSERVE_QUERY_STATS); // nobody told how queries are rotated
     CHECK_REFUSED(headkv_score_layer(x.view(), 0, params(HEADKV_SCORE_EXPECTED)), HEADKV_STATUS_UNSUPPORTED, "queries of layer 10 before rotation");
-    x.observe(2, HEADKV_REDUCE_QUERIES); // there is no output projection
+    x.observe(2, HEADKV_OBSERVE_QUERIES); // there is no output projection
     CHECK_REFUSED(headkv_score_layer(x.view(), 1, params(HEADKV_SCORE_DEFENSIVE)), HEADKV_STATUS_UNSUPPORTED, "output projection of layer 11");
 
-    x.observe(1, HEADKV_REDUCE_MEAN);
+    x.observe(1, HEADKV_OBSERVE_ATTN_MEAN);
     fill_attention(x, 0);
     CHECK_REFUSED(headkv_score_layer(x.view(), 0, params(HEADKV_SCORE_ATTENTION)), HEADKV_STATUS_INVALID_ARGUMENT, "n_obs = 2, but 1 tokens were scored");
 

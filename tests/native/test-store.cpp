@@ -64,7 +64,7 @@ static void test_shapes() {
     CHECK_EQUAL(stats.n_cells_used, 7u);
     CHECK_EQUAL(stats.n_rows_full, (uint64_t) 21);
     CHECK_EQUAL(stats.n_rows_tail, (uint64_t) 21);
-    CHECK_EQUAL(stats.n_rows_prefix, (uint64_t) 0);
+    CHECK_EQUAL(stats.n_rows_hot, (uint64_t) 0);
     CHECK(stats.bytes_tail >= 64*3*2*2*small_cache::D);
     CHECK_EQUAL(stats.bytes_peak, stats.bytes_tail);
 }

@@ -54,11 +54,11 @@ static void test_error() {
     const auto check_wrong = [](const headkv_vote & vote, const char * words) {
         CHECK_REFUSED((headkv_vote_check(vote), 0), HEADKV_STATUS_INVALID_ARGUMENT, words);
     };
-    check_wrong({ good.data(), nullptr, 3 }, "voters and heeds go together: one of them is NULL");
-    check_wrong({ good.data(), large.data(), 3 }, "heeds holds a value outside 0 to 1");
+    check_wrong({ good.data(), nullptr, 3 }, "vote_weights and vote_shares go together: one of them is NULL");
+    check_wrong({ good.data(), large.data(), 3 }, "vote_shares holds a value outside 0 to 1");
     for (const auto * bad : { &nan, &minus }) {
-        check_wrong({ bad->data(), good.data(), 3 }, "voters holds a value outside 0 to 1e6");
-        check_wrong({ good.data(), bad->data(), 3 }, "heeds holds a value outside 0 to 1");
+        check_wrong({ bad->data(), good.data(), 3 }, "vote_weights holds a value outside 0 to 1e6");
+        check_wrong({ good.data(), bad->data(), 3 }, "vote_shares holds a value outside 0 to 1");
     }
 }
 

@@ -115,28 +115,28 @@ def projected_value_norms(v: Array, wo: Array) -> Array:
     return fold_heads(np.stack(norms), v.shape[1], "mean")
 
 
-def criticalkv(score: Array, v: Array, wo: Array, n_first: list[int], eps: float = 1e-4) -> Array:
+def criticalkv(score: Array, v: Array, wo: Array, n_forced: list[int], eps: float = 1e-4) -> Array:
     """Any scores, made sensitive to what a value does to the output, https://arxiv.org/abs/2502.03805.
 
-    The n_first[ih] best positions of each head by `score` (half of its rows in the paper) come before all others, which
+    The n_forced[ih] best positions of each head by `score` (half of its rows in the paper) come first; the others
     follow by (score + eps) * |wo v|. Ties to the lower position.
     """
     n_before_window = score.shape[1]
     second = (score + eps) * projected_value_norms(v, wo)[:, :n_before_window]
-    for ih, n in enumerate(n_first):
+    for ih, n in enumerate(n_forced):
         second[ih, np.argsort(-score[ih], kind="stable")[:n]] = FIRST
     return second
 
 
 def layer_defensive(
-    q: Array, k: Array, v: Array, wo: Array, n_obs: int, n_first: int, *, kernel: int = 5, mass: float = 0.9
+    q: Array, k: Array, v: Array, wo: Array, n_obs: int, n_forced: int, *, kernel: int = 5, mass: float = 0.9
 ) -> Array:
     """LayerDefensiveKV's scores, to be ranked over all layers, https://arxiv.org/abs/2510.13334.
 
     Window attention to the positions before it; each row averaged over `kernel` neighbours (at the ends over those that
     exist) and scaled back to its mass; maximum over group and window; at least the head's mean; times |wo v| divided by
     its sum over these positions. The fewest best positions that hold `mass` of the head's mean attention, at most
-    `n_first` (the average rows of a head), come before all others. Left out: the released code's small correction of
+    `n_forced` (the average rows of a head), come before all others. Left out: the released code's small correction of
     `mass` for the window.
     """
     n_head_kv, n_before_window = k.shape[1], len(k) - n_obs
@@ -152,7 +152,7 @@ def layer_defensive(
         order = np.argsort(-mean[ih], kind="stable")
         held = np.cumsum(mean[ih][order]) / mean[ih].sum()
         n = int(np.count_nonzero(held < mass)) + 1
-        score[ih, order[: min(n, n_first)]] = FIRST
+        score[ih, order[: min(n, n_forced)]] = FIRST
     return score
 
 

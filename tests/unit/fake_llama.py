@@ -33,7 +33,7 @@ class FakeMemory:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.n_prefix = 0
-        self.armed = 0
+        self.observing = 0
         self.window_left = 0
         self.reserved = 0
         self.rows: np.ndarray | None = None
@@ -80,15 +80,15 @@ class FakeNative:
         self.memory.call("reserve")
         self.memory.reserved = n_cells
 
-    def score_arm(self, n_obs: int, reduce: str = "mean") -> None:
-        self.memory.call("score_arm", n_obs)
+    def observe(self, n_obs: int, what: str = "attn_mean") -> None:
+        self.memory.call("observe", n_obs)
         if self.memory.n_prefix:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
-        self.memory.armed = self.memory.window_left = n_obs
+        self.memory.observing = self.memory.window_left = n_obs
 
     def attention_read(self, i: int, n_obs: int) -> np.ndarray:
         self.memory.call("attention_read")
-        if self.memory.armed != n_obs or self.memory.window_left:
+        if self.memory.observing != n_obs or self.memory.window_left:
             raise NativeError("the repetition was not all observed", STATUS_WRONG_STATE)
         return np.zeros((LAYERS[i].n_head, len(self.memory.tokens) - n_obs), dtype=np.float32)
 
@@ -101,16 +101,16 @@ class FakeNative:
         scoring: object,
         scores: object,
         spans: object,
-        n_first: int,
+        n_forced_max: int,
     ) -> None:
         memory = self.memory
         memory.spans = spans
         memory.call("compress")
-        if scores is None and (not memory.armed or memory.window_left):
+        if scores is None and (not memory.observing or memory.window_left):
             raise NativeError("the observation window is not full", STATUS_WRONG_STATE)
         memory.rows = rows
         memory.n_prefix = len(memory.tokens) - scorer.n_obs
-        memory.armed = 0
+        memory.observing = 0
 
     def stats(self) -> Stats:
         n_pos, n_prefix = len(self.memory.tokens), self.memory.n_prefix
@@ -118,20 +118,18 @@ class FakeNative:
         tail = (n_pos - n_prefix) * N_HEADS
         return Stats(
             n_pos=n_pos,
-            n_pos_prefix=n_prefix,
+            n_pos_hot=n_prefix,
             n_cells=n_pos - n_prefix,
             n_cells_used=n_pos - n_prefix,
             n_rows_full=n_pos * N_HEADS,
-            n_rows_prefix=prefix,
+            n_rows_hot=prefix,
             n_rows_tail=tail,
-            bytes_prefix=prefix * ROW_BYTES,
+            bytes_hot=prefix * ROW_BYTES,
             bytes_tail=tail * ROW_BYTES,
-            bytes_scores=0,
+            bytes_observed=0,
             bytes_peak=n_pos * N_HEADS * ROW_BYTES,
             n_grow=0,
             ms_select=0.0,
-            ms_gather=0.0,
-            ms_shrink=0.0,
         )
 
 

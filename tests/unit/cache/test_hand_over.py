@@ -31,7 +31,7 @@ class RecordingNative:
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] = ()
 
-    def score_read(self, i: int, scorer: Scorer, n_first: int = 0) -> np.ndarray:
+    def score_read(self, i: int, scorer: Scorer, n_forced_max: int = 0) -> np.ndarray:
         rng = np.random.default_rng(i)
         return rng.random((SHAPE.n_head_kv[i], N_PROMPT - scorer.n_obs), dtype=np.float32)
 
@@ -49,7 +49,7 @@ def handed_over(draft: DraftPlan) -> dict[str, Any]:
     """Arguments of Native.compress by their names."""
     native: Any = RecordingNative()
     compress(native, draft, 3)
-    names = ("rows", "scorer", "n_sink", "n_threads", "scoring", "scores", "spans", "n_first")
+    names = ("rows", "scorer", "n_sink", "n_threads", "scoring", "scores", "spans", "n_forced_max")
     return dict(zip(names, native.asked, strict=True))
 
 
@@ -62,7 +62,7 @@ def test_all_that_the_plan_says() -> None:
     assert plan.scoring is not None and asked["scoring"] == plan.scoring
     assert asked["scores"] is None
     assert asked["spans"] == ((20, 30),)
-    assert asked["n_first"] == plan.n_evictable > 0
+    assert asked["n_forced_max"] == plan.n_evictable > 0
 
 
 def test_scores_that_an_allocator_saw_are_handed_on_as_they_are() -> None:
@@ -89,7 +89,7 @@ class FakeLibrary:
     def headkv_compress(self, ctx: object, params: Any) -> int:
         score = params.score
         self.score = {
-            name: getattr(score, name) for name in ("n_obs", "pool_kernel", "pool", "fold", "kind", "n_first")
+            name: getattr(score, name) for name in ("n_obs", "pool_kernel", "pool", "fold", "kind", "n_forced_max")
         }
         self.others = (list(params.n_rows[0 : params.n_rows_size]), params.n_sink, params.n_threads)
         return STATUS_OK
@@ -107,8 +107,8 @@ def test_numbers_of_the_struct(monkeypatch: pytest.MonkeyPatch, scorer: Scorer, 
     native: Any = object.__new__(Native)
     native._lib = FakeLibrary()
     native._llama = SimpleNamespace(_ctx=SimpleNamespace(ctx=1))
-    native.compress(np.array([30, 40]), scorer, 4, 2, n_first=11)
-    expected = {"n_obs": 9, "pool_kernel": 5, "pool": POOLS["avg"], "fold": FOLDS[fold], "n_first": 11}
+    native.compress(np.array([30, 40]), scorer, 4, 2, n_forced_max=11)
+    expected = {"n_obs": 9, "pool_kernel": 5, "pool": POOLS["avg"], "fold": FOLDS[fold], "n_forced_max": 11}
     assert native._lib.score == expected | {"kind": SCORES[scorer.kind]}
     assert native._lib.others == ([30, 40], 4, 2)
 

@@ -47,7 +47,7 @@ def test_long_prompt_is_compressed_with_its_last_tokens_as_window(make: Make) ->
     headkv = make(budget="25%")
     answer(headkv, prompt_of(400))
     memory = headkv.llama.memory
-    assert memory.calls == ["reserve", "score_arm(16)", "compress"]
+    assert memory.calls == ["reserve", "observe(16)", "compress"]
     assert memory.reserved == 400
     assert memory.n_prefix == 400 - 16
     assert headkv.is_compressed and headkv.plan is not None
@@ -188,12 +188,12 @@ def test_no_memory_to_compress_goes_on_uncompressed(make: Make) -> None:
     answer(headkv, prompt_of(400))
     assert notices == ["the chat goes on uncompressed: compress failed"]
     assert not headkv.is_compressed and headkv.plan is None
-    assert headkv.llama.memory.calls[-1] == "score_arm(0)"  # disarmed
+    assert headkv.llama.memory.calls[-1] == "observe(0)"  # disarmed
 
 
 def test_no_memory_to_score_goes_on_uncompressed(make: Make) -> None:
     headkv = make()
-    headkv.llama.memory.fail["score_arm"] = STATUS_NO_MEMORY
+    headkv.llama.memory.fail["observe"] = STATUS_NO_MEMORY
     answer(headkv, prompt_of(400))
     assert not headkv.is_compressed
 
@@ -204,7 +204,7 @@ def test_other_failures_are_raised_and_the_next_turn_works(make: Make) -> None:
     with pytest.raises(NativeError, match="compress failed"):
         answer(headkv, prompt_of(400))
     assert_holds_conversation(headkv, prompt_of(400))
-    assert headkv.llama.memory.armed == 0
+    assert headkv.llama.memory.observing == 0
     answer(headkv, prompt_of(420))
     assert headkv.is_compressed
 
@@ -216,7 +216,7 @@ def test_interrupt_while_reading_leaves_a_chat_that_goes_on(make: Make, batches:
     with pytest.raises(KeyboardInterrupt):
         answer(headkv, prompt_of(400))
     assert not headkv.is_compressed
-    assert headkv.llama.memory.armed == 0
+    assert headkv.llama.memory.observing == 0
     assert headkv.llama.n_tokens == batches * 64
     answer(headkv, prompt_of(400))
     assert headkv.is_compressed
@@ -244,7 +244,7 @@ def test_counts_and_times(make: Make) -> None:
     assert (stats.n_prompt, stats.n_read, stats.n_generated, stats.n_decoded) == (400, 400, 5, 4)
     assert stats.ms_prefill > 0 and stats.ms_decode > 0 and stats.tok_s_decode > 0
     report = headkv.report()
-    assert report["kv"]["bytes_measured"] == stats.native.bytes_prefix + stats.native.bytes_tail
+    assert report["kv"]["bytes_measured"] == stats.native.bytes_hot + stats.native.bytes_tail
     assert sum(map(sum, report["kv"]["rows_per_head"])) == report["kv"]["rows_kept"] == report["budget"]["rows"]
     assert report["kv"]["bytes_full"] == 400 * N_HEADS * 256
     assert stats.bytes_full == 404 * N_HEADS * 256
@@ -319,7 +319,7 @@ def test_lookahead_compresses_after_the_first_tokens_of_the_answer(make: Make) -
     answer(headkv, prompt_of(400, first=7), 9)
     assert headkv.is_compressed
     memory = headkv.llama.memory
-    assert memory.calls.count("score_arm(24)") == 2
+    assert memory.calls.count("observe(24)") == 2
     assert memory.n_prefix == 400 - 16  # the window and the lookahead are in the tail
     assert headkv.plan is not None and headkv.plan.n_prompt == 400
     assert (memory.rows == headkv.plan.flat_rows() + 8).all()
@@ -341,7 +341,7 @@ def test_lookahead_is_forgotten_with_the_conversation(make: Make) -> None:
     headkv.clear()
     answer(headkv, prompt_of(50), 20)  # short: nothing to compress
     assert not headkv.is_compressed
-    assert headkv.llama.memory.armed == 0
+    assert headkv.llama.memory.observing == 0
 
 
 def test_lookahead_is_forgotten_with_a_loaded_state(make: Make) -> None:
@@ -350,7 +350,7 @@ def test_lookahead_is_forgotten_with_a_loaded_state(make: Make) -> None:
     state = headkv.llama.save_state()
     answer(headkv, prompt_of(400, first=7), 3)
     headkv.llama.load_state(state)
-    assert headkv.llama.memory.armed == 0
+    assert headkv.llama.memory.observing == 0
     headkv.llama.eval([5])  # far from the end of the lookahead, but it must not be compressed there later either
     assert not headkv.is_compressed and headkv._prefill.stage is Stage.WHOLE
 
@@ -377,9 +377,9 @@ def test_prompt_is_repeated_before_its_window_is_read(make: Make) -> None:
     memory = headkv.llama.memory
     assert memory.calls == [
         "reserve",
-        "score_arm(384)",
+        "observe(384)",
         *["attention_read"] * 2,
-        "score_arm(0)",  # the window is not observed
+        "observe(0)",  # the window is not observed
         "compress",
     ]
     assert headkv.llama.batches == [64] * 6 + [64] * 6 + [16, 1, 1]
@@ -397,12 +397,12 @@ def test_interrupt_while_repeating_leaves_the_prompt_alone(make: Make, batches: 
     with pytest.raises(KeyboardInterrupt):
         answer(headkv, prompt_of(400))
     assert_holds_conversation(headkv, prompt_of(400 - n_obs))
-    assert headkv.llama.memory.armed == 0 and not headkv.is_compressed
+    assert headkv.llama.memory.observing == 0 and not headkv.is_compressed
     answer(headkv, prompt_of(400))
     assert headkv.is_compressed
 
 
-@pytest.mark.parametrize("method", ["score_arm", "attention_read"])
+@pytest.mark.parametrize("method", ["observe", "attention_read"])
 @pytest.mark.parametrize("status", [STATUS_NO_MEMORY, STATUS_COMPUTE])
 def test_failure_while_repeating_leaves_a_whole_cache(make: Make, method: str, status: int) -> None:
     notices: list[str] = []
@@ -415,7 +415,7 @@ def test_failure_while_repeating_leaves_a_whole_cache(make: Make, method: str, s
         with pytest.raises(NativeError, match=f"{method} failed"):
             answer(headkv, prompt_of(400))
         assert_holds_conversation(headkv, prompt_of(384))
-    assert not headkv.is_compressed and headkv.llama.memory.armed == 0
+    assert not headkv.is_compressed and headkv.llama.memory.observing == 0
 
 
 def test_no_room_to_repeat_is_refused_before_the_prompt_is_read(make: Make) -> None:

@@ -39,7 +39,7 @@ def test_version_and_enums() -> None:
     ours = {f"HEADKV_{name}": value for name, value in vars(_abi).items() if name.startswith("STATUS_")}
     ours["HEADKV_STATUS_INVALID_ARGUMENT"] = -1  # nothing in Python needs a name for it
     for prefix, words in (
-        ("REDUCE", _abi.REDUCES),
+        ("OBSERVE", _abi.OBSERVES),
         ("SCORE", _abi.SCORES),
         ("FOLD", _abi.FOLDS),
         ("POOL", _abi.POOLS),

@@ -67,7 +67,7 @@ def test_compress_reads_scores_only_when_they_are_needed() -> None:
     dynamic = draft_of("ada-snapkv")
     scores = scores_of(dynamic.expected, loud=1)
 
-    def score_read(i: int, scorer: object, n_first: int) -> Floats:
+    def score_read(i: int, scorer: object, n_forced_max: int) -> Floats:
         calls.append(f"read {i}")
         return scores[i]
 
@@ -85,13 +85,13 @@ def test_scores_that_were_read_are_not_made_again() -> None:
     dynamic = draft_of("layer-defensive")
     scores = scores_of(dynamic.expected, loud=1)
     native = SimpleNamespace(
-        score_read=lambda i, scorer, n_first: scores[i], compress=lambda *arguments: given.append(arguments)
+        score_read=lambda i, scorer, n_forced_max: scores[i], compress=lambda *arguments: given.append(arguments)
     )
     final = compress(native, dynamic, 1)  # type: ignore[arg-type]
-    _, scorer, _, _, scoring, made, spans, n_first = given[0]
+    _, scorer, _, _, scoring, made, spans, n_forced_max = given[0]
     assert made is not None and [id(a) for a in made] == [id(a) for a in scores]  # type: ignore[attr-defined]
     assert (scorer.pool_kernel, scoring, spans) == (1, None, ())  # type: ignore[attr-defined]
-    assert n_first == final.n_evictable == 60 - 36
+    assert n_forced_max == final.n_evictable == 60 - 36
 
 
 def test_heads_are_told_apart_by_what_they_see() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv.engine.abi import FOLDS, REDUCES, SCORES
+from pyheadkv.engine.abi import FOLDS, OBSERVES, SCORES
 from pyheadkv.errors import PolicyError
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy import allocators, policy, scorers
@@ -25,20 +25,20 @@ def test_the_library_knows_what_it_is_asked(name: str) -> None:
         scorer = Scorer(name, fold=fold)
         assert scorer.kind in SCORES
         assert scorer.native_fold in FOLDS
-        assert scorer.gathers is None or scorer.gathers in REDUCES
+        assert scorer.gathers is None or scorer.gathers in OBSERVES
 
 
 # last tokens of the prompt that are read by themselves, and what is gathered from them
 OBSERVED = {
-    "snapkv": (16, "max"),
-    "h2o": (N_PROMPT, "max"),
-    "tova": (16, "max"),
-    "criticalkv": (16, "max"),
+    "snapkv": (16, "attn_max"),
+    "h2o": (N_PROMPT, "attn_max"),
+    "tova": (16, "attn_max"),
+    "criticalkv": (16, "attn_max"),
     "layer_defensive": (16, "queries"),
     "streaming": (16, None),
     "knorm": (16, None),
     "keydiff": (16, None),
-    "expected_attention": (N_PROMPT - N_SINK, "moments"),
+    "expected_attention": (N_PROMPT - N_SINK, "query_stats"),
     "kvzip": (16, None),
 }
 
@@ -115,7 +115,7 @@ def test_one_of_each_from_outside_makes_a_plan() -> None:
     draft = draft_plan(shape, parse_policy("sums+all-queries:n_obs=8,fold=max"), "25%", 400)
     assert draft is not None and draft.expected.n_last == 400
     scorer = draft.expected.policy.scorer
-    assert (scorer.kind, scorer.native_fold, scorer.gathers) == ("attention", "layer", "mean")
+    assert (scorer.kind, scorer.native_fold, scorer.gathers) == ("attention", "layer", "attn_mean")
     low, high = (np.full((2, 392), value, dtype=np.float32) for value in (0.01, 0.03))
     rows = draft.finish([low, high]).rows
     assert sum(map(sum, rows)) == 400 and rows[1][0] > rows[0][0]
