@@ -79,7 +79,7 @@ MUTANTS = (
         0,
         ("fwd/rev",),
     ),
-    Mutant("accumulators keep their scale", "headkv-metal.metal", "acc[i][n] *= rescale;", ""),
+    Mutant("accumulators keep their scale", "headkv-metal.metal", "o[i][n] *= rescale;", ""),
     Mutant("weight of another row", "headkv-metal.metal", "(ushort) (ty*NL + cc)", "(ushort) (ty*NL + cc)^1"),
     Mutant("a chunk too few", "headkv-metal-rows.h", "+ size - 1)/size;", ")/size;"),
 )

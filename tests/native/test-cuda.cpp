@@ -87,11 +87,11 @@ static void run(headkv::attn_args args) {
 
     const size_t n_slot = (size_t) 2*args.n_block*kernel::TILE;
     const float  nan    = std::numeric_limits<float>::quiet_NaN();
-    std::vector<float> part_acc(n_slot*D, nan), part_top(n_slot, nan), part_sum(n_slot, nan), weight(args.n_block, nan);
+    std::vector<float> part_o(n_slot*D, nan), part_m(n_slot, nan), part_l(n_slot, nan), weight(args.n_block, nan);
     args.max_tile_queries = kernel::TILE;
-    args.part_acc = part_acc.data();
-    args.part_top = part_top.data();
-    args.part_sum = part_sum.data();
+    args.part_o = part_o.data();
+    args.part_m = part_m.data();
+    args.part_l = part_l.data();
 
     for (int block = 0; block < args.n_block; block++) {
         const headkv::shared_memory<typename kernel::shared_memory> shared;

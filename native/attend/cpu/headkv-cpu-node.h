@@ -65,11 +65,11 @@ struct node_view : headkv_node {
 // work buffer
 //
 
-// what a softmax over some of the rows has come to, for each query of a tile
+// softmax over some of the rows, for each query of a tile, in FlashAttention's letters
 struct partial {
-    float * top; // [TILE] largest score, -INF before the first
-    float * sum; // [TILE] of exp(score - top)
-    float * acc; // [TILE][ld_v] sum of exp(score - top)*V
+    float * m; // [TILE] largest score, -INF before the first
+    float * l; // [TILE] of exp(score - m)
+    float * o; // [TILE][ld_v] sum of exp(score - m)*V
 };
 
 // the part of the work buffer that belongs to one thread
@@ -77,7 +77,7 @@ struct scratch {
     partial part[3];     // of the item cut by the start of the slice, of the one cut by its end, of whole items
     float * q;           // [TILE][ld_k] scaled queries; with many queries [ld_k][TILE]
     float * score;       // [TILE][BLOCK], with many queries [BLOCK][TILE]
-    float * rescale;     // [TILE] factor of acc when top grew
+    float * rescale;     // [TILE] factor of o when m grew
     float * k;           // [BLOCK][ld_k] rows of K as f32
     float * v;           // [BLOCK][ld_v]
     int64_t * n_visible; // [n_tile] tail cells that some query of the tile sees
@@ -95,9 +95,9 @@ inline size_t scratch_layout(scratch & s, const node_view & node, char * base) {
     const auto    take_f32 = [&](int64_t n) { return (float *) take(n*sizeof(float)); };
 
     for (partial & part : s.part) {
-        part.top = take_f32(nq);
-        part.sum = take_f32(nq);
-        part.acc = take_f32(nq*node.ld_v);
+        part.m = take_f32(nq);
+        part.l = take_f32(nq);
+        part.o = take_f32(nq*node.ld_v);
     }
     s.q         = take_f32(nq*node.ld_k);
     s.score     = take_f32(nq*BLOCK);

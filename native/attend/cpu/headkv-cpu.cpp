@@ -76,30 +76,30 @@ static void few_softmax(const node_view & node, const item & it, scratch & s, co
         }
         std::fill(x + block.n, x + n_pad, -INFINITY);
 
-        vec top = vec_load(x);
+        vec m = vec_load(x);
         for (int r = VEC; r < n_pad; r += VEC) {
-            top = vec_max(top, vec_load(x + r));
+            m = vec_max(m, vec_load(x + r));
         }
-        const float top_old = part.top[i];
-        const float top_new = std::max(top_old, vec_top(top));
-        const vec   base    = vec_set(top_new == -INFINITY ? 0.0f : top_new); // -INF - -INF is no number
+        const float m_old = part.m[i];
+        const float m_new = std::max(m_old, vec_top(m));
+        const vec   base    = vec_set(m_new == -INFINITY ? 0.0f : m_new); // -INF - -INF is no number
 
-        vec sum = vec_set(0.0f);
+        vec l = vec_set(0.0f);
         for (int r = 0; r < n_pad; r += VEC) {
             const vec p = vec_exp(vec_sub(vec_load(x + r), base));
-            sum = vec_add(sum, p);
+            l = vec_add(l, p);
             vec_store(x + r, p);
         }
-        s.rescale[i] = top_new > top_old ? expf(top_old - top_new) : 1.0f;
-        part.sum[i]  = part.sum[i]*s.rescale[i] + vec_sum(sum);
-        part.top[i]  = top_new;
+        s.rescale[i] = m_new > m_old ? expf(m_old - m_new) : 1.0f;
+        part.l[i]  = part.l[i]*s.rescale[i] + vec_sum(l);
+        part.m[i]  = m_new;
     }
 }
 
 static void few_values(const node_view & node, const item & it, scratch & s, const row_block & block, partial & part) {
     const gemm_lhs weights = { s.score, BLOCK, 1 };
     const auto accumulate = [&](const auto & rows) {
-        gemm(it.n_query(), node.ld_v, block.n, part.acc, node.ld_v, s.rescale, weights, rows);
+        gemm(it.n_query(), node.ld_v, block.n, part.o, node.ld_v, s.rescale, weights, rows);
     };
     if (is_float(node.v->type) && node.n_v == node.ld_v) {
         switch (node.v->type) {
@@ -148,30 +148,30 @@ static void many_scores(const node_view & node, const item & it, scratch & s, co
 static void many_softmax(const item & it, scratch & s, const row_block & block, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
     for (int64_t i = 0; i < nq; i += VEC) {
-        const vec top_old = vec_load(part.top + i);
-        vec top = top_old;
+        const vec m_old = vec_load(part.m + i);
+        vec m = m_old;
         for (int r = 0; r < block.n; r++) {
-            top = vec_max(top, vec_load(s.score + r*nq + i));
+            m = vec_max(m, vec_load(s.score + r*nq + i));
         }
-        const vec base = vec_max(top, vec_set(-FLT_MAX)); // -INF - -INF is no number
-        vec sum = vec_set(0.0f);
+        const vec base = vec_max(m, vec_set(-FLT_MAX)); // -INF - -INF is no number
+        vec l = vec_set(0.0f);
         for (int r = 0; r < block.n; r++) {
             float * x = s.score + r*nq + i;
             const vec p = vec_exp(vec_sub(vec_load(x), base));
-            sum = vec_add(sum, p);
+            l = vec_add(l, p);
             vec_store(x, p);
         }
-        const vec rescale = vec_exp(vec_sub(top_old, base));
+        const vec rescale = vec_exp(vec_sub(m_old, base));
         vec_store(s.rescale + i, rescale);
-        vec_store(part.sum + i, vec_fma(vec_load(part.sum + i), rescale, sum));
-        vec_store(part.top + i, top);
+        vec_store(part.l + i, vec_fma(vec_load(part.l + i), rescale, l));
+        vec_store(part.m + i, m);
     }
 }
 
 static void many_values(const node_view & node, const item & it, scratch & s, const row_block & block, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
     rows_to_f32(node.v->type, block.v, block.n, node.n_v, s.v, node.ld_v);
-    gemm(it.n_query(), node.ld_v, block.n, part.acc, node.ld_v, s.rescale, { s.score, 1, nq }, row_matrix{ s.v, node.ld_v });
+    gemm(it.n_query(), node.ld_v, block.n, part.o, node.ld_v, s.rescale, { s.score, 1, nq }, row_matrix{ s.v, node.ld_v });
 }
 
 //
@@ -208,9 +208,9 @@ static void prefetch_rows(ggml_type type, const char * const * rows, int n, size
 // attention of an item over its rows [begin, end)
 static void attend(const node_view & node, const item & it, int64_t begin, int64_t end, scratch & s, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
-    std::fill_n(part.top, nq, -INFINITY);
-    std::fill_n(part.sum, nq, 0.0f);
-    std::fill_n(part.acc, nq*node.ld_v, 0.0f);
+    std::fill_n(part.m, nq, -INFINITY);
+    std::fill_n(part.l, nq, 0.0f);
+    std::fill_n(part.o, nq*node.ld_v, 0.0f);
     load_queries(node, it, s);
 
     const bool few = it.n_query() <= FEW_QUERIES;
@@ -243,29 +243,29 @@ static void attend(const node_view & node, const item & it, int64_t begin, int64
     }
 }
 
-// query i of an item is done: acc / sum, with the sink of its head in the sum
+// query i of an item is done: o / l, with the sink of its head in l
 static void write_query(
-        const node_view & node, const item & it, int64_t i, float top, float sum, const float * acc, ggml_tensor * dst) {
+        const node_view & node, const item & it, int64_t i, float m, float l, const float * o, ggml_tensor * dst) {
     const int64_t tok  = (it.begin + i)/node.n_gqa;
     const int64_t head = (it.begin + i)%node.n_gqa + it.ih*node.n_gqa;
     float factor = 1.0f;
     if (node.sinks) {
         const float sink    = ((const float *) node.sinks->data)[head];
-        const float top_new = std::max(top, sink);
-        factor = expf(top - top_new);
-        sum    = sum*factor + expf(sink - top_new);
+        const float m_new = std::max(m, sink);
+        factor = expf(m - m_new);
+        l    = l*factor + expf(sink - m_new);
     }
-    factor = sum == 0.0f ? 0.0f : factor/sum;
+    factor = l == 0.0f ? 0.0f : factor/l;
 
     float * x = (float *) ((char *) dst->data + head*dst->nb[1] + tok*dst->nb[2]);
     for (int64_t d = 0; d < node.n_v; d++) {
-        x[d] = acc[d]*factor;
+        x[d] = o[d]*factor;
     }
 }
 
 static void write_item(const node_view & node, const item & it, const partial & part, ggml_tensor * dst) {
     for (int64_t i = 0; i < it.n_query(); i++) {
-        write_query(node, it, i, part.top[i], part.sum[i], part.acc + i*node.ld_v, dst);
+        write_query(node, it, i, part.m[i], part.l[i], part.o + i*node.ld_v, dst);
     }
 }
 
@@ -332,28 +332,28 @@ static void compute_slice(const node_view & node, const line & line, int64_t ith
 static void combine_query(
         const node_view & node, const line & line, const item & it, int64_t j, int64_t x, int64_t first, int64_t last,
         void * wdata, scratch & s, ggml_tensor * dst) {
-    float   top = -INFINITY;
-    float   sum = 0.0f;
-    float * acc = s.part[2].acc;
-    std::fill_n(acc, node.ld_v, 0.0f);
+    float   m = -INFINITY;
+    float   l = 0.0f;
+    float * o = s.part[2].o;
+    std::fill_n(o, node.ld_v, 0.0f);
     for (int64_t ith = first; ith <= last; ith++) {
         if (line.slice_begin(ith) == line.slice_begin(ith + 1)) {
             continue; // more threads than rows
         }
         const partial part = scratch_of(node, wdata, (int) ith).part[part_of_cut(line, x, ith)];
-        if (part.sum[j] == 0.0f) {
+        if (part.l[j] == 0.0f) {
             continue;
         }
-        const float top_new = std::max(top, part.top[j]);
-        const float f_old   = expf(top - top_new);
-        const float f_part  = expf(part.top[j] - top_new);
+        const float m_new = std::max(m, part.m[j]);
+        const float f_old   = expf(m - m_new);
+        const float f_part  = expf(part.m[j] - m_new);
         for (int64_t d = 0; d < node.n_v; d++) {
-            acc[d] = acc[d]*f_old + part.acc[j*node.ld_v + d]*f_part;
+            o[d] = o[d]*f_old + part.o[j*node.ld_v + d]*f_part;
         }
-        sum = sum*f_old + part.sum[j]*f_part;
-        top = top_new;
+        l = l*f_old + part.l[j]*f_part;
+        m = m_new;
     }
-    write_query(node, it, j, top, sum, acc, dst);
+    write_query(node, it, j, m, l, o, dst);
 }
 
 static void combine_cut_items(

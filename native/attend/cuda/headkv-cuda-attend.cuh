@@ -17,23 +17,23 @@
 
 namespace headkv {
 
-// query j of KV head ih, done: acc / sum, with the sink of its head in the sum
+// query j of KV head ih, done: o / l, with the sink of its head in l
 struct output {
     float * x;      // [n_embd_head]
     float   factor;
 
-    HEADKV_METHOD output(const attn_args & args, int n_embd_head, int ih, int j, float top, float sum) {
+    HEADKV_METHOD output(const attn_args & args, int n_embd_head, int ih, int j, float m, float l) {
         const int tok  = j/args.n_gqa;
         const int head = j%args.n_gqa + ih*args.n_gqa;
         float scale = 1.0f;
         if (args.sinks) {
             const float sink    = args.sinks[head];
-            const float top_new = fmaxf(top, sink);
-            scale = expf(top - top_new);
-            sum   = sum*scale + expf(sink - top_new);
+            const float m_new = fmaxf(m, sink);
+            scale = expf(m - m_new);
+            l   = l*scale + expf(sink - m_new);
         }
         x      = args.dst + ((int64_t) tok*args.n_gqa*args.n_head_kv + head)*n_embd_head;
-        factor = sum > 0.0f ? scale/sum : 0.0f;
+        factor = l > 0.0f ? scale/l : 0.0f;
     }
 };
 
@@ -57,10 +57,10 @@ struct attend {
     struct shared_memory {
         union {
             alignas(16) uint32_t q[N_Q16][K_STEPS][WARP][4]; // queries, as the lanes' operands
-            float    acc[N_SPLIT > 1 ? N_Q16 : 1][COLUMNS][4][N_SPLIT > 1 ? WARP : 1]; // while warps add up
+            float    o[N_SPLIT > 1 ? N_Q16 : 1][COLUMNS][4][N_SPLIT > 1 ? WARP : 1]; // while warps add up
         };
-        float top[N_Q16][N_SPLIT][16];
-        float sum[N_Q16][N_SPLIT][16];
+        float m[N_Q16][N_SPLIT][16];
+        float l[N_Q16][N_SPLIT][16];
     };
 
     struct item {
@@ -155,21 +155,21 @@ struct attend {
 
     // what a lane knows of its queries g and g + 8 after some of the rows
     struct state {
-        float top[2];
-        float sum[2];
-        float acc[COLUMNS][4]; // D of the matrix instruction, for each column group
+        float m[2];
+        float l[2];
+        float o[COLUMNS][4]; // D of the matrix instruction, for each column group
 
         HEADKV_METHOD state() {
             HEADKV_UNROLL
             for (int r = 0; r < 2; r++) {
-                top[r] = NO_SCORE;
-                sum[r] = 0.0f;
+                m[r] = NO_SCORE;
+                l[r] = 0.0f;
             }
             HEADKV_UNROLL
             for (int i = 0; i < COLUMNS; i++) {
                 HEADKV_UNROLL
                 for (int c = 0; c < 4; c++) {
-                    acc[i][c] = 0.0f;
+                    o[i][c] = 0.0f;
                 }
             }
         }
@@ -179,7 +179,7 @@ struct attend {
             for (int i = 0; i < COLUMNS; i++) {
                 HEADKV_UNROLL
                 for (int c = 0; c < 4; c++) {
-                    acc[i][c] *= factor[c/2];
+                    o[i][c] *= factor[c/2];
                 }
             }
         }
@@ -205,19 +205,19 @@ struct attend {
     HEADKV_METHOD void load_queries(const item & it) {
         for (int i = thread_index(); i < N_Q16*K_STEPS*WARP*4; i += N_THREAD) {
             const int r = i%4; // operand register: query g or g + 8, k 0..7 or 8..15
-            const int l = i/4%WARP;
+            const int lane_q = i/4%WARP;
             const int s = i/4/WARP%K_STEPS;
-            const int m = i/4/WARP/K_STEPS;
-            const int j = it.begin + 16*m + l/4 + r%2*8;
+            const int q16    = i/4/WARP/K_STEPS;
+            const int j = it.begin + 16*q16 + lane_q/4 + r%2*8;
             float x[2] = { 0.0f, 0.0f };
             if (j < it.end) {
                 const int    tok  = j/args.n_gqa;
                 const int    head = j%args.n_gqa + it.ih*args.n_gqa;
                 const float * q   = (const float *) (args.q + tok*args.nb_q_tok + head*args.nb_q_head);
-                x[0] = q[k_element(s, l%4, r/2, 0)]*args.scale;
-                x[1] = q[k_element(s, l%4, r/2, 1)]*args.scale;
+                x[0] = q[k_element(s, lane_q%4, r/2, 0)]*args.scale;
+                x[1] = q[k_element(s, lane_q%4, r/2, 1)]*args.scale;
             }
-            shared.q[m][s][l][r] = half2_make(x[0], x[1]);
+            shared.q[q16][s][lane_q][r] = half2_make(x[0], x[1]);
         }
     }
 
@@ -288,19 +288,19 @@ struct attend {
         float factor[2];
         HEADKV_UNROLL
         for (int r = 0; r < 2; r++) {
-            float top = fmaxf(fmaxf(s[0][2*r], s[0][2*r + 1]), fmaxf(s[1][2*r], s[1][2*r + 1]));
-            top = fmaxf(top, lane_xor(top, 1));
-            top = fmaxf(top, lane_xor(top, 2));
-            top = fmaxf(top, st.top[r]);
-            factor[r] = expf(st.top[r] - top);
-            st.top[r] = top;
-            st.sum[r] *= factor[r]; // of this lane's rows only, until the end
+            float m = fmaxf(fmaxf(s[0][2*r], s[0][2*r + 1]), fmaxf(s[1][2*r], s[1][2*r + 1]));
+            m = fmaxf(m, lane_xor(m, 1));
+            m = fmaxf(m, lane_xor(m, 2));
+            m = fmaxf(m, st.m[r]);
+            factor[r] = expf(st.m[r] - m);
+            st.m[r] = m;
+            st.l[r] *= factor[r]; // of this lane's rows only, until the end
             HEADKV_UNROLL
             for (int j = 0; j < 2; j++) {
                 HEADKV_UNROLL
                 for (int h = 0; h < 2; h++) {
-                    s[j][2*r + h] = expf(s[j][2*r + h] - top);
-                    st.sum[r] += s[j][2*r + h];
+                    s[j][2*r + h] = expf(s[j][2*r + h] - m);
+                    st.l[r] += s[j][2*r + h];
                 }
             }
         }
@@ -320,7 +320,7 @@ struct attend {
             const uint32_t selector = i%2 ? 0x7632 : 0x5410; // the high or the low f16 of two words
             const uint32_t b0 = byte_perm(w[0][i/2], w[1][i/2], selector);
             const uint32_t b1 = byte_perm(w[2][i/2], w[3][i/2], selector);
-            matrix_multiply_add(st.acc[first + i], p, b0, b1);
+            matrix_multiply_add(st.o[first + i], p, b0, b1);
         }
     }
 
@@ -370,15 +370,15 @@ struct attend {
     HEADKV_METHOD void join(state & st) {
         HEADKV_UNROLL
         for (int r = 0; r < 2; r++) {
-            st.sum[r] += lane_xor(st.sum[r], 1);
-            st.sum[r] += lane_xor(st.sum[r], 2);
+            st.l[r] += lane_xor(st.l[r], 1);
+            st.l[r] += lane_xor(st.l[r], 2);
         }
         if constexpr (N_SPLIT > 1) {
             if (t == 0) {
                 HEADKV_UNROLL
                 for (int r = 0; r < 2; r++) {
-                    shared.top[warp_q][split][g + 8*r] = st.top[r];
-                    shared.sum[warp_q][split][g + 8*r] = st.sum[r];
+                    shared.m[warp_q][split][g + 8*r] = st.m[r];
+                    shared.l[warp_q][split][g + 8*r] = st.l[r];
                 }
             }
             sync_block(); // and nobody reads the queries any more
@@ -386,16 +386,16 @@ struct attend {
             float factor[2];
             HEADKV_UNROLL
             for (int r = 0; r < 2; r++) {
-                float top = NO_SCORE;
+                float m = NO_SCORE;
                 for (int i = 0; i < N_SPLIT; i++) {
-                    top = fmaxf(top, shared.top[warp_q][i][g + 8*r]);
+                    m = fmaxf(m, shared.m[warp_q][i][g + 8*r]);
                 }
-                st.sum[r] = 0.0f;
+                st.l[r] = 0.0f;
                 for (int i = 0; i < N_SPLIT; i++) {
-                    st.sum[r] += shared.sum[warp_q][i][g + 8*r]*expf(shared.top[warp_q][i][g + 8*r] - top);
+                    st.l[r] += shared.l[warp_q][i][g + 8*r]*expf(shared.m[warp_q][i][g + 8*r] - m);
                 }
-                factor[r] = expf(st.top[r] - top);
-                st.top[r] = top;
+                factor[r] = expf(st.m[r] - m);
+                st.m[r] = m;
             }
             st.rescale(factor);
 
@@ -405,7 +405,7 @@ struct attend {
                     for (int i = 0; i < COLUMNS; i++) {
                         HEADKV_UNROLL
                         for (int c = 0; c < 4; c++) {
-                            shared.acc[warp_q][i][c][lane] = st.acc[i][c];
+                            shared.o[warp_q][i][c][lane] = st.o[i][c];
                         }
                     }
                 }
@@ -415,7 +415,7 @@ struct attend {
                     for (int i = 0; i < COLUMNS; i++) {
                         HEADKV_UNROLL
                         for (int c = 0; c < 4; c++) {
-                            st.acc[i][c] += shared.acc[warp_q][i][c][lane];
+                            st.o[i][c] += shared.o[warp_q][i][c][lane];
                         }
                     }
                 }
@@ -430,7 +430,7 @@ struct attend {
         for (int i = 0; i < COLUMNS; i += 2) { // elements of neighbouring groups are neighbours in every type
             HEADKV_UNROLL
             for (int h = 0; h < 2; h++) {
-                store_pair(x + v_element(i, 2*t + h), st.acc[i][2*r + h]*factor, st.acc[i + 1][2*r + h]*factor);
+                store_pair(x + v_element(i, 2*t + h), st.o[i][2*r + h]*factor, st.o[i + 1][2*r + h]*factor);
             }
         }
     }
@@ -447,15 +447,15 @@ struct attend {
                 continue;
             }
             if (part < 0) {
-                const output out(args, D, it.ih, it.begin + i, st.top[r], st.sum[r]);
+                const output out(args, D, it.ih, it.begin + i, st.m[r], st.l[r]);
                 write_row(st, r, out.factor, out.x);
                 continue;
             }
             const int64_t slot = (int64_t) part*args.max_tile_queries + i;
-            write_row(st, r, 1.0f, args.part_acc + slot*D);
+            write_row(st, r, 1.0f, args.part_o + slot*D);
             if (t == 0) {
-                args.part_top[slot] = st.top[r];
-                args.part_sum[slot] = st.sum[r];
+                args.part_m[slot] = st.m[r];
+                args.part_l[slot] = st.l[r];
             }
         }
     }

@@ -15,7 +15,7 @@ struct combine {
 
     struct shared_memory {
         float reduce[N_WARP];
-        alignas(8) float acc[N_GROUP][D]; // stored in pairs
+        alignas(8) float o[N_GROUP][D]; // stored in pairs
         // behind it: float [n_block] weights of the parts
     };
 
@@ -56,20 +56,20 @@ struct combine {
         }
         const int  n_part = last - first + 1;
         const int  i_tile = j - args.tile_begin(tile);
-        const auto slot   = [&](int l) { return (int64_t) line.part(x, first + l)*args.max_tile_queries + i_tile; };
+        const auto slot   = [&](int i_part) { return (int64_t) line.part(x, first + i_part)*args.max_tile_queries + i_tile; };
 
-        float top = NO_SCORE;
-        for (int l = thread_index(); l < n_part; l += N_THREAD) {
-            top = fmaxf(top, args.part_top[slot(l)]);
+        float m = NO_SCORE;
+        for (int i_part = thread_index(); i_part < n_part; i_part += N_THREAD) {
+            m = fmaxf(m, args.part_m[slot(i_part)]);
         }
-        top = reduce(shared, top, true);
+        m = reduce(shared, m, true);
 
-        float sum = 0.0f;
-        for (int l = thread_index(); l < n_part; l += N_THREAD) {
-            weight[l] = expf(args.part_top[slot(l)] - top);
-            sum += args.part_sum[slot(l)]*weight[l];
+        float l = 0.0f;
+        for (int i_part = thread_index(); i_part < n_part; i_part += N_THREAD) {
+            weight[i_part] = expf(args.part_m[slot(i_part)] - m);
+            l += args.part_l[slot(i_part)]*weight[i_part];
         }
-        sum = reduce(shared, sum, false); // and all weights are there
+        l = reduce(shared, l, false); // and all weights are there
 
         const int group = thread_index()/N_PAIR;
         const int d     = thread_index()%N_PAIR*2;
@@ -77,22 +77,22 @@ struct combine {
             float a = 0.0f;
             float b = 0.0f;
             HEADKV_UNROLL_4
-            for (int l = group; l < n_part; l += N_GROUP) {
-                const float * acc = args.part_acc + slot(l)*D + d;
-                a += acc[0]*weight[l];
-                b += acc[1]*weight[l];
+            for (int i_part = group; i_part < n_part; i_part += N_GROUP) {
+                const float * o = args.part_o + slot(i_part)*D + d;
+                a += o[0]*weight[i_part];
+                b += o[1]*weight[i_part];
             }
-            store_pair(shared.acc[group] + d, a, b);
+            store_pair(shared.o[group] + d, a, b);
         }
         sync_block();
 
-        const output out(args, D, ih, j, top, sum);
+        const output out(args, D, ih, j, m, l);
         for (int e = thread_index(); e < D; e += N_THREAD) {
-            float acc = 0.0f;
+            float o = 0.0f;
             for (int i = 0; i < N_GROUP; i++) {
-                acc += shared.acc[i][e];
+                o += shared.o[i][e];
             }
-            out.x[e] = acc*out.factor;
+            out.x[e] = o*out.factor;
         }
     }
 };

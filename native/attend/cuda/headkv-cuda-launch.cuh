@@ -43,12 +43,12 @@ static void launch(ggml_backend_cuda_context & ctx, attn_args args) {
     args.max_tile_queries = kernel::TILE;
 
     const size_t n_slot = (size_t) 2*args.n_block*kernel::TILE;
-    ggml_cuda_pool_alloc<float> part_acc(ctx.pool(), n_slot*D);
-    ggml_cuda_pool_alloc<float> part_top(ctx.pool(), n_slot);
-    ggml_cuda_pool_alloc<float> part_sum(ctx.pool(), n_slot);
-    args.part_acc = part_acc.get();
-    args.part_top = part_top.get();
-    args.part_sum = part_sum.get();
+    ggml_cuda_pool_alloc<float> part_o(ctx.pool(), n_slot*D);
+    ggml_cuda_pool_alloc<float> part_m(ctx.pool(), n_slot);
+    ggml_cuda_pool_alloc<float> part_l(ctx.pool(), n_slot);
+    args.part_o = part_o.get();
+    args.part_m = part_m.get();
+    args.part_l = part_l.get();
 
     attend_kernel<Row, D, N_Q16><<<args.n_block, kernel::N_THREAD, 0, ctx.stream()>>>(args);
     CUDA_CHECK(cudaGetLastError());

@@ -39,9 +39,9 @@ struct attn_args {
     const int32_t * row_ptr;  // [n_head_kv + 1]
     float *         dst;      // [n_embd_head, n_head, n_tok]
 
-    float * part_acc;         // [2*n_block][max_tile_queries][n_embd_head] sum of exp(score - top)*V
-    float * part_top;         // [2*n_block][max_tile_queries]
-    float * part_sum;         // [2*n_block][max_tile_queries] sum of exp(score - top)
+    float * part_o;         // [2*n_block][max_tile_queries][n_embd_head] sum of exp(score - m)*V
+    float * part_m;         // [2*n_block][max_tile_queries]
+    float * part_l;         // [2*n_block][max_tile_queries] sum of exp(score - m)
 
     int64_t nb_q_tok, nb_q_head;       // bytes from one to the next
     int64_t nb_k_row, nb_k_head;

@@ -103,14 +103,14 @@ kernel void headkv_attend(
     v_rows.nb_tail   = args.nb_v_row;
     v_rows.n_hot  = n_hot(row_ptr, c.ih);
 
-    float  top[TQ];
-    float  sum[TQ]; // of the rows that the lane owns
-    float4 acc[TQ][N];
+    float  m[TQ];
+    float  l[TQ]; // of the rows that the lane owns
+    float4 o[TQ][N];
     HEADKV_UNROLL (short i = 0; i < TQ; i++) {
-        top[i] = NO_SCORE;
-        sum[i] = 0.0f;
+        m[i] = NO_SCORE;
+        l[i] = 0.0f;
         HEADKV_UNROLL (short n = 0; n < N; n++) {
-            acc[i][n] = float4(0.0f);
+            o[i][n] = float4(0.0f);
         }
     }
 
@@ -123,8 +123,8 @@ kernel void headkv_attend(
         HEADKV_UNROLL (short i = 0; i < TQ; i++) {
             bias[i] = own < c.end && i < n_q ? 0.0f : NO_SCORE;
             if (args.has_mask && cell >= 0 && bias[i] == 0.0f) {
-                const float m = ((device const half *) (mask + (first + i)/args.n_gqa*args.nb_mask))[cell];
-                bias[i] = m > MASKED ? m : NO_SCORE;
+                const float value = ((device const half *) (mask + (first + i)/args.n_gqa*args.nb_mask))[cell];
+                bias[i] = value > MASKED ? value : NO_SCORE;
             }
             bias_max = max(bias_max, bias[i]);
         }
@@ -158,13 +158,13 @@ kernel void headkv_attend(
         HEADKV_UNROLL (short i = 0; i < TQ; i++) {
             const float capped  = args.softcap != 0.0f ? args.softcap*precise::tanh(s[i]) : s[i];
             const float score   = bias[i] > NO_SCORE ? capped + bias[i] : NO_SCORE;
-            const float top_new = max(top[i], simd_max(score));
-            const float rescale = exp(top[i] - top_new);
-            top[i] = top_new;
-            s[i]   = score > NO_SCORE ? exp(score - top_new) : 0.0f;
-            sum[i] = sum[i]*rescale + s[i];
+            const float m_new = max(m[i], simd_max(score));
+            const float rescale = exp(m[i] - m_new);
+            m[i] = m_new;
+            s[i]   = score > NO_SCORE ? exp(score - m_new) : 0.0f;
+            l[i] = l[i]*rescale + s[i];
             HEADKV_UNROLL (short n = 0; n < N; n++) {
-                acc[i][n] *= rescale;
+                o[i][n] *= rescale;
             }
         }
 
@@ -179,7 +179,7 @@ kernel void headkv_attend(
             HEADKV_UNROLL (short i = 0; i < TQ; i++) {
                 const float weight = simd_shuffle(s[i], (ushort) (ty*NL + cc)); // of the lane that owns the row
                 HEADKV_UNROLL (short n = 0; n < N; n++) {
-                    acc[i][n] += weight*x[n];
+                    o[i][n] += weight*x[n];
                 }
             }
         }
@@ -187,16 +187,16 @@ kernel void headkv_attend(
 
     // rows of the SIMD-group: now all lanes with the same tx hold the same
     HEADKV_UNROLL (short i = 0; i < TQ; i++) {
-        sum[i] = simd_sum(sum[i]);
+        l[i] = simd_sum(l[i]);
         HEADKV_UNROLL (short n = 0; n < N; n++) {
             HEADKV_UNROLL (short d = NL; d < 32; d *= 2) {
-                acc[i][n] += simd_shuffle_xor(acc[i][n], d);
+                o[i][n] += simd_shuffle_xor(o[i][n], d);
             }
         }
     }
 
     // SIMD-groups, one after another, in the place of the queries
-    threadgroup float2 * state = (threadgroup float2 *) (shared + TQ*P); // [TQ] top, sum
+    threadgroup float2 * state = (threadgroup float2 *) (shared + TQ*P); // [TQ] m, l
     for (ushort other = 1; other < n_sg; other++) {
         threadgroup_barrier(mem_flags::mem_threadgroup); // queries, or the one before, are read
         if (sg == other) {
@@ -204,11 +204,11 @@ kernel void headkv_attend(
                 HEADKV_UNROLL (short n = 0; n < N; n++) {
                     const short piece = tx + n*NL;
                     if (ty == 0 && piece < P) {
-                        shared[i*P + piece] = acc[i][n];
+                        shared[i*P + piece] = o[i][n];
                     }
                 }
                 if (lane == 0) {
-                    state[i] = float2(top[i], sum[i]);
+                    state[i] = float2(m[i], l[i]);
                 }
             }
         }
@@ -216,14 +216,14 @@ kernel void headkv_attend(
         if (sg == 0) {
             HEADKV_UNROLL (short i = 0; i < TQ; i++) {
                 const float2 that    = state[i];
-                const float  top_new = max(top[i], that.x);
-                const float  a       = exp(top[i] - top_new);
-                const float  b       = exp(that.x - top_new);
-                top[i] = top_new;
-                sum[i] = sum[i]*a + that.y*b;
+                const float  m_new = max(m[i], that.x);
+                const float  a       = exp(m[i] - m_new);
+                const float  b       = exp(that.x - m_new);
+                m[i] = m_new;
+                l[i] = l[i]*a + that.y*b;
                 HEADKV_UNROLL (short n = 0; n < N; n++) {
                     const short piece = tx + n*NL;
-                    acc[i][n] = acc[i][n]*a + (piece < P ? shared[i*P + piece]*b : float4(0.0f));
+                    o[i][n] = o[i][n]*a + (piece < P ? shared[i*P + piece]*b : float4(0.0f));
                 }
             }
         }
@@ -234,17 +234,17 @@ kernel void headkv_attend(
     }
     const int n_slot = (args.n_query + TQ - 1)/TQ*args.n_worker*TQ;
     const int slot0  = (tile*args.n_worker + group_position.x)*TQ;
-    device float4 * part_acc   = (device float4 *) part;
-    device float2 * part_state = (device float2 *) (part_acc + (uint64_t) n_slot*P);
+    device float4 * part_o   = (device float4 *) part;
+    device float2 * part_state = (device float2 *) (part_o + (uint64_t) n_slot*P);
     HEADKV_UNROLL (short i = 0; i < TQ; i++) {
         HEADKV_UNROLL (short n = 0; n < N; n++) {
             const short piece = tx + n*NL;
             if (ty == 0 && piece < P) {
-                part_acc[(uint64_t) (slot0 + i)*P + piece] = acc[i][n];
+                part_o[(uint64_t) (slot0 + i)*P + piece] = o[i][n];
             }
         }
         if (lane == 0) {
-            part_state[slot0 + i] = float2(top[i], sum[i]);
+            part_state[slot0 + i] = float2(m[i], l[i]);
         }
     }
 }
@@ -270,34 +270,34 @@ kernel void headkv_combine(
     const int n_piece = args.n_embd_head/4;
     const int n_slot  = (args.n_query + args.tile - 1)/args.tile*args.n_worker*args.tile;
     const int slot0   = (j/args.tile*args.n_worker + first)*args.tile + j%args.tile; // slots of the query: one in each chunk
-    device const float4 * part_acc   = (device const float4 *) part;
-    device const float2 * part_state = (device const float2 *) (part_acc + (uint64_t) n_slot*n_piece);
+    device const float4 * part_o   = (device const float4 *) part;
+    device const float2 * part_state = (device const float2 *) (part_o + (uint64_t) n_slot*n_piece);
 
     const int head = ih*args.n_gqa + j%args.n_gqa;
 
-    float top = args.has_sinks ? sinks[head] : NO_SCORE;
+    float m = args.has_sinks ? sinks[head] : NO_SCORE;
     for (int i = lane; i < n; i += 32) {
-        top = max(top, part_state[slot0 + i*args.tile].x);
+        m = max(m, part_state[slot0 + i*args.tile].x);
     }
-    top = simd_max(top);
+    m = simd_max(m);
 
-    float sum = 0.0f;
+    float l = 0.0f;
     for (int i = lane; i < n; i += 32) {
         const float2 state = part_state[slot0 + i*args.tile];
-        sum += state.y*exp(state.x - top);
+        l += state.y*exp(state.x - m);
     }
-    sum = simd_sum(sum) + (args.has_sinks ? exp(sinks[head] - top) : 0.0f);
+    l = simd_sum(l) + (args.has_sinks ? exp(sinks[head] - m) : 0.0f);
 
-    const float factor = sum > 0.0f ? 1.0f/sum : 0.0f; // a query that sees nothing gets zeros
+    const float factor = l > 0.0f ? 1.0f/l : 0.0f; // a query that sees nothing gets zeros
 
     device float4 * out = (device float4 *) dst + (uint64_t) (j/args.n_gqa*args.n_gqa*args.n_head_kv + head)*n_piece;
     for (int piece = lane; piece < n_piece; piece += 32) {
-        float4 acc = float4(0.0f);
+        float4 o = float4(0.0f);
         for (int i = 0; i < n; i++) {
             const int slot = slot0 + i*args.tile;
-            acc += part_acc[(uint64_t) slot*n_piece + piece]*exp(part_state[slot].x - top);
+            o += part_o[(uint64_t) slot*n_piece + piece]*exp(part_state[slot].x - m);
         }
-        out[piece] = acc*factor;
+        out[piece] = o*factor;
     }
 }
 
