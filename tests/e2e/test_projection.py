@@ -84,7 +84,7 @@ def test_defensive_rows_are_the_highest_scores(open_context: MakeContext) -> Non
     context = open_context(tiny, n_ubatch=5)  # the window lies in two ubatches
     observe(context, tokens, DEFENSIVE)
     scores = [context.native.score_read(i, DEFENSIVE, 20) for i in range(tiny.n_layer)]
-    context.native.compress(np.array(WANTED), DEFENSIVE, N_SINK, n_forced=20)
+    context.native.compress(np.array(WANTED), DEFENSIVE, N_SINK, n_forced_max=20)
     rows_of = iter(WANTED)
     for il, layer in enumerate(context.kept()):
         for ih, kept in enumerate(layer):

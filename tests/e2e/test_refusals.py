@@ -175,7 +175,7 @@ INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
     ),
     "share above 1": (
         lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
-        "heeds holds a value outside 0 to 1",
+        "vote_shares holds a value outside 0 to 1",
     ),
     "position in the window": (
         lambda c: c.native.keep(with_head(2, [5, N_PREFIX]), N_OBS),
