@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from pyheadkv.bench.run import run_bench
-from pyheadkv.bench.setup import Setup, Trial
+from pyheadkv.bench.setup import Setup
+from pyheadkv.policy.trial import Trial
 
 __all__ = ["Setup", "Trial", "run_bench"]

@@ -14,8 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyheadkv.bench.setup import Setup, Trial, check_compressed, finish, make_session
+from pyheadkv.bench.setup import Setup, check_compressed, finish, make_session
 from pyheadkv.errors import BenchError, HeadKVError
+from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
     import llama_cpp

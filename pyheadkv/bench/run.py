@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from pyheadkv.bench.reading import Reading, read_apart
-from pyheadkv.bench.setup import Setup, Trial
+from pyheadkv.bench.setup import Setup
 from pyheadkv.bench.speed import Race, Speed, Spread
 from pyheadkv.files.jsonl import Record
 from pyheadkv.policy.plan import Plan
+from pyheadkv.policy.trial import Trial
 
 Progress = Callable[[int, int, str], None]
 _RSS = ("rss_loaded", "rss_whole", "rss_read", "rss_decoded", "rss_peak")
@@ -108,7 +109,7 @@ def record_of(
         "n_rounds": setup.n_rounds,
         "n_prompt": plan.n_prompt,
         "policy": trial.name,
-        "settled": str(plan.policy),
+        "resolved": str(plan.policy),
         "budget": trial.budget.request,
         "keep_ratio": plan.keep_ratio,
         "stock": {"ms_prefill": ms_prefill} | _side(speed.ms_stock, stock),

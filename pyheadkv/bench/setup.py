@@ -16,25 +16,13 @@ from pyheadkv.engine.llama import logits
 from pyheadkv.engine.load import FIRST_CELLS, opened
 from pyheadkv.errors import BenchError, NativeError, UsageError
 from pyheadkv.model.shape import ModelShape
-from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import DraftPlan, Plan, draft_plan
-from pyheadkv.policy.policy import PolicyChoice
-from pyheadkv.profile import Profile
+from pyheadkv.policy.plan import DraftPlan, Plan
+from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
     import llama_cpp
 
 ROOM = 512  # positions of our context beside prompt and tokens: for a lookahead, and for a policy that reads twice
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A policy under the name that was typed, a budget, and the head scores that go with them."""
-
-    name: str
-    policy: PolicyChoice
-    budget: Budget
-    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +69,7 @@ class Setup:
                 f"a prompt of {n_prompt} tokens and what comes after it need {n_needed} positions, "
                 f"this model has {self.shape.n_ctx_train}"
             )
-        draft = draft_plan(
-            self.shape,
-            trial.policy,
-            trial.budget,
-            n_prompt,
-            type_k=self.type_k,
-            type_v=self.type_v,
-            profile=trial.profile,
-        )
+        draft = trial.draft(self.shape, n_prompt, self.type_k, self.type_v)
         if draft is None:
             raise UsageError(f"budget {trial.budget.request} compresses nothing of {n_prompt} tokens")
         return draft

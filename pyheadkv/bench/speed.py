@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyheadkv.bench.setup import Setup, Trial, finish, no_memory
+from pyheadkv.bench.setup import Setup, finish, no_memory
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import begin_observation
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.llama import cut
 from pyheadkv.policy.plan import DraftPlan, Plan
+from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
     import llama_cpp

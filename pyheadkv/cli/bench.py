@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pyheadkv.bench import Setup, Trial, run_bench
+from pyheadkv.bench import Setup, run_bench
 from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
 from pyheadkv.cli.options import BenchOptions
-from pyheadkv.cli.parsing import contender, make_folder, parse_budgets, parse_lengths, split_policies
+from pyheadkv.cli.parsing import make_folder, make_trials, parse_budgets, parse_lengths, split_policies
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.engine.load import usable_threads
 from pyheadkv.engine.sources import resolve_model
@@ -44,8 +44,7 @@ def run(options: BenchOptions) -> None:
     block = Block.parse(options.readme) if options.readme else None
     file = _result_file(options.output)
     setup, profile = _setup(options)
-    contenders = [contender(text, profile) for text in policies]
-    trials = [Trial(it.name, it.policy, budget, it.profile) for it in contenders for budget in budgets]
+    trials = make_trials(policies, budgets, profile)
     with progress_bar("measuring") as on_progress:
         records = run_bench(
             setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add

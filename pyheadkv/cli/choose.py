@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pyheadkv.cli.eval import open_runner
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.choose import choose_settings
 from pyheadkv.evaluate.results import Results
+from pyheadkv.evaluate.runner import open_runner
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.profile import Profile
@@ -36,7 +36,7 @@ def choose_for_model(
     if shape.n_ctx_train < N_TOKENS + MIN_ROOM:
         needed = N_TOKENS + MIN_ROOM
         raise EvaluationError(f"settings are chosen with {needed} positions, the model has {shape.n_ctx_train}")
-    with open_runner(path, shape, N_TOKENS, n_threads=n_threads, n_gpu_layers=n_gpu_layers) as runner:
+    with open_runner(path, shape, N_TOKENS, note, n_threads=n_threads, n_gpu_layers=n_gpu_layers) as runner:
         chosen: list[str] = []
         with progress_bar("choosing") as on_progress:
             profile = choose_settings(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from pyheadkv.cli import eval_report
 from pyheadkv.cli.options import EvalOptions
 from pyheadkv.cli.parsing import (
     cache_name,
-    contender,
     make_folder,
+    make_trials,
     parse_budgets,
     parse_lengths,
     parse_questions,
@@ -22,7 +22,6 @@ from pyheadkv.cli.parsing import (
     split_policies,
 )
 from pyheadkv.cli.render import note, progress_bar
-from pyheadkv.engine.load import opened
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
@@ -31,8 +30,8 @@ from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, pars
 from pyheadkv.evaluate.metrics import LogProbs, check_libraries
 from pyheadkv.evaluate.report import main_tables
 from pyheadkv.evaluate.results import Results, cells
-from pyheadkv.evaluate.runner import Contender, Runner
-from pyheadkv.evaluate.sweep import Measurer, Sweep, Trial, run_mark, run_sweep
+from pyheadkv.evaluate.runner import Runner, open_runner
+from pyheadkv.evaluate.sweep import Measurer, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
 from pyheadkv.files.jsonl import Record
@@ -42,10 +41,10 @@ from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.shape import ModelShape, supported_shape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.resolve import resolve
+from pyheadkv.policy.trial import Trial
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 
-ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 RESULTS, CASES = "cells.jsonl", "cases.jsonl"  # in the folder of --output
 
 
@@ -88,8 +87,7 @@ def run(options: EvalOptions) -> None:
     request = _read_options(options)
     block = Block.parse(options.readme) if options.readme else None
     model = _read_model(options, request)
-    fighters = [contender(text, model.profile) for text in request.policies]
-    trials = [(fighter, budget) for fighter in fighters for budget in request.budgets]
+    trials = make_trials(request.policies, request.budgets, model.profile)
     folder = options.output or Path(f"{model.path.stem}.eval")
     make_folder(folder, (RESULTS, CASES, *eval_report.FILES), EvaluationError)
     results = Results(folder / RESULTS)
@@ -107,12 +105,13 @@ def run(options: EvalOptions) -> None:
 def _read_options(options: EvalOptions) -> _Request:
     lengths, questions = parse_lengths(options.lengths), parse_questions(options.questions)
     versus = parse_versus(options.versus, options.type_k, options.type_v)
-    presses = [parse_press(text) for text in split_policies(options.kvpress)] if options.kvpress else []
+    budgets = parse_budgets(options.budgets)
+    methods = split_policies(options.kvpress) if options.kvpress else []
+    presses = [parse_press(text, budget) for text in methods for budget in budgets]
     if presses:
         libraries()
     given = [case for text in options.data or () for case in cases_of_file(text, lengths, options.n_cases)]
     tasks = parse_tasks(options.tasks) if options.tasks else () if given else parse_tasks("needles,kl")
-    budgets = parse_budgets(options.budgets)
     if presses and any(budget.kind != "ratio" for budget in budgets):
         raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
     policies = split_policies(options.policies)
@@ -180,7 +179,7 @@ def _measure(
     options: EvalOptions,
     request: _Request,
     model: _Model,
-    trials: Sequence[tuple[Contender, Budget]],
+    trials: Sequence[Trial],
     results: Results,
 ) -> tuple[list[Case], list[Record]]:
     """One cache type after the other, since a context has one; all are compared with the first."""
@@ -207,7 +206,7 @@ def _measure(
 def _sweeps(
     mark: str,
     cases: Sequence[Case],
-    trials: Sequence[Trial],
+    trials: Sequence[Trial | Press],
     questions: Sequence[str],
     cache: str,
     references: dict[str, LogProbs],
@@ -240,60 +239,26 @@ def _run_presses(
     options: EvalOptions, request: _Request, model: _Model, runner: Runner, cases: Sequence[Case], results: Results
 ) -> list[Record]:
     mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
-    trials = [(press, budget) for press in request.presses for budget in request.budgets]
     peer = PressRunner(model.path, runner.case_prompter, options.n_threads)
-    sweeps = _sweeps(mark, cases, trials, request.questions, CACHE, {})
+    sweeps = _sweeps(mark, cases, request.presses, request.questions, CACHE, {})
     return [record for sweep in sweeps for record in _run(peer, sweep, results)]
 
 
-def _n_tokens(
-    shape: ModelShape, trials: Sequence[tuple[Contender, Budget]], lengths: Sequence[int], types: tuple[str, str]
-) -> int:
+def _n_tokens(shape: ModelShape, trials: Sequence[Trial], lengths: Sequence[int], types: tuple[str, str]) -> int:
     """Tokens of the longest prompts, twice where a policy, or what `auto` comes to, repeats them beside themselves."""
     is_repeated = any(
         resolve(
-            fighter.policy, fighter.profile, budget.keep_ratio(shape, length, *types)
+            trial.policy, trial.profile, trial.budget.keep_ratio(shape, length, *types)
         ).policy.scorer.needs_reconstruction
-        for fighter, budget in trials
+        for trial in trials
         for length in lengths
     )
     return max(lengths) * (2 if is_repeated else 1)
 
 
-@contextmanager
 def _open(
-    options: EvalOptions,
-    request: _Request,
-    model: _Model,
-    trials: Sequence[tuple[Contender, Budget]],
-    types: tuple[str, str],
-) -> Iterator[Runner]:
-    opened = open_runner(
-        model.path,
-        model.shape,
-        _n_tokens(model.shape, trials, request.lengths, types),
-        n_threads=options.n_threads,
-        n_gpu_layers=options.n_gpu_layers,
-        type_k=types[0],
-        type_v=types[1],
-    )
-    with opened as runner:
-        yield runner
-
-
-@contextmanager
-def open_runner(
-    path: Path,
-    shape: ModelShape,
-    n_tokens: int,
-    *,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-    type_k: str = "f16",
-    type_v: str = "f16",
-) -> Iterator[Runner]:
-    """Load a model for prompts of a length; it is freed afterwards."""
-    n_ctx = min(shape.n_ctx_train, n_tokens + ROOM)
-    threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
-    with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, on_notice=note, **threads) as llama:
-        yield Runner(llama, shape, type_k, type_v)
+    options: EvalOptions, request: _Request, model: _Model, trials: Sequence[Trial], types: tuple[str, str]
+) -> AbstractContextManager[Runner]:
+    n_tokens = _n_tokens(model.shape, trials, request.lengths, types)
+    threads = {"n_threads": options.n_threads, "n_gpu_layers": options.n_gpu_layers}
+    return open_runner(model.path, model.shape, n_tokens, note, type_k=types[0], type_v=types[1], **threads)

@@ -37,7 +37,7 @@ def write_report(title: str, facts: Sequence[tuple[str, str]], records: Sequence
     for table in tables([*sheets(found), *byte_sheets(found)]):
         printer.print(table)
     pictures = _draw(found, records, folder)
-    text = markdown(found, comparisons(records), title, [*facts, *_settled(records)], pictures)
+    text = markdown(found, comparisons(records), title, [*facts, *_resolved(records)], pictures)
     path = folder / REPORT
     check_target(path, EvaluationError)
     try:
@@ -58,12 +58,12 @@ def _draw(found: Sequence[Cell], records: Sequence[Record], folder: Path) -> lis
     return [CURVES, *([BYTES] if has_bytes else []), *([DEPTHS] if has_depths else [])]
 
 
-def _settled(records: Sequence[Record]) -> list[tuple[str, str]]:
+def _resolved(records: Sequence[Record]) -> list[tuple[str, str]]:
     """What each policy came to at each budget, with all its settings."""
     has_caches = len({record["cache"] for record in records}) > 1
     found = {(label_of(record, has_caches), record["budget"]): record for record in records}
     return [
-        (f"{label} at {budget}", record["settled"])
+        (f"{label} at {budget}", record["resolved"])
         for (label, budget), record in found.items()
-        if record["settled"] not in (record["policy"], FULL)
+        if record["resolved"] not in (record["policy"], FULL)
     ]

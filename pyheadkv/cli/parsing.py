@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.evaluate.prompted import QUESTIONS
-from pyheadkv.evaluate.runner import Contender
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.text import parse_policy
+from pyheadkv.policy.trial import Trial
 from pyheadkv.profile import Profile
 
 MIN_LENGTH = 128
@@ -22,18 +22,21 @@ def parse_budgets(text: str) -> list[Budget]:
     return [Budget.parse(budget) for budget in text.split(",")]
 
 
-def contender(policy: str, profile: Profile | None) -> Contender:
-    """A policy as typed, with the profile at hand.
+def make_trials(policies: Sequence[str], budgets: Sequence[Budget], profile: Profile | None) -> list[Trial]:
+    """Policies as typed, each at all budgets, with the profile at hand.
 
     Raises
     ------
     PolicyError, ProfileError
         an unknown policy, or one that needs head scores where there are none
     """
-    parsed = parse_policy(policy)
-    if parsed.needs_profile and profile is None:
-        raise ProfileError(f"policy {policy} needs measured head scores: --profile FILE (pyheadkv calibrate makes one)")
-    return Contender(policy, parsed, profile)
+    parsed = {text: parse_policy(text) for text in policies}
+    for text, policy in parsed.items():
+        if policy.needs_profile and profile is None:
+            raise ProfileError(
+                f"policy {text} needs measured head scores: --profile FILE (pyheadkv calibrate makes one)"
+            )
+    return [Trial(text, policy, budget, profile) for text, policy in parsed.items() for budget in budgets]
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from pyheadkv.evaluate.cases import Case, read_cases, write_cases
 from pyheadkv.evaluate.results import Cell, Results, cells
-from pyheadkv.evaluate.runner import Contender, Outcome, Runner
+from pyheadkv.evaluate.runner import Outcome, Runner
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 
 __all__ = [
     "Case",
     "Cell",
-    "Contender",
     "Outcome",
     "Prose",
     "Results",

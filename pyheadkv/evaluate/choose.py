@@ -19,12 +19,13 @@ from pyheadkv.evaluate.cases import KL
 from pyheadkv.evaluate.metrics import mean_and_error
 from pyheadkv.evaluate.prompted import IN
 from pyheadkv.evaluate.results import FULL, Results
-from pyheadkv.evaluate.runner import Contender, Runner
+from pyheadkv.evaluate.runner import Runner
 from pyheadkv.evaluate.sweep import Progress, Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.files.jsonl import Record
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.text import parse_policy
+from pyheadkv.policy.trial import Trial
 from pyheadkv.profile import BudgetChoice, Profile, format_mix
 
 # cases of each task, in times of n_cases: a small model finds single needles, and few of the others, with any cache
@@ -119,7 +120,7 @@ def choose_settings(
         the whole cache finds too few needles to choose by
     """
     trials = [
-        (_contender(candidate, profile), Budget.parse(part.budget))
+        _trial(candidate, Budget.parse(part.budget), profile)
         for part in ranges
         for candidate in part.candidates
         if set(candidate.mix) <= set(profile.kinds)
@@ -189,9 +190,9 @@ def _found(records: Sequence[Record]) -> set[str]:
     return {record["case"] for record in full if record["figures"].get("score") == 1.0}
 
 
-def _contender(candidate: Candidate, profile: Profile) -> Contender:
+def _trial(candidate: Candidate, budget: Budget, profile: Profile) -> Trial:
     mixed = profile.with_mix(candidate.mix) if candidate.mix else profile
-    return Contender(candidate.name, parse_policy(candidate.policy), mixed)
+    return Trial(candidate.name, parse_policy(candidate.policy), budget, mixed)
 
 
 def _setting(part: Range, chosen: Measured, n_needles: int) -> BudgetChoice:

@@ -47,9 +47,10 @@ _BYTES = 2
 
 @dataclass(frozen=True)
 class Press:
-    """A method of kvpress with its settings; name is "kvpress:" and what the user typed."""
+    """A method of kvpress with its settings, at a budget; name is "kvpress:" and what the user typed."""
 
     name: str
+    budget: Budget
     classes: tuple[str, ...]
     settings: dict[str, float]
 
@@ -63,7 +64,7 @@ class PressReading:
     log_probs: LogProbs | None
 
 
-def parse_press(text: str) -> Press:
+def parse_press(text: str, budget: Budget) -> Press:
     """snapkv, or with settings of its class: snapkv:window_size=16.
 
     Raises
@@ -81,7 +82,7 @@ def parse_press(text: str) -> Press:
             settings[key] = int(value) if value.isdecimal() else float(value)
         except ValueError:
             raise UsageError(f"--kvpress {text[:80]}: {word[:40]!r} cannot be read, expected name=number") from None
-    return Press(f"{CACHE}:{text}", PRESSES[name], settings)
+    return Press(f"{CACHE}:{text}", budget, PRESSES[name], settings)
 
 
 def libraries() -> dict[str, ModuleType]:
@@ -164,7 +165,7 @@ class PressRunner:
         )
         return PressReading(prompted, full, found.log_probs if reference is None else reference)
 
-    def measure(self, reading: PressReading, press: Press, budget: Budget) -> Outcome:
+    def measure(self, reading: PressReading, press: Press) -> Outcome:
         """Read the case again with a method at work, and let the model answer.
 
         Raises
@@ -173,16 +174,15 @@ class PressRunner:
             the method refuses its settings or the prompt
         """
         clock = time.monotonic()
-        keep_ratio = float(budget.value)
+        keep_ratio = float(press.budget.value)
         generator = _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
         try:
             generator.read_prompt(reading.prompted.tokens, self._press(press, keep_ratio))
             found = evaluate_case(generator, self._prompter.prompter, reading.prompted, reading.log_probs)
         except (AssertionError, TypeError, ValueError, RuntimeError) as error:
             reason = one_line(error)[:200]
-            raise EvaluationError(
-                f"{press.name} at {budget.request}, case {reading.prompted.case.id}: {reason}"
-            ) from error
+            where = f"{press.name} at {press.budget.request}, case {reading.prompted.case.id}"
+            raise EvaluationError(f"{where}: {reason}") from error
         return Outcome(
             found.figures,
             found.output,

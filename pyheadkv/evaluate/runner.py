@@ -7,34 +7,29 @@ Question "after": the prompt is compressed where the document ends; then the que
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pyheadkv.engine.llama import context_length
+from pyheadkv.engine.load import opened
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.cases import KL, Case
 from pyheadkv.evaluate.engine import Engine, Snapshot
 from pyheadkv.evaluate.generate import Evaluated, evaluate_case
 from pyheadkv.evaluate.metrics import LogProbs
 from pyheadkv.evaluate.prompted import IN, CasePrompter, Prompted
+from pyheadkv.evaluate.results import FULL
 from pyheadkv.evaluate.tasks.make import Sizes
 from pyheadkv.model.shape import ModelShape
-from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import draft_plan
-from pyheadkv.policy.policy import PolicyChoice
-from pyheadkv.profile import Profile
+from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
     import llama_cpp
 
-
-@dataclass(frozen=True)
-class Contender:
-    """A policy with the head scores that go with it, under a name."""
-
-    name: str
-    policy: PolicyChoice
-    profile: Profile | None = None
+ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file that are a little longer than they say
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Outcome:
         of these rows
     bytes_measured
         of the K and V buffers that exist when the answer is given, its rows and free cells included
-    policy
+    resolved
         the text of the policy in use, where that was looked up ("auto")
     seconds
         that it took
@@ -69,7 +64,7 @@ class Outcome:
     bytes_kept: int
     bytes_full: int
     bytes_measured: int
-    policy: str
+    resolved: str
     seconds: float
 
 
@@ -144,11 +139,10 @@ class Runner:
         snapshot = self.engine.snapshot()
         found = evaluate_case(self.engine, self.case_prompter.prompter, prompted, reference)
         n_prompt = len(prompted.tokens)
-        n_bytes = n_prompt * self.shape.bytes_per_token(**self._types)
-        full = self._outcome(found, n_prompt, 1.0, n_bytes, n_bytes, "full", clock)
+        full = self._outcome(found, n_prompt, 1.0, self._bytes_full(n_prompt), FULL, clock)
         return Reading(prompted, snapshot, full, found.log_probs if reference is None else reference)
 
-    def measure(self, reading: Reading, contender: Contender, budget: Budget) -> Outcome:
+    def measure(self, reading: Reading, trial: Trial) -> Outcome:
         """Compress a reading and let the model answer.
 
         Raises
@@ -157,45 +151,58 @@ class Runner:
             the settings do not fit the model or the prompt
         """
         clock = time.monotonic()
-        n_prompt, profile = reading.full.n_prompt, contender.profile
-        type_k, type_v = self._types["type_k"], self._types["type_v"]
-        draft = draft_plan(
-            self.shape, contender.policy, budget, n_prompt, profile=profile, type_k=type_k, type_v=type_v
-        )
+        draft = trial.draft(self.shape, reading.full.n_prompt, **self._types)
         if draft is None:
             return reading.full
         plan = draft.expected
         looks_ahead = plan.policy.lookahead > 0
         if looks_ahead and reading.prompted.rest and reading.prompted.case.metric != KL:
-            raise EvaluationError(f"policy {contender.name} looks ahead at the answer: not with the question after")
+            raise EvaluationError(f"policy {trial.name} looks ahead at the answer: not with the question after")
         self.engine.compress(reading.snapshot, draft)
         # who looks ahead must see the model's own answer, not the one that it should give
-        found = self._evaluate(reading, with_gold=not looks_ahead)
-        return self._outcome(
-            found, n_prompt, plan.keep_ratio, plan.bytes_kept, plan.bytes_full, str(plan.policy), clock
+        found = evaluate_case(
+            self.engine,
+            self.case_prompter.prompter,
+            reading.prompted,
+            reading.log_probs,
+            with_gold=not looks_ahead,
         )
+        return self._outcome(found, plan.n_prompt, plan.keep_ratio, plan.bytes_kept, str(plan.policy), clock)
 
     def close(self) -> None:
         """Empty the cache."""
         self.engine.forget()
 
-    def _evaluate(self, reading: Reading, with_gold: bool = True) -> Evaluated:
-        return evaluate_case(
-            self.engine, self.case_prompter.prompter, reading.prompted, reading.log_probs, with_gold=with_gold
-        )
-
     def _outcome(
-        self, found: Evaluated, n_prompt: int, keep_ratio: float, kept: int, full: int, policy: str, clock: float
+        self, found: Evaluated, n_prompt: int, keep_ratio: float, kept: int, resolved: str, clock: float
     ) -> Outcome:
         stats = self.engine.native.stats()
-        return Outcome(
-            found.figures,
-            found.output,
-            n_prompt,
-            keep_ratio,
-            kept,
-            full,
-            stats.bytes_hot + stats.bytes_tail,
-            policy,
-            time.monotonic() - clock,
-        )
+        full, measured = self._bytes_full(n_prompt), stats.bytes_hot + stats.bytes_tail
+        seconds = time.monotonic() - clock
+        return Outcome(found.figures, found.output, n_prompt, keep_ratio, kept, full, measured, resolved, seconds)
+
+    def _bytes_full(self, n_prompt: int) -> int:
+        return n_prompt * self.shape.bytes_per_token(**self._types)
+
+
+@contextmanager
+def open_runner(
+    path: Path,
+    shape: ModelShape,
+    n_tokens: int,
+    on_notice: Callable[[str], None],
+    *,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    **options: Any,
+) -> Iterator[Runner]:
+    """Load a model for prompts of a length; it is freed afterwards.
+
+    Parameters
+    ----------
+    options
+        handed on to `pyheadkv.load`
+    """
+    n_ctx = min(shape.n_ctx_train, n_tokens + ROOM)
+    with opened(path, n_ctx=n_ctx, type_k=type_k, type_v=type_v, on_notice=on_notice, **options) as llama:
+        yield Runner(llama, shape, type_k, type_v)

@@ -19,13 +19,14 @@ from pyheadkv.evaluate.engine import Engine, Snapshot
 from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.prompted import AFTER, Prompted
-from pyheadkv.evaluate.runner import Contender, Reading, Runner
+from pyheadkv.evaluate.runner import Reading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import draft_plan
 from pyheadkv.policy.text import parse_policy
+from pyheadkv.policy.trial import Trial
 from tests.tiny import Tiny, write_tiny
 
 TINY = Tiny(n_vocab=256)
@@ -247,16 +248,19 @@ def test_oracles(runner: Runner, readings: list[Reading]) -> None:
         assert keep(runner, reading, everything)["score"] == 1
 
 
+def trial(policy: str, budget: str) -> Trial:
+    return Trial(policy, parse_policy(policy), Budget.parse(budget))
+
+
 def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, readings: list[Reading]) -> None:
-    contender = Contender("snapkv", parse_policy("snapkv"))
-    whole = runner.measure(readings[0], contender, Budget.parse("100%"))
+    whole = runner.measure(readings[0], trial("snapkv", "100%"))
     assert whole.figures == pytest.approx(readings[0].full.figures, abs=0.02) and whole.keep_ratio == 1
-    little = runner.measure(readings[0], contender, Budget.parse("8%"))
+    little = runner.measure(readings[0], trial("snapkv", "8%"))
     assert little.figures["score"] == 0 and little.keep_ratio == pytest.approx(0.08, abs=0.01)
-    assert little.bytes_kept == round(little.keep_ratio * little.bytes_full) and "beta" not in little.policy
-    again = runner.measure(readings[0], contender, Budget.parse("100%"))
+    assert little.bytes_kept == round(little.keep_ratio * little.bytes_full) and "beta" not in little.resolved
+    again = runner.measure(readings[0], trial("snapkv", "100%"))
     assert again.output == whole.output
-    assert runner.measure(readings[0], contender, Budget.parse("full")) is readings[0].full
+    assert runner.measure(readings[0], trial("snapkv", "full")) is readings[0].full
 
 
 def test_question_after(runner: Runner, readings: list[Reading]) -> None:
@@ -267,9 +271,9 @@ def test_question_after(runner: Runner, readings: list[Reading]) -> None:
     assert text.endswith(case.context[-20:]) and rest.strip().startswith(case.question)
     assert reading.snapshot.tokens + reading.prompted.rest == readings[0].snapshot.tokens
     assert reading.full.figures == pytest.approx(readings[0].full.figures, abs=0.02)
-    assert runner.measure(reading, Contender("s", parse_policy("snapkv")), Budget.parse("100%")).figures["score"] == 1
+    assert runner.measure(reading, trial("snapkv", "100%")).figures["score"] == 1
     with pytest.raises(EvaluationError, match="looks ahead at the answer"):
-        runner.measure(reading, Contender("s", parse_policy("snapkv:lookahead=4")), Budget.parse("50%"))
+        runner.measure(reading, trial("snapkv:lookahead=4", "50%"))
 
 
 def test_kl_notices_lost_rows(runner: Runner) -> None:

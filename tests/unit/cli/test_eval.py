@@ -49,9 +49,9 @@ class FakeRunner:
         full = Outcome(figures, "", 100, 1.0, 1000, 1000, 1024, "full", 0.1)
         return type("Reading", (), {"case": case, "full": full, "log_probs": None})
 
-    def measure(self, reading: Any, contender: Any, budget: Any) -> Outcome:
+    def measure(self, reading: Any, trial: Any) -> Outcome:
         figures = {"kl": 0.25, "ms_token": 1.5} if reading.case.metric == "kl" else {"score": 0.5}
-        return Outcome(figures, "", 100, float(budget.value), 10, 1000, 20, f"{contender.name}:n_obs=3", 0.1)
+        return Outcome(figures, "", 100, float(trial.budget.value), 10, 1000, 20, f"{trial.name}:n_obs=3", 0.1)
 
     def close(self) -> None:
         pass
@@ -62,7 +62,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
     calls: list[dict[str, Any]] = []
 
     @contextmanager
-    def open_runner(path: Path, shape: Any, n_tokens: int, **options: Any) -> Iterator[FakeRunner]:
+    def open_runner(path: Path, shape: Any, n_tokens: int, on_notice: Any, **options: Any) -> Iterator[FakeRunner]:
         calls.append({"n_tokens": n_tokens} | options)
         yield FakeRunner()
 

@@ -131,11 +131,11 @@ def test_a_method_that_loses_the_row_loses_the_answer(model: Model, question: st
     reading = peer.read(make_case(), question)
     assert reading.full.figures["score"] == 1 and reading.full.keep_ratio == 1 and "42" in reading.full.output
     assert reading.full.bytes_measured == reading.full.bytes_full == len(PROMPT) * 2 * 2
-    found = peer.measure(reading, parse_press("snapkv"), Budget.parse("10%"))
+    found = peer.measure(reading, parse_press("snapkv", Budget.parse("10%")))
     assert found.figures["score"] == (1 if question == "in" else 0)
-    assert found.bytes_measured == found.bytes_kept == 4 * 2 * 2 and found.policy == "kvpress:snapkv"
+    assert found.bytes_measured == found.bytes_kept == 4 * 2 * 2 and found.resolved == "kvpress:snapkv"
     assert found.figures["loglik"] <= reading.full.figures["loglik"]
-    assert peer.measure(reading, parse_press("adakv"), Budget.parse("100%")).figures == reading.full.figures
+    assert peer.measure(reading, parse_press("adakv", Budget.parse("100%"))).figures == reading.full.figures
     assert model.positions[0] == list(range(40))
     assert [40] in model.positions or [40, 41] in model.positions  # positions go on behind what was left out
     assert model.n_threads == 3  # type: ignore[attr-defined]
@@ -147,12 +147,12 @@ def test_prose(model: Model) -> None:
     figures = reading.full.figures
     assert figures["ms_token"] > 0 and figures["perplexity"] >= 1
     assert figures == {"kl": 0, "top1": 1, **{name: figures[name] for name in ("perplexity", "ms_token")}}
-    found = peer.measure(reading, parse_press("snapkv"), Budget.parse("10%"))
+    found = peer.measure(reading, parse_press("snapkv", Budget.parse("10%")))
     assert found.figures["kl"] > 1 and found.figures["top1"] == 0
 
 
 def test_in_a_sweep(model: Model) -> None:
-    trials = [(parse_press("snapkv:window_size=16"), Budget.parse("10%"))]
+    trials = [parse_press("snapkv:window_size=16", Budget.parse("10%"))]
     results = Results()
     records = run_sweep(runner(), Sweep("r", [make_case()], trials, "after", kvpress.CACHE), results)
     assert [(r["policy"], r["cache"], r["figures"]["score"]) for r in records] == [
@@ -172,9 +172,9 @@ def test_in_a_sweep(model: Model) -> None:
     ],
 )
 def test_methods_as_typed(text: str, words: str) -> None:
-    assert parse_press("snapkv:window_size=16,x=0.5").settings == {"window_size": 16, "x": 0.5}
+    assert parse_press("snapkv:window_size=16,x=0.5", Budget.parse("10%")).settings == {"window_size": 16, "x": 0.5}
     with pytest.raises(UsageError, match=words):
-        parse_press(text)
+        parse_press(text, Budget.parse("10%"))
 
 
 def test_what_the_libraries_refuse_is_one_line(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_what_the_libraries_refuse_is_one_line(model: Model, monkeypatch: pytest
     reading = runner().read(make_case())
     for text, words in (("snapkv:window_size=80", "window too long"), ("snapkv:nothing=1", "unexpected keyword")):
         with pytest.raises(EvaluationError, match=rf"kvpress:{text} at 10%, case a all_substr: .*{words}"):
-            runner().measure(reading, parse_press(text), Budget.parse("10%"))
+            runner().measure(reading, parse_press(text, Budget.parse("10%")))
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"--kvpress needs transformers .*: pip install torch transformers kvpress"):
         libraries()

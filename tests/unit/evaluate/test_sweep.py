@@ -18,16 +18,16 @@ from pyheadkv.evaluate.compare import comparisons
 from pyheadkv.evaluate.plots import write_curves, write_depths
 from pyheadkv.evaluate.report import markdown, sheets, value_text
 from pyheadkv.evaluate.results import FULL, Results, cells
-from pyheadkv.evaluate.runner import Contender, Outcome
+from pyheadkv.evaluate.runner import Outcome
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
 from pyheadkv.evaluate.tasks import Sizes
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.text import parse_policy
+from pyheadkv.policy.trial import Trial
 from pyheadkv.profile import Profile
 
 BUDGETS = [Budget.parse("50%"), Budget.parse("10%")]
-CONTENDERS = [Contender("auto", parse_policy("auto")), Contender("snapkv", parse_policy("snapkv"))]
-TRIALS = [(contender, budget) for contender in CONTENDERS for budget in BUDGETS]
+TRIALS = [Trial(name, parse_policy(name), budget) for name in ("auto", "snapkv") for budget in BUDGETS]
 SCORES = ((0.75, 0.25),)
 PROFILE = Profile(SCORES, "test", kinds={"reconstruction": SCORES})
 
@@ -42,7 +42,7 @@ CASES = [case(i, depth=i / 4) for i in range(4)]
 
 def outcome(figures: dict[str, float], keep_ratio: float = 1.0) -> Outcome:
     n_bytes = round(1000 * keep_ratio)
-    return Outcome(figures, "said", 100, keep_ratio, n_bytes, 1000, n_bytes + 50, "settled:x=1", 0.123456)
+    return Outcome(figures, "said", 100, keep_ratio, n_bytes, 1000, n_bytes + 50, "resolved:x=1", 0.123456)
 
 
 class FakeReading:
@@ -71,13 +71,13 @@ class FakeRunner:
         self._step(f"read {case.id} {question}" + (f" as {reference}" if reference else ""))
         return FakeReading(case)
 
-    def measure(self, reading: FakeReading, contender: Contender, budget: Budget) -> Outcome:
-        self._step(f"{reading.case.id} {contender.name} {budget.request}")
-        ratio = float(budget.value)
+    def measure(self, reading: FakeReading, trial: Trial) -> Outcome:
+        self._step(f"{reading.case.id} {trial.name} {trial.budget.request}")
+        ratio = float(trial.budget.value)
         if reading.case.metric == "kl":
-            return outcome({"kl": 0.1 / ratio if contender.name == "auto" else 0.2 / ratio}, ratio)
+            return outcome({"kl": 0.1 / ratio if trial.name == "auto" else 0.2 / ratio}, ratio)
         is_even = int(reading.case.id[-1]) % 2 == 0
-        return outcome({"score": float(ratio == 0.5 or (is_even and contender.name == "auto"))}, ratio)
+        return outcome({"score": float(ratio == 0.5 or (is_even and trial.name == "auto"))}, ratio)
 
     def close(self) -> None:
         self.closed += 1
@@ -159,7 +159,9 @@ def test_prose_is_compared_with_the_first_cache_type() -> None:
         "read kl0 in as predictions of kl0",
         "read kl1 in as predictions of kl1",
     ]
-    del results.records[other._keys(cases[2])[1]]  # stopped before the last: only this case is read again, in both
+    del results.records[
+        other.key(cases[2], TRIALS[0])
+    ]  # stopped before the last: only this case is read again, in both
     runner = FakeRunner()
     base, other = sweeps()
     base = base.lending_to([other], results)
@@ -267,12 +269,12 @@ RANGES = (
 class Judge(FakeRunner):
     """Auto (with its mix in the name) finds everything and has half the KL."""
 
-    def measure(self, reading: FakeReading, contender: Contender, budget: Budget) -> Outcome:
-        self._step(f"{reading.case.id} {contender.name} {budget.request}")
-        is_auto = contender.name.startswith("auto")
+    def measure(self, reading: FakeReading, trial: Trial) -> Outcome:
+        self._step(f"{reading.case.id} {trial.name} {trial.budget.request}")
+        is_auto = trial.name.startswith("auto")
         if reading.case.metric == "kl":
             return outcome({"kl": 0.1 if is_auto else 0.2})
-        return outcome({"score": float(is_auto or budget.request == "50%")})
+        return outcome({"score": float(is_auto or trial.budget.request == "50%")})
 
 
 def test_choosing_writes_settings_with_figures() -> None:
