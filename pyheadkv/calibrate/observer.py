@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,17 +40,13 @@ class Observer(Prefill):
         A few of them are, where that makes a whole tile.
         """
         self._check_room(len(tokens))
-        n_same = 0
-        for token, other in zip(tokens, tokens_of(self.llama), strict=False):
-            if token != other:
-                break
-            n_same += 1
-        if n_same < len(tokens):
-            n_same = max(0, min(n_same, len(tokens) - TILE))
-        cut(self.llama, n_same)
+        n_kept = n_same(tokens, tokens_of(self.llama))
+        if n_kept < len(tokens):
+            n_kept = max(0, min(n_kept, len(tokens) - TILE))
+        cut(self.llama, n_kept)
         self.native.observe(0)
         self.native.reserve(max(1, len(tokens)))
-        self.read(tokens[n_same:])
+        self.read(tokens[n_kept:])
 
     def observe(self, tokens: Sequence[int], reduce: str = "mean") -> Attention:
         """Read tokens and return what they attended to before them.
@@ -74,3 +71,8 @@ class Observer(Prefill):
         n_ctx = context_length(self.llama)
         if n_pos > n_ctx:
             raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")
+
+
+def n_same(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, others, strict=False)))

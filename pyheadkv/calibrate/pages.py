@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pyheadkv.calibrate.haystack import sentences, shuffled
@@ -34,7 +34,7 @@ def make_page(rng: random.Random, n_tokens: int, count_tokens: Callable[[str], i
     needles = [make_needle(kind, supply) for kind in NEEDLES]
     parts = [part for needle in needles for part in needle.parts]
     prose = fill(shuffled(rng), n_tokens - sum(map(count_tokens, parts)), count_tokens)
-    text = "\n\n".join(" ".join(paragraph) for paragraph in hide(rng, parts, prose))
+    text = text_of(hide(rng, parts, prose))
     questions = [question for needle in needles for question in needle.questions]
     return Page(text, tuple(rng.sample(questions, len(questions))))
 
@@ -44,25 +44,30 @@ def n_questions() -> int:
     return len(make_page(random.Random(0), 0, len).questions)
 
 
-def fill(endless: Iterator[str], n_tokens: int, count_tokens: Callable[[str], int]) -> list[list[str]]:
+def text_of(prose: Iterable[Iterable[str]]) -> str:
+    """Paragraphs of sentences as a text."""
+    return "\n\n".join(" ".join(paragraph) for paragraph in prose)
+
+
+def fill(source: Iterable[str], n_tokens: int, count_tokens: Callable[[str], int]) -> list[list[str]]:
     """Paragraphs of whole sentences, the last one cut where the tokens end.
 
     Parameters
     ----------
-    endless
-        paragraphs to take from
+    source
+        paragraphs to take from, endless or not
     count_tokens
         of a sentence
     """
     prose: list[list[str]] = []
-    for paragraph in endless:
+    for paragraph in source:
         prose.append([])
         for sentence in sentences(paragraph):
             n_tokens -= count_tokens(sentence)
             if n_tokens < 0:
                 return [kept for kept in prose if kept]
             prose[-1].append(sentence)
-    raise AssertionError("there is always another paragraph")
+    return prose
 
 
 def hide(rng: random.Random, parts: Sequence[str], prose: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pyheadkv.calibrate.haystack import paragraphs, sentences
-from pyheadkv.calibrate.observer import Observer
+from pyheadkv.calibrate.haystack import paragraphs
+from pyheadkv.calibrate.observer import Observer, n_same
+from pyheadkv.calibrate.pages import fill, text_of
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.calibrate.scores import Floats, largest_attention
 
@@ -28,24 +29,9 @@ def make_excerpts(seed: int, n_excerpts: int, n_tokens: int, count_tokens: Calla
     count_tokens
         of a sentence
     """
-    pool = list(random.Random(seed).sample(paragraphs(), len(paragraphs())))
+    pool = random.Random(seed).sample(paragraphs(), len(paragraphs()))
     share = len(pool) // n_excerpts
-    return [_cut(pool[i * share : (i + 1) * share], n_tokens, count_tokens) for i in range(n_excerpts)]
-
-
-def _cut(prose: list[str], n_tokens: int, count_tokens: Callable[[str], int]) -> str:
-    kept: list[str] = []
-    for paragraph in prose:
-        whole = []
-        for sentence in sentences(paragraph):
-            n_tokens -= count_tokens(sentence)
-            if n_tokens < 0:
-                break
-            whole.append(sentence)
-        kept.append(" ".join(whole))
-        if n_tokens < 0:
-            break
-    return "\n\n".join(text for text in kept if text)
+    return [text_of(fill(pool[i * share : (i + 1) * share], n_tokens, count_tokens)) for i in range(n_excerpts)]
 
 
 def measure_excerpt(observer: Observer, prompter: Prompter, excerpt: str) -> Floats:
@@ -57,18 +43,10 @@ def measure_excerpt(observer: Observer, prompter: Prompter, excerpt: str) -> Flo
     """
     asked = prompter.prompt(f"{excerpt}\n\n{REQUEST}", "")
     repeated = prompter.prompt(f"{excerpt}\n\n{REQUEST}", excerpt).tokens
-    n_asked = _n_same(asked.tokens, repeated)
+    n_asked = n_same(asked.tokens, repeated)
     positions = asked.positions(excerpt)
     positions = positions[(positions >= N_FIRST) & (positions < n_asked)]
     observer.read_only(repeated[:n_asked])
     attention = observer.observe(repeated[n_asked:], reduce="max")
     layers = zip(attention, observer.n_head_kv, strict=True)
     return np.concatenate([largest_attention(layer, n_head_kv, positions) for layer, n_head_kv in layers])
-
-
-def _n_same(tokens: list[int], others: list[int]) -> int:
-    """Length of the common beginning."""
-    for n, (token, other) in enumerate(zip(tokens, others, strict=False)):
-        if token != other:
-            return n
-    return min(len(tokens), len(others))

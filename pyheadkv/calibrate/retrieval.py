@@ -50,12 +50,13 @@ def measure_question(observer: Observer, prompter: Prompter, page: Page, questio
     observer.read_only(prompt.tokens[:-1])
     token, said = prompt.tokens[-1], b""
     steps: list[tuple[Floats, Floats]] = []
-    while len(steps) < len(span) + N_EXTRA and not is_complete(question, said):
+    while len(steps) < len(span) + N_EXTRA and not _is_complete(question, said):
         attention = np.concatenate([layer[:, : len(prompt.tokens)] for layer in observer.observe([token])])
         token = observer.likeliest()
-        if prompter.is_end(token) or ends_sentence(prompter.piece(token)):
+        piece = prompter.piece(token)
+        if prompter.is_end(token) or b"\n" in piece or piece.strip().startswith(b"."):  # the sentence ends
             break
-        said += prompter.piece(token)
+        said += piece
         steps.append((copy_hits(attention, span, prompt.tokens, token), span_mass(attention, span)))
     answer = said.decode(errors="replace")
     if not steps:
@@ -70,31 +71,26 @@ def question_prompt(prompter: Prompter, page: Page, question: Question) -> Promp
     return prompter.prompt(f"{page.text}\n\n{question.text}", question.prefix)
 
 
-def is_complete(question: Question, said: bytes) -> bool:
+def _is_complete(question: Question, said: bytes) -> bool:
     """Whether nothing more needs to be said; of a fact one knows that only when the sentence ends."""
-    return question.kind != "facts" and _plain(question.answer) in _plain(said.decode(errors="replace"))
-
-
-def ends_sentence(piece: bytes) -> bool:
-    """Whether a token has a full stop or a new line in it."""
-    return b"\n" in piece or piece.strip().startswith(b".")
+    return question.kind != "facts" and plain(question.answer) in plain(said.decode(errors="replace"))
 
 
 def is_right(question: Question, answer: str) -> bool:
     """Whether an answer counts: a fact by the words it shares, anything else literally, but for case and signs."""
     if question.kind == "facts":
         return word_f1(answer, question.answer) > MIN_F1
-    return _plain(question.answer) in _plain(answer)
+    return plain(question.answer) in plain(answer)
 
 
 def word_f1(found: str, wanted: str) -> float:
     """Harmonic mean of precision and recall of the words, in [0, 1]."""
-    words, truth = _plain(found).split(), _plain(wanted).split()
+    words, truth = plain(found).split(), plain(wanted).split()
     n_same = sum((Counter(words) & Counter(truth)).values())
     return 2 * n_same / (len(words) + len(truth)) if n_same else 0.0
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Lower case without punctuation and articles, single spaces."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())

@@ -10,7 +10,8 @@ of them, `results` keeps what is done, `report` and `plots` show it, and `choose
 
 from __future__ import annotations
 
-from pyheadkv.evaluate.cases import Case, read_cases, write_cases
+from pyheadkv.evaluate.benchmarks import load_cases
+from pyheadkv.evaluate.cases import Case, write_cases
 from pyheadkv.evaluate.results import Cell, Results, cells
 from pyheadkv.evaluate.runner import Outcome, Runner
 from pyheadkv.evaluate.sweep import Sweep, run_mark, run_sweep
@@ -25,9 +26,9 @@ __all__ = [
     "Runner",
     "Sweep",
     "cells",
+    "load_cases",
     "make_cases",
     "parse_tasks",
-    "read_cases",
     "run_mark",
     "run_sweep",
     "write_cases",

@@ -129,28 +129,6 @@ class Case:
         return self.message[: at + len(self.context)]
 
 
-def read_cases(path: str | Path) -> list[Case]:
-    """Read cases from JSON lines.
-
-    Raises
-    ------
-    EvaluationError
-        naming the file, the line, and what is missing or wrong
-    """
-    cases: dict[str, Case] = {}
-    for n, line in enumerate(read_json_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            case = case_of_row(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise EvaluationError(f"{path}, line {n}: {' '.join(str(error).split())[:160]}") from None
-        if case.id in cases:
-            raise EvaluationError(f"{path}, line {n}: id {case.id[:80]!r} is there twice")
-        cases[case.id] = case
-    return list(cases.values())
-
-
 def read_json_text(path: str | Path) -> str:
     """Text of a file with JSON objects or a list of them; what begins otherwise is not read on.
 
@@ -167,7 +145,7 @@ def read_json_text(path: str | Path) -> str:
 
 
 def write_cases(path: str | Path, cases: Iterable[Case]) -> None:
-    """Write cases as JSON lines; `read_cases` gives them back.
+    """Write cases as JSON lines; `pyheadkv.evaluate.load_cases` gives them back.
 
     Raises
     ------

@@ -10,20 +10,16 @@ import importlib
 import json
 import math
 import re
-import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.calibrate.retrieval import plain, word_f1
 from pyheadkv.errors import UsageError
 
 LogProbs = npt.NDArray[np.float32]
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def all_substr(output: str, answers: Sequence[str]) -> float:
@@ -40,18 +36,18 @@ def any_substr(output: str, answers: Sequence[str]) -> float:
 
 def first_word(output: str, answers: Sequence[str]) -> float:
     """1 if the first word of the output is one of the answers."""
-    words = _plain(output).split()
-    return float(bool(words) and words[0] in map(_plain, answers))
+    words = plain(output).split()
+    return float(bool(words) and words[0] in map(plain, answers))
 
 
 def qa_f1(output: str, answers: Sequence[str]) -> float:
     """Best F1 of words over the answers, as in SQuAD: without case, punctuation and articles."""
-    return max(_f1(_plain(output).split(), _plain(answer).split()) for answer in answers)
+    return max(word_f1(output, answer) for answer in answers)
 
 
 def exact(output: str, answers: Sequence[str]) -> float:
     """1 if the output is one of the answers, without case, punctuation and articles. SQuAD's exact match."""
-    return float(_plain(output) in map(_plain, answers))
+    return float(plain(output) in map(plain, answers))
 
 
 def rouge_l(output: str, answers: Sequence[str]) -> float:
@@ -106,22 +102,9 @@ def only_label(output: str, answers: Sequence[str], classes: Sequence[str]) -> f
     return float(named == set(answers[0].lower().split(",")))
 
 
-METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "all_substr": all_substr,
-    "any_substr": any_substr,
-    "first_word": first_word,
-    "exact": exact,
-    "qa_f1": qa_f1,
-    "rouge_l": rouge_l,
-    "rouge_l_recall": rouge_l_recall,
-    "number": number,
-    "code_sim": code_sim,
-    "cloze": cloze,
-}
-CLASS_METRICS: dict[str, Callable[[str, Sequence[str], Sequence[str]], float]] = {
-    "label": label,
-    "only_label": only_label,
-}
+_METRICS = (all_substr, any_substr, first_word, exact, qa_f1, rouge_l, rouge_l_recall, number, code_sim, cloze)
+METRICS = {metric.__name__: metric for metric in _METRICS}
+CLASS_METRICS = {metric.__name__: metric for metric in (label, only_label)}
 _LIBRARIES = {
     "rouge_l": ("rouge_score.rouge_scorer", "rouge-score"),
     "rouge_l_recall": ("rouge_score.rouge_scorer", "rouge-score"),
@@ -246,16 +229,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         return mean, math.nan
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
-
-
-def _plain(text: str) -> str:
-    bare = text.lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", bare).split())
-
-
-def _f1(found: list[str], wanted: list[str]) -> float:
-    n_same = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * n_same / (len(found) + len(wanted)) if n_same else 0.0
 
 
 class _Words:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyheadkv.errors import EvaluationError, UsageError
+from pyheadkv.errors import EvaluationError, UsageError, one_line
 from pyheadkv.evaluate.cases import read_json_text
 from pyheadkv.files.plain_text import decode_text
 
@@ -90,7 +90,7 @@ def _value(source: Source, n: int, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{source.name}, line {n}: {' '.join(str(error).split())[:160]}") from None
+        raise EvaluationError(f"{source.name}, line {n}: {one_line(error)[:160]}") from None
 
 
 def _parquet(source: Source) -> list[Row]:
@@ -104,5 +104,5 @@ def _parquet(source: Source) -> list[Row]:
         with source.path.open("rb") as file:
             rows: list[Row] = parquet.read_table(file).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise EvaluationError(f"{source.name} cannot be read: {' '.join(str(error).split())[:160]}") from None
+        raise EvaluationError(f"{source.name} cannot be read: {one_line(error)[:160]}") from None
     return rows

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pyheadkv.calibrate.pages import fill, hide
+from pyheadkv.calibrate.pages import fill, hide, text_of
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.cases import KL, Case
 from pyheadkv.evaluate.tasks import riddles
@@ -91,8 +91,7 @@ def _case(task: str, i: int, n_tokens: int, seed: int, prose: Prose, sizes: Size
     taken = sizes.n_frame + SLACK + sum(map(sizes.count, (*parts, riddle.question, riddle.prefix)))
     if taken > n_tokens:
         raise EvaluationError(f"task {task} does not fit into {n_tokens} tokens, it needs {taken}")
-    written = hide(rng, parts, fill(prose.draw(rng), n_tokens - taken, sizes.count))
-    context = "\n\n".join(" ".join(paragraph) for paragraph in written)
+    context = text_of(hide(rng, parts, fill(prose.draw(rng), n_tokens - taken, sizes.count)))
     return Case(
         id=name,
         task=task,

@@ -8,7 +8,7 @@ in another place is the right one. All sentences, names and values are this pack
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -67,27 +67,14 @@ def multikey(rng: random.Random, i: int) -> Riddle:
 
 def multivalue(rng: random.Random, i: int) -> Riddle:
     """Three numbers of one thing, in three places."""
-    form, (key,), values = _form(i), _keys(rng, 1), _numbers(rng, 3)
-    return Riddle(
-        form.kind,
-        tuple(form.sentence.format(key=key, x=value) for value in values),
-        form.question_many.format(key=key),
-        form.prefix_many.format(key=key),
-        values,
-    )
+    keys = 3 * _keys(rng, 1)
+    return _needles(rng, i, keys, keys[0], n_answers=3)
 
 
 def multiquery(rng: random.Random, i: int) -> Riddle:
     """The numbers of two things are asked for, those of two others stand beside them."""
-    form, keys, values = _form(i), _keys(rng, 4), _numbers(rng, 4)
-    asked = f"{keys[0]} and the {keys[1]}"
-    return Riddle(
-        form.kind,
-        tuple(form.sentence.format(key=key, x=value) for key, value in zip(keys, values, strict=True)),
-        form.question_many.format(key=asked),
-        form.prefix_many.format(key=asked),
-        values[:2],
-    )
+    keys = _keys(rng, 4)
+    return _needles(rng, i, keys, f"{keys[0]} and the {keys[1]}", n_answers=2)
 
 
 def tracking(rng: random.Random, i: int) -> Riddle:
@@ -125,18 +112,16 @@ def reasoning(rng: random.Random, i: int) -> Riddle:
 
 
 def _one_of(rng: random.Random, i: int, n_keys: int) -> Riddle:
-    form, keys, values = _form(i), _keys(rng, n_keys), _numbers(rng, n_keys)
-    return Riddle(
-        form.kind,
-        tuple(form.sentence.format(key=key, x=value) for key, value in zip(keys, values, strict=True)),
-        form.question.format(key=keys[0]),
-        form.prefix.format(key=keys[0]),
-        values[:1],
-    )
+    keys = _keys(rng, n_keys)
+    return _needles(rng, i, keys, keys[0], n_answers=1)
 
 
-def _form(i: int) -> phrases.Form:
-    return phrases.FORMS[i % len(phrases.FORMS)]
+def _needles(rng: random.Random, i: int, keys: Sequence[str], asked: str, n_answers: int) -> Riddle:
+    """A number for each key; the first ones are asked for, by what their keys are called together."""
+    form, values = phrases.FORMS[i % len(phrases.FORMS)], _numbers(rng, len(keys))
+    question, prefix = (form.question, form.prefix) if n_answers == 1 else (form.question_many, form.prefix_many)
+    parts = tuple(form.sentence.format(key=key, x=value) for key, value in zip(keys, values, strict=True))
+    return Riddle(form.kind, parts, question.format(key=asked), prefix.format(key=asked), values[:n_answers])
 
 
 def _keys(rng: random.Random, n: int) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import pytest
 
 from pyheadkv.calibrate import phrases as calibration
 from pyheadkv.errors import EvaluationError
-from pyheadkv.evaluate.cases import Case, read_cases, write_cases
+from pyheadkv.evaluate.benchmarks import load_cases
+from pyheadkv.evaluate.cases import Case, write_cases
 from pyheadkv.evaluate.tasks import GROUPS, TASKS, Prose, Sizes, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks import phrases as own
 from pyheadkv.files.plain_text import TextSource
@@ -34,7 +35,7 @@ def write(path: Path, *rows: object) -> Path:
 
 def test_development_sets_load_as_they_are(shared: Path) -> None:
     for name, n in (("needles", 84), ("documents", 30), ("babilong", 28)):
-        cases = read_cases(shared / "data" / f"{name}.jsonl")
+        cases = load_cases(str(shared / "data" / f"{name}.jsonl"))
         assert len(cases) == n
         for case in cases:
             assert case.message.startswith(case.document()) and case.question in case.message
@@ -44,7 +45,7 @@ def test_development_sets_load_as_they_are(shared: Path) -> None:
 def test_cases_written_are_read_again(tmp_path: Path) -> None:
     cases = [case for task in TASKS for case in make_cases(task, 2, 400, 0, Prose(), SIZES)]
     write_cases(tmp_path / "c.jsonl", cases)
-    assert read_cases(tmp_path / "c.jsonl") == cases
+    assert load_cases(str(tmp_path / "c.jsonl")) == cases
 
 
 @pytest.mark.parametrize(
@@ -60,27 +61,27 @@ def test_cases_written_are_read_again(tmp_path: Path) -> None:
 )
 def test_bad_rows_are_named(tmp_path: Path, change: dict[str, object], words: str) -> None:
     path = write(tmp_path / "c.jsonl", ROW, ROW | {"id": "b"} | change)
-    with pytest.raises(EvaluationError, match=rf"c\.jsonl, line 2: .*{words}"):
-        read_cases(path)
+    with pytest.raises(EvaluationError, match=rf"c\.jsonl, row 2 .*{words}"):
+        load_cases(str(path))
 
 
 def test_other_bad_files(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="line 2: id 'a' is there twice"):
-        read_cases(write(tmp_path / "twice", ROW, ROW))
+    with pytest.raises(EvaluationError, match="row 2: id 'a' is there twice"):
+        load_cases(str(write(tmp_path / "twice", ROW, ROW)))
     with pytest.raises(EvaluationError, match="none is empty"):
-        read_cases(write(tmp_path / "none"))
+        load_cases(str(write(tmp_path / "none")))
     with pytest.raises(EvaluationError, match="cannot be read"):
-        read_cases(tmp_path / "missing")
+        load_cases(str(tmp_path / "missing"))
     (tmp_path / "text").write_text("hello\n")
     with pytest.raises(EvaluationError, match="text is no list of JSON objects: it begins with 'hello'"):
-        read_cases(tmp_path / "text")
+        load_cases(str(tmp_path / "text"))
 
 
 def test_what_begins_as_no_json_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "endless").write_text("y\n" * 10**5)
     monkeypatch.setattr(TextSource, "read", None)
     with pytest.raises(EvaluationError, match=r"endless is no list of JSON objects: it begins with 'y'$"):
-        read_cases(tmp_path / "endless")
+        load_cases(str(tmp_path / "endless"))
 
 
 def test_question_cannot_come_after_a_prompt_without_its_context() -> None:
