@@ -13,6 +13,7 @@ from pyheadkv.policy.plan import Plan
 from pyheadkv.policy.trial import Trial
 
 Progress = Callable[[int, int, str], None]
+_SETTINGS = ("type_k", "type_v", "n_threads", "n_gpu_layers", "n_tokens", "n_rounds")
 _RSS = ("rss_loaded", "rss_whole", "rss_read", "rss_decoded", "rss_peak")
 
 
@@ -101,12 +102,7 @@ def record_of(
     return {
         "model": setup.path.name,
         "n_layer": setup.shape.n_layer,
-        "type_k": setup.type_k,
-        "type_v": setup.type_v,
-        "n_threads": setup.n_threads,
-        "n_gpu_layers": setup.n_gpu_layers,
-        "n_tokens": setup.n_tokens,
-        "n_rounds": setup.n_rounds,
+        **{name: getattr(setup, name) for name in _SETTINGS},
         "n_prompt": plan.n_prompt,
         "policy": trial.name,
         "resolved": str(plan.policy),

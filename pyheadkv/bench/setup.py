@@ -74,18 +74,13 @@ class Setup:
             raise UsageError(f"budget {trial.budget.request} compresses nothing of {n_prompt} tokens")
         return draft
 
-    @contextmanager
-    def open_stock(self, n_prompt: int, n_ahead: int = 0) -> Iterator[llama_cpp.Llama]:
+    def open_stock(self, n_prompt: int, n_ahead: int = 0) -> AbstractContextManager[llama_cpp.Llama]:
         """A context as upstream makes it, never attached: its cache, its flash attention, bit for bit."""
-        with self._opened(n_prompt + self.n_tokens + n_ahead, n_cells=0) as llama:
-            yield llama
+        return self._opened(n_prompt + self.n_tokens + n_ahead, n_cells=0)
 
-    @contextmanager
-    def open_ours(self, n_prompt: int) -> Iterator[llama_cpp.Llama]:
+    def open_ours(self, n_prompt: int) -> AbstractContextManager[llama_cpp.Llama]:
         """A context whose cache grows on demand, as `pyheadkv.load` makes it."""
-        n_ctx = n_prompt + self.n_tokens + ROOM
-        with self._opened(min(n_ctx, self.shape.n_ctx_train), n_cells=FIRST_CELLS) as llama:
-            yield llama
+        return self._opened(min(n_prompt + self.n_tokens + ROOM, self.shape.n_ctx_train), n_cells=FIRST_CELLS)
 
     def _opened(self, n_ctx: int, n_cells: int) -> AbstractContextManager[llama_cpp.Llama]:
         types = {"type_k": self.type_k, "type_v": self.type_v}

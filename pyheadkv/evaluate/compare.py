@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -54,19 +54,15 @@ class Comparison:
 def comparisons(records: Sequence[Record]) -> list[Comparison]:
     """All pairs of policies (and cache types) that were measured with the same cases at the same budget."""
     has_caches = len({record["cache"] for record in records}) > 1
-    groups: dict[tuple[str, ...], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    groups: dict[tuple[str, str, str, str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         for figure in MAIN:
             if figure in record["figures"]:
                 key = (record["question"], record["task"], record["length"], figure, record["budget"])
                 groups[key][label_of(record, has_caches)][record["case"]] = record["figures"][figure]
-    return [found for key, policies in groups.items() for found in _pairs(key, policies)]
-
-
-def _pairs(key: tuple[str, ...], policies: dict[str, dict[str, float]]) -> Iterable[Comparison]:
-    for (first, a), (second, b) in combinations(policies.items(), 2):
-        both = [a[case] - b[case] for case in a if case in b]
-        if both:
-            question, task, length, figure, budget = key
-            difference, error = mean_and_error(both)
-            yield Comparison(question, task, length, figure, budget, first, second, len(both), difference, error)
+    return [
+        Comparison(*key, first, second, len(both), *mean_and_error(both))
+        for key, policies in groups.items()
+        for (first, a), (second, b) in combinations(policies.items(), 2)
+        if (both := [a[case] - b[case] for case in a if case in b])
+    ]

@@ -13,7 +13,7 @@ import importlib.metadata
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +26,9 @@ from pyheadkv.errors import EvaluationError, UsageError, one_line
 from pyheadkv.evaluate.cases import Case
 from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import LogProbs
-from pyheadkv.evaluate.prompted import IN, CasePrompter, Prompted
-from pyheadkv.evaluate.runner import Outcome
+from pyheadkv.evaluate.prompted import IN, CasePrompter
+from pyheadkv.evaluate.results import FULL
+from pyheadkv.evaluate.runner import Outcome, Reading
 from pyheadkv.policy.budget import Budget
 
 CACHE = "kvpress"  # stands where cache types stand
@@ -53,15 +54,6 @@ class Press:
     budget: Budget
     classes: tuple[str, ...]
     settings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class PressReading:
-    """A case, and what the whole cache makes of it."""
-
-    prompted: Prompted
-    full: Outcome
-    log_probs: LogProbs | None
 
 
 def parse_press(text: str, budget: Budget) -> Press:
@@ -151,21 +143,19 @@ class PressRunner:
             raise EvaluationError(f"transformers cannot read {self._path}: {reason}") from error
         return model.eval()
 
-    def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> PressReading:
+    def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> Reading:
         """Let the whole cache answer."""
         clock = time.monotonic()
         prompted = self._prompter.prompt(case, question)
-        generator = _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
+        generator = self._generator()
         generator.read_prompt(prompted.tokens, None)
         found = evaluate_case(generator, self._prompter.prompter, prompted, reference)
         n_bytes = generator.n_bytes
         seconds = time.monotonic() - clock
-        full = Outcome(
-            found.figures, found.output, len(prompted.tokens), 1.0, n_bytes, n_bytes, n_bytes, "full", seconds
-        )
-        return PressReading(prompted, full, found.log_probs if reference is None else reference)
+        full = Outcome(found.figures, found.output, len(prompted.tokens), 1.0, n_bytes, n_bytes, n_bytes, FULL, seconds)
+        return Reading(prompted, full, found.log_probs if reference is None else reference)
 
-    def measure(self, reading: PressReading, press: Press) -> Outcome:
+    def measure(self, reading: Reading, press: Press) -> Outcome:
         """Read the case again with a method at work, and let the model answer.
 
         Raises
@@ -175,7 +165,7 @@ class PressRunner:
         """
         clock = time.monotonic()
         keep_ratio = float(press.budget.value)
-        generator = _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
+        generator = self._generator()
         try:
             generator.read_prompt(reading.prompted.tokens, self._press(press, keep_ratio))
             found = evaluate_case(generator, self._prompter.prompter, reading.prompted, reading.log_probs)
@@ -183,20 +173,22 @@ class PressRunner:
             reason = one_line(error)[:200]
             where = f"{press.name} at {press.budget.request}, case {reading.prompted.case.id}"
             raise EvaluationError(f"{where}: {reason}") from error
-        return Outcome(
-            found.figures,
-            found.output,
-            len(reading.prompted.tokens),
-            keep_ratio,
-            round(keep_ratio * reading.full.bytes_full),
-            reading.full.bytes_full,
-            generator.n_bytes,
-            press.name,
-            time.monotonic() - clock,
+        return replace(
+            reading.full,
+            figures=found.figures,
+            output=found.output,
+            keep_ratio=keep_ratio,
+            bytes_kept=round(keep_ratio * reading.full.bytes_full),
+            bytes_measured=generator.n_bytes,
+            resolved=press.name,
+            seconds=time.monotonic() - clock,
         )
 
     def close(self) -> None:
         """Nothing stays between two cases."""
+
+    def _generator(self) -> _TorchGenerator:
+        return _TorchGenerator(self._libraries["torch"], self._libraries["transformers"], self._model)
 
     def _press(self, press: Press, keep_ratio: float) -> Any:
         module = self._libraries["kvpress"]

@@ -11,7 +11,7 @@ from typing import Any
 from pyheadkv.cache.stats import MIB
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.compare import MAIN
-from pyheadkv.evaluate.results import FULL, Cell, label_of
+from pyheadkv.evaluate.results import FULL, Cell, by_figure, label_of
 from pyheadkv.files.jsonl import Record
 from pyheadkv.plots.figure import new_figure, save_figure
 
@@ -52,17 +52,13 @@ def write_bytes(cells: Sequence[Cell], path: Path) -> bool:
 
 
 def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[[Cell], float]) -> None:
-    panels: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        for name in MAIN:
-            if name in cell.figures:
-                panels[(cell.task, cell.length, cell.question, name)].append(cell)
+    panels = by_figure(cells, MAIN)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
     figure = new_figure(4.4 * n_columns + 1.8, 3.6 * n_rows)
     lines: dict[str, Any] = {}
     styles = _styles(cells)
-    for i, ((task, length, question, name), group) in enumerate(panels.items()):
+    for i, ((question, task, length, name), group) in enumerate(panels.items()):
         axes = figure.add_subplot(n_rows, n_columns, i + 1)
         for label in dict.fromkeys(cell.label for cell in group):
             own = [cell for cell in group if cell.label == label]

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pyheadkv.cache.stats import mib
 from pyheadkv.evaluate.compare import MAIN, MIN_CASES, N_ERRORS, Comparison
-from pyheadkv.evaluate.results import FULL, Cell
+from pyheadkv.evaluate.results import FULL, Cell, by_figure
 
 NOTE = (
     "Means over the cases of a cell ± one standard error; a difference within the errors is no gain. "
@@ -46,14 +46,9 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
 
-def sheets(cells: Sequence[Cell], figures: Sequence[str] | None = None) -> list[Sheet]:
+def sheets(cells: Sequence[Cell], figures: Sequence[str] = ()) -> list[Sheet]:
     """One for each question, task, length and figure: a row for each policy, a column for each budget."""
-    groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        for name in cell.figures:
-            if name in (figures or cell.figures):
-                groups[(cell.question, cell.task, cell.length, name)].append(cell)
-    return [_sheet(*key, group) for key, group in groups.items()]
+    return [_sheet(*key, group) for key, group in by_figure(cells, figures).items()]
 
 
 def _sheet(question: str, task: str, length: str, figure: str, cells: Sequence[Cell]) -> Sheet:
@@ -73,11 +68,6 @@ def byte_sheets(cells: Sequence[Cell]) -> list[Sheet]:
     """All that was measured of a task on one axis: bytes. None where there is one cache type only."""
     if len({cell.cache for cell in cells}) < 2:
         return []
-    groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
-    for cell in cells:
-        for name in MAIN:
-            if name in cell.figures:
-                groups[(cell.question, cell.task, cell.length, name)].append(cell)
     return [
         Sheet(
             f"{_title(*key)}, over bytes of the cache",
@@ -93,7 +83,7 @@ def byte_sheets(cells: Sequence[Cell]) -> list[Sheet]:
                 for cell in sorted(group, key=lambda cell: cell.bytes_measured)
             ),
         )
-        for key, group in groups.items()
+        for key, group in by_figure(cells, MAIN).items()
     ]
 
 

@@ -14,7 +14,7 @@ text, so one file may hold several of them; `mark` stands for the words of the c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,16 @@ def cells(records: Iterable[Record]) -> list[Cell]:
         groups[tuple(record[name] for name in CELL)].append(record)
     has_caches = len({record["cache"] for group in groups.values() for record in group}) > 1
     return [_cell(group, has_caches) for group in groups.values()]
+
+
+def by_figure(cells: Iterable[Cell], names: Sequence[str] = ()) -> dict[tuple[str, str, str, str], list[Cell]]:
+    """(question, task, length, name of a figure) -> the cells that have it; of all figures, or of some."""
+    groups: dict[tuple[str, str, str, str], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        for name in names or cell.figures:
+            if name in cell.figures:
+                groups[cell.question, cell.task, cell.length, name].append(cell)
+    return groups
 
 
 def label_of(record: Record, has_caches: bool) -> str:

@@ -74,8 +74,6 @@ class Reading:
 
     Parameters
     ----------
-    snapshot
-        the cache where it is to be compressed
     full
         the outcome without compression
     log_probs
@@ -83,9 +81,15 @@ class Reading:
     """
 
     prompted: Prompted
-    snapshot: Snapshot
     full: Outcome
     log_probs: LogProbs | None
+
+
+@dataclass(frozen=True)
+class CacheReading(Reading):
+    """A reading whose cache was kept aside where it is to be compressed."""
+
+    snapshot: Snapshot
 
 
 class Runner:
@@ -118,7 +122,7 @@ class Runner:
         """How long texts are for this model."""
         return self.case_prompter.sizes
 
-    def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> Reading:
+    def read(self, case: Case, question: str = IN, reference: LogProbs | None = None) -> CacheReading:
         """Read a prompt and let the whole cache answer.
 
         Parameters
@@ -140,9 +144,9 @@ class Runner:
         found = evaluate_case(self.engine, self.case_prompter.prompter, prompted, reference)
         n_prompt = len(prompted.tokens)
         full = self._outcome(found, n_prompt, 1.0, self._bytes_full(n_prompt), FULL, clock)
-        return Reading(prompted, snapshot, full, found.log_probs if reference is None else reference)
+        return CacheReading(prompted, full, found.log_probs if reference is None else reference, snapshot)
 
-    def measure(self, reading: Reading, trial: Trial) -> Outcome:
+    def measure(self, reading: CacheReading, trial: Trial) -> Outcome:
         """Compress a reading and let the model answer.
 
         Raises

@@ -19,7 +19,7 @@ from pyheadkv.evaluate.engine import Engine, Snapshot
 from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.prompted import AFTER, Prompted
-from pyheadkv.evaluate.runner import Reading, Runner
+from pyheadkv.evaluate.runner import CacheReading, Runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
@@ -203,7 +203,7 @@ def runner(library: None, demo_path: Path) -> Iterator[Runner]:
 
 
 @pytest.fixture(scope="module")
-def readings(runner: Runner) -> list[Reading]:
+def readings(runner: Runner) -> list[CacheReading]:
     """Two cases that the whole cache answers."""
     found = []
     for case in make_cases("single", 6, LENGTH, 0, Prose(), runner.sizes):
@@ -215,21 +215,21 @@ def readings(runner: Runner) -> list[Reading]:
     raise AssertionError("the demo model should find needles in short texts")
 
 
-def positions_of(runner: Runner, reading: Reading, part: str) -> set[int]:
+def positions_of(runner: Runner, reading: CacheReading, part: str) -> set[int]:
     case = reading.prompted.case
     prompt = runner.case_prompter.prompter.prompt(case.message, case.answer_prefix)
     assert prompt.tokens == reading.snapshot.tokens
     return set(prompt.positions(part).tolist())
 
 
-def keep(runner: Runner, reading: Reading, positions: set[int]) -> dict[str, float]:
+def keep(runner: Runner, reading: CacheReading, positions: set[int]) -> dict[str, float]:
     n_before = len(reading.snapshot.tokens) - N_OBS
     head = sorted(position for position in positions if position < n_before)
     compress_to(runner.engine, reading.snapshot, [head] * runner.shape.n_kv_heads, N_OBS)
     return evaluate_case(runner.engine, runner.case_prompter.prompter, reading.prompted, reading.log_probs).figures
 
 
-def test_oracles(runner: Runner, readings: list[Reading]) -> None:
+def test_oracles(runner: Runner, readings: list[CacheReading]) -> None:
     for reading in readings:
         everything = set(range(len(reading.snapshot.tokens)))
         answer = positions_of(runner, reading, reading.prompted.case.answers[0])
@@ -252,7 +252,7 @@ def trial(policy: str, budget: str) -> Trial:
     return Trial(policy, parse_policy(policy), Budget.parse(budget))
 
 
-def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, readings: list[Reading]) -> None:
+def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, readings: list[CacheReading]) -> None:
     whole = runner.measure(readings[0], trial("snapkv", "100%"))
     assert whole.figures == pytest.approx(readings[0].full.figures, abs=0.02) and whole.keep_ratio == 1
     little = runner.measure(readings[0], trial("snapkv", "8%"))
@@ -263,7 +263,7 @@ def test_everything_kept_is_the_full_cache_and_little_is_less(runner: Runner, re
     assert runner.measure(readings[0], trial("snapkv", "full")) is readings[0].full
 
 
-def test_question_after(runner: Runner, readings: list[Reading]) -> None:
+def test_question_after(runner: Runner, readings: list[CacheReading]) -> None:
     case = readings[0].prompted.case
     reading = runner.read(case, AFTER)
     text = b"".join(map(runner.case_prompter.prompter.piece, reading.snapshot.tokens)).decode()
