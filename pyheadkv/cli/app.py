@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,7 +68,12 @@ def _add_command(name: str, options: type) -> None:
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
-    vars(command)["__signature__"] = inspect.signature(options, eval_str=True)
+    signature = inspect.signature(options, eval_str=True)
+    parameters = [
+        it.replace(annotation=Annotated[it.annotation, field.metadata["typer"]])
+        for it, field in zip(signature.parameters.values(), fields(options), strict=True)
+    ]
+    vars(command)["__signature__"] = signature.replace(parameters=parameters)
     app.command(name, help=inspect.getdoc(options))(command)
 
 
