@@ -112,7 +112,7 @@ class Race:
             Spread.of(ours),
             Spread.of([a / b for a, b in rounds]),
             ms_scoring,
-            1000 * (turn.reconstruction_s + turn.select_s),
+            turn.ms_reconstruction + turn.ms_select,
             stats.bytes_hot + stats.bytes_tail,
         )
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyheadkv.engine.native import Native
 from pyheadkv.policy.allocators import get_allocator
-from pyheadkv.policy.allocators.taskkv import N_TOP, distances_from_centre
+from pyheadkv.policy.allocators.inputs import distances_from_centre
 from pyheadkv.policy.plan import DraftPlan, Plan
 from pyheadkv.policy.scorers import Scorer
 
@@ -51,11 +51,10 @@ def begin_observation(native: Native, plan: Plan) -> None:
     NativeError
         there is no memory for what is gathered
     """
-    gathers = plan.policy.scorer.gathers
-    if gathers is None:
-        native.observe(0)
-    else:
+    if gathers := plan.policy.scorer.gathers:
         native.observe(plan.n_last + plan.policy.lookahead, gathers)
+    else:
+        native.observe(0)
 
 
 def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Floats] | None = None) -> Plan:
@@ -112,7 +111,8 @@ def _token_scores(native: Native, plan: Plan, scorer: Scorer, made: Sequence[Flo
 
 def _head_distances(native: Native, plan: Plan) -> list[list[float]]:
     """How far what each KV head sees is from what its layer sees."""
-    return [distances_from_centre(native.semantics_read(i, N_TOP)) for i in range(len(plan.rows))]
+    n_top = get_allocator(plan.policy.allocator).n_top
+    return [distances_from_centre(native.semantics_read(i, n_top)) for i in range(len(plan.rows))]
 
 
 def pooled(scores: Floats, scorer: Scorer) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,12 @@ def mib(n_bytes: float | None, digits: int = 1) -> str:
     return "-" if n_bytes is None else f"{n_bytes / MIB:.{digits}f}"
 
 
-@dataclass(frozen=True)
-class SessionStats:
-    """The cache now, and the last turn: one prompt and its answer.
+@dataclass(kw_only=True)
+class TurnCounts:
+    """One prompt and its answer.
 
     Parameters
     ----------
-    native
-        rows and bytes, read from the buffers
-    bytes_full
-        what a whole cache of ``native.n_pos`` positions takes
     n_prompt
         tokens of the whole prompt
     n_read
@@ -49,21 +45,14 @@ class SessionStats:
         evaluating generated tokens, without sampling
     """
 
-    native: Stats
-    bytes_full: int
-    n_prompt: int
-    n_read: int
-    n_generated: int
-    n_decoded: int
-    ms_prefill: float
-    ms_reconstruction: float
-    ms_select: float
-    ms_decode: float
-
-    @property
-    def bytes_measured(self) -> int:
-        """Bytes of all K and V buffers that exist."""
-        return self.native.bytes_hot + self.native.bytes_tail
+    n_prompt: int = 0
+    n_read: int = 0
+    n_generated: int = 0
+    n_decoded: int = 0
+    ms_prefill: float = 0.0
+    ms_reconstruction: float = 0.0
+    ms_select: float = 0.0
+    ms_decode: float = 0.0
 
     @property
     def tok_s_prefill(self) -> float:
@@ -80,73 +69,71 @@ def _rate(n: int, ms: float) -> float:
     return n * 1000 / ms if ms > 0 else 0.0
 
 
-@dataclass
-class TurnTimer:
-    """Counts and seconds of the turn that runs."""
+@dataclass(kw_only=True)
+class SessionStats(TurnCounts):
+    """The cache now, and the last turn.
 
-    n_prompt: int = 0
-    n_read: int = 0
-    n_generated: int = 0
-    n_decoded: int = 0
-    prefill_s: float = 0.0
-    reconstruction_s: float = 0.0
-    select_s: float = 0.0
-    decode_s: float = 0.0
+    Parameters
+    ----------
+    native
+        rows and bytes, read from the buffers
+    bytes_full
+        what a whole cache of ``native.n_pos`` positions takes
+    """
+
+    native: Stats
+    bytes_full: int
+
+    @property
+    def bytes_measured(self) -> int:
+        """Bytes of all K and V buffers that exist."""
+        return self.native.bytes_hot + self.native.bytes_tail
+
+
+@dataclass
+class TurnTimer(TurnCounts):
+    """The turn that runs."""
 
     @property
     def is_used(self) -> bool:
         """Whether something was evaluated in this turn."""
         return self.n_read + self.n_decoded > 0
 
-    @contextmanager
-    def prefill(self) -> Iterator[None]:
+    def prefill(self) -> AbstractContextManager[None]:
         """Time the reading of a prompt; what `reconstruction` and `select` take inside is not counted."""
-        start, others_s = time.perf_counter(), self.reconstruction_s + self.select_s
-        try:
-            yield
-        finally:
-            self.prefill_s += time.perf_counter() - start - (self.reconstruction_s + self.select_s - others_s)
+        return self._timed("ms_prefill", "ms_reconstruction", "ms_select")
 
-    @contextmanager
-    def reconstruction(self) -> Iterator[None]:
+    def reconstruction(self) -> AbstractContextManager[None]:
         """Time a repetition of the prompt."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.reconstruction_s += time.perf_counter() - start
+        return self._timed("ms_reconstruction")
 
-    @contextmanager
-    def select(self) -> Iterator[None]:
+    def select(self) -> AbstractContextManager[None]:
         """Time a compression."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.select_s += time.perf_counter() - start
+        return self._timed("ms_select")
 
     @contextmanager
     def decode(self, n: int) -> Iterator[None]:
         """Time the evaluation of n generated tokens."""
         start = time.perf_counter()
         yield
-        self.decode_s += time.perf_counter() - start
+        self.ms_decode += 1000 * (time.perf_counter() - start)
         self.n_decoded += n
 
+    @contextmanager
+    def _timed(self, name: str, *inside: str) -> Iterator[None]:
+        def others() -> float:
+            return sum(getattr(self, other) for other in inside)
+
+        start, others_before = time.perf_counter(), others()
+        try:
+            yield
+        finally:
+            ms = 1000 * (time.perf_counter() - start) - (others() - others_before)
+            setattr(self, name, getattr(self, name) + ms)
+
     def stats(self, native: Stats, bytes_per_token: int) -> SessionStats:
-        """Freeze what was counted so far."""
-        return SessionStats(
-            native=native,
-            bytes_full=native.n_pos * bytes_per_token,
-            n_prompt=self.n_prompt,
-            n_read=self.n_read,
-            n_generated=self.n_generated,
-            n_decoded=self.n_decoded,
-            ms_prefill=self.prefill_s * 1000,
-            ms_reconstruction=self.reconstruction_s * 1000,
-            ms_select=self.select_s * 1000,
-            ms_decode=self.decode_s * 1000,
-        )
+        """What was counted so far."""
+        return SessionStats(native=native, bytes_full=native.n_pos * bytes_per_token, **vars(self))
 
 
 def kv_report(
@@ -182,10 +169,7 @@ def kv_report(
             "peak_bytes": stats.native.bytes_peak,
         },
         "ms": {
-            "prefill": round(stats.ms_prefill, 3),
-            "reconstruction": round(stats.ms_reconstruction, 3),
-            "select": round(stats.ms_select, 3),
-            "decode": round(stats.ms_decode, 3),
+            name: round(getattr(stats, f"ms_{name}"), 3) for name in ("prefill", "reconstruction", "select", "decode")
         },
         "tok_s": {"prefill": round(stats.tok_s_prefill, 3), "decode": round(stats.tok_s_decode, 3)},
     }

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
 from pyheadkv.cache.turns import Turns
-from pyheadkv.engine.llama import CLOSED, context_length, n_ctx_train, piece, replace_freed
+from pyheadkv.engine.llama import context_length, n_ctx_train, piece, replace_freed
 from pyheadkv.engine.load import load
 from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import protect_chat_completion
@@ -268,7 +268,7 @@ class HeadKV:
     def _close(self) -> None:
         """Llama.close; whatever asks for the model or its context afterwards gets an error."""
         self._stock["close"]()
-        replace_freed(self.llama, _Closed())
+        replace_freed(self.llama)
 
     # ---- for the turns ----
 
@@ -305,13 +305,6 @@ class HeadKV:
     def _progress(self, n_done: int, n_total: int) -> None:
         if self.on_progress:
             self.on_progress(n_done, n_total)
-
-
-class _Closed:
-    """Stands where a Llama had its model, its context and its tokenizer."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise UsageError(CLOSED)
 
 
 def _refuse_unfit(llama: llama_cpp.Llama, policy: PolicyChoice) -> None:

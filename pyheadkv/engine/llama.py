@@ -119,10 +119,20 @@ def is_end(llama: llama_cpp.Llama, token: int) -> bool:
 # ---- the bindings ----
 
 
-def replace_freed(llama: llama_cpp.Llama, stand_in: object) -> None:
-    """Put something where a closed Llama had its model, its context and its tokenizer, which are freed."""
+class Refusing:
+    """Stands where llama.cpp would end the process: whatever it is asked for, it raises its error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error.with_traceback(None)
+
+
+def replace_freed(llama: llama_cpp.Llama) -> None:
+    """Have a closed Llama refuse what would ask for its model, its context or its tokenizer, which are freed."""
     inside: Any = llama
-    inside._model = inside._ctx = inside.tokenizer_ = stand_in
+    inside._model = inside._ctx = inside.tokenizer_ = Refusing(UsageError(CLOSED))
 
 
 def loaded_library() -> str | None:

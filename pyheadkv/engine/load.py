@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyheadkv.engine.llama import log_lines
+from pyheadkv.engine.llama import Refusing, log_lines
 from pyheadkv.engine.native import context_cells
 from pyheadkv.engine.template import check_template, deferred_compilation, set_template
 from pyheadkv.errors import ModelError, UsageError, one_line
@@ -108,7 +108,7 @@ def load(
     metadata = read_gguf_metadata(model_path)
     check_generates(metadata, model_path, is_embedding=bool(llama_options.get("embedding")))
     if not has_vocabulary(metadata):
-        options.setdefault("tokenizer", _NoTokenizer(model_path))
+        options.setdefault("tokenizer", Refusing(ModelError(no_vocabulary(model_path))))
     lines: list[str] = []
     with context_cells(n_cells), nullcontext() if verbose else log_lines(lines, with_warnings=False):
         import llama_cpp
@@ -159,21 +159,6 @@ def usable_threads(name: str, value: int | None, notify: Callable[[str], None]) 
     if n_threads > n_most:
         notify(f"{name} {n_threads} is more than this machine has CPUs: {n_most} are used")
     return min(n_threads, n_most)
-
-
-class _NoTokenizer:
-    """Stands where llama_cpp has the tokenizer of a model without vocabulary, on which llama.cpp ends the process."""
-
-    def __init__(self, model_path: str | Path) -> None:
-        self.words = no_vocabulary(model_path)
-
-    def tokenize(self, *args: Any, **options: Any) -> list[int]:
-        """Refuse."""
-        raise ModelError(self.words)
-
-    def detokenize(self, *args: Any, **options: Any) -> bytes:
-        """Refuse."""
-        raise ModelError(self.words)
 
 
 def _whole(name: str, value: Any, least: int, most: int | None) -> int:

@@ -191,19 +191,11 @@ def policy_settings(policy: Policy) -> dict[str, int | float | str]:
 
 
 def _own_settings(policy: Policy) -> dict[str, int | float | str]:
-    scorer = policy.scorer
     return {
         "n_sink": policy.n_sink,
         "n_recent": policy.n_recent,
         "lookahead": policy.lookahead,
-        "n_obs": scorer.n_obs,
-        "pool_kernel": scorer.pool_kernel,
-        "pool": scorer.pool,
-        "fold": scorer.fold,
-        "reduce": scorer.reduce,
-        "retrieval_share": scorer.retrieval_share,
-        "retrieval_kernel": scorer.retrieval_kernel,
-        "vote_share": scorer.vote_share,
+        **{key: value for key, value in vars(policy.scorer).items() if key != "name"},
         **({"score_mix": policy.score_mix.replace(",", "+")} if policy.score_mix else {}),
     }
 

@@ -19,18 +19,18 @@ retrieval_kernel, vote_share), and the parameters of the allocator. ``str(policy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from pyheadkv.errors import PolicyError
 from pyheadkv.policy.allocators import get_allocator, run_file
 from pyheadkv.policy.policy import AUTO, Auto, Policy, PolicyChoice, policy_names
+from pyheadkv.policy.scorers import Scorer
 
-_OWN_INTS = ("n_sink", "n_recent", "lookahead")
-_OWN_WORDS = ("score_mix",)
-_SCORER_INTS = ("n_obs", "pool_kernel", "retrieval_kernel")
-_SCORER_FLOATS = ("retrieval_share", "vote_share")
-_SCORER_WORDS = ("pool", "fold", "reduce")
+_OWN = {"n_sink": int, "n_recent": int, "lookahead": int, "score_mix": str}
+_SCORER = {key: kind for key, kind in get_type_hints(Scorer).items() if key != "name"}
 _OF_FILES: dict[Path, str] = {}  # which policy a file registered
 
 
@@ -60,36 +60,26 @@ def parse_policy(text: str) -> PolicyChoice:
     policy = _policy_of_file(Path(name)) if name.endswith(".py") else Policy.preset(name)
     if not pairs:
         return policy
-    own: dict[str, int | str] = {}
-    scorer: dict[str, int | float | str] = {}
+    of_allocator = dict.fromkeys(get_allocator(policy.allocator).params, float)
+    own: dict[str, Any] = {}
+    scorer: dict[str, Any] = {}
     params: dict[str, float] = {}
     for key, value in pairs.items():
-        if key in _OWN_INTS:
-            own[key] = _int(key, value)
-        elif key in _OWN_WORDS:
-            own[key] = value
-        elif key in _SCORER_INTS:
-            scorer[key] = _int(key, value)
-        elif key in _SCORER_FLOATS:
-            scorer[key] = _float(key, value)
-        elif key in _SCORER_WORDS:
-            scorer[key] = value
+        for kinds, found in ((_OWN, own), (_SCORER, scorer), (of_allocator, params)):
+            if key in kinds:
+                found[key] = _read(key, value, kinds[key])
+                break
         else:
-            _check_key(policy, key)
-            params[key] = _float(key, value)
-    return replace(
-        policy,
-        scorer=replace(policy.scorer, **scorer),  # type: ignore[arg-type]
-        params={**policy.params, **params},
-        **own,  # type: ignore[arg-type]
-    )
+            known = ", ".join((*_OWN, *_SCORER, *of_allocator))
+            raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {known}")
+    return replace(policy, scorer=replace(policy.scorer, **scorer), params={**policy.params, **params}, **own)
 
 
 def _auto(pairs: dict[str, str]) -> Auto:
     for key in pairs:
         if key != "lookahead":
             raise PolicyError(f"policy {AUTO} takes its settings from the profile: name another one to set {key}")
-    return Auto(**{key: _int(key, value) for key, value in pairs.items()})
+    return Auto(**{key: _read(key, value, int) for key, value in pairs.items()})
 
 
 def _policy_of_file(path: Path) -> Policy:
@@ -120,22 +110,9 @@ def _split_settings(text: str) -> dict[str, str]:
     return pairs
 
 
-def _check_key(policy: Policy, key: str) -> None:
-    of_scorer = (*_SCORER_INTS, *_SCORER_FLOATS, *_SCORER_WORDS)
-    known = (*_OWN_INTS, *_OWN_WORDS, *of_scorer, *get_allocator(policy.allocator).params)
-    if key not in known:
-        raise PolicyError(f"policy {policy.name} has no setting {key!r}, it has {', '.join(known)}")
-
-
-def _int(key: str, value: str) -> int:
+def _read(key: str, value: str, kind: Callable[[str], Any]) -> Any:
+    """The text itself where words are expected, else a number."""
     try:
-        return int(value)
+        return kind(value)
     except ValueError:
-        raise PolicyError(f"{key} is {value!r}, expected a whole number") from None
-
-
-def _float(key: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise PolicyError(f"{key} is {value!r}, expected a number") from None
+        raise PolicyError(f"{key} is {value!r}, expected a {'whole ' if kind is int else ''}number") from None

@@ -56,15 +56,7 @@ def scaled_scores(scores: npt.NDArray[np.float32], n_top: int) -> npt.NDArray[np
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal each layer's rows by its own ranking.
-
-    Raises
-    ------
-    PolicyError
-        no token scores, damaged ones, or negative ones with scale=1
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Deal each layer's rows by its own ranking. A PolicyError for negative scores with scale=1."""
     layers = evictable_scores(request, "adakv")
     dealt: list[int] = []
     for scores, k in zip(layers, request.evictable_rows_by_layer(), strict=True):

@@ -235,6 +235,8 @@ class Allocator:
         the method reads ``request.token_scores``
     needs_semantics
         the method reads ``request.head_distance``
+    n_top
+        positions that make up what a head sees, for these distances: those with the largest attention
     params
         accepted parameters by name
     ranks
@@ -252,6 +254,7 @@ class Allocator:
     params: Mapping[str, Param] = field(default_factory=dict)
     needs_token_scores: bool = False
     needs_semantics: bool = False
+    n_top: int = 256
     ranks: str = ""
     source: str = ""
     file: str = ""
@@ -270,6 +273,10 @@ class Allocator:
 
         Raises
         ------
+        BudgetError
+            the rows do not hold what is always kept
+        ProfileError, PolicyError
+            an input that the method needs is missing or damaged, as `pyheadkv.policy.allocators.inputs` says
         HeadKVError
             the method's own, or a PolicyError that names what it gave or raised
         """

@@ -22,17 +22,7 @@ MAX_PART = 4  # recent rows take at most one of so many parts of what is dealt
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Fill heads in the order of their scores; of equal scores, the earlier head.
-
-    Raises
-    ------
-    ProfileError
-        the request has no scores
-    PolicyError
-        a score is negative or not finite
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Fill heads in the order of their scores; of equal scores, the earlier head."""
     scores, n, n_evictable_pos = head_scores(request, "duo"), request.n_heads, request.n_evictable_pos
     total = request.evictable_rows()
     recent = min(max(int(request.params["recent"]) - request.n_obs, 0), total // (MAX_PART * n))

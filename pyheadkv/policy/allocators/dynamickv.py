@@ -33,15 +33,7 @@ from pyheadkv.policy.allocators.ranking import Ranking
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal the rows to layers by repeated global rankings, and equally within each layer.
-
-    Raises
-    ------
-    PolicyError
-        no token scores, or damaged ones
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Deal the rows to layers by repeated global rankings, and equally within each layer."""
     by_layer = _rows_by_layer(request, Ranking(evictable_scores(request, "dynamickv")))
     dealt: list[int] = []
     for n, rows in zip(request.n_head_kv, by_layer, strict=True):

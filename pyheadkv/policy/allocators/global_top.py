@@ -20,15 +20,7 @@ from pyheadkv.policy.allocators.ranking import Ranking
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal the rows by one ranking.
-
-    Raises
-    ------
-    PolicyError
-        no token scores, or damaged ones
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Deal the rows by one ranking."""
     counts = Ranking(evictable_scores(request, "global")).counts(request.evictable_rows())
     return request.with_protected([int(n) for layer in counts for n in layer])
 

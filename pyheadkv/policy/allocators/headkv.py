@@ -62,17 +62,7 @@ def sharpened(shares: Sequence[Fraction], temperature: float) -> list[Fraction]:
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal the rows by equation 4.
-
-    Raises
-    ------
-    ProfileError
-        the request has no scores
-    PolicyError
-        a score is negative or not finite
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Deal the rows by equation 4."""
     shares = sharpened(head_shares(request, "headkv"), request.params.get("temperature", 1))
     return request.deal(headkv_targets(shares, request.mean_rows(), request.n_obs, request.params["beta"]))
 

@@ -53,6 +53,20 @@ def head_distances(request: AllocRequest, name: str) -> Sequence[Sequence[float]
     return request.head_distance
 
 
+def distances_from_centre(seen: npt.ArrayLike) -> list[float]:
+    """Euclidean distance of each KV head of a layer from their mean, as `head_distances` gives them.
+
+    Parameters
+    ----------
+    seen
+        [n_head_kv, d], equation 15 of Task-KV: the values of the ``n_top`` positions with the largest attention, each
+        times this attention (mean over the window and the group, which the paper leaves open), summed
+    """
+    vectors = np.asarray(seen, dtype=np.float64)
+    distances: list[float] = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).tolist()
+    return distances
+
+
 def evictable_scores(request: AllocRequest, name: str) -> list[npt.NDArray[np.float32]]:
     """Scores of the positions that may be kept or dropped, for allocator `name`.
 

@@ -51,7 +51,7 @@ def pyramid_targets(mean_rows: Fraction, n_layer: int, n_before_window: int, n_o
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal the rows in a pyramid; raises BudgetError when they do not hold what is always kept."""
+    """Deal the rows in a pyramid."""
     n_layer, mean = len(request.n_head_kv), request.mean_rows()
     if request.n_prompt < 2 * (mean - request.n_obs):
         return request.deal([1] * request.n_heads)

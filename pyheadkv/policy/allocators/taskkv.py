@@ -26,28 +26,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-import numpy as np
-import numpy.typing as npt
-
 from pyheadkv.policy.allocators.apportion import apportion
 from pyheadkv.policy.allocators.base import Allocator, AllocRequest, Param
 from pyheadkv.policy.allocators.inputs import head_distances
-
-N_TOP = 256  # positions that make up what a head sees
-
-
-def distances_from_centre(seen: npt.ArrayLike) -> list[float]:
-    """Euclidean distance of each KV head of a layer from their mean.
-
-    Parameters
-    ----------
-    seen
-        [n_head_kv, d], equation 15: the values of the N_TOP positions with the largest attention, each times this
-        attention (mean over the window and the group, which the paper leaves open), summed
-    """
-    vectors = np.asarray(seen, dtype=np.float64)
-    distances: list[float] = np.linalg.norm(vectors - vectors.mean(axis=0), axis=1).tolist()
-    return distances
 
 
 def n_heterogeneous(r: int, n_layer: int, n_head_kv: int, beta: float, m: float) -> int:
@@ -66,15 +47,7 @@ def heterogeneous_heads(distances: Sequence[float], f: int) -> list[int]:
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal each layer's rows to heterogeneous heads first.
-
-    Raises
-    ------
-    PolicyError
-        no distances, or one that is negative or not finite
-    BudgetError
-        the rows do not hold what is always kept
-    """
+    """Deal each layer's rows to heterogeneous heads first."""
     n_layer = len(request.n_head_kv)
     recent = min(max(int(request.params["recent"]) - request.n_obs, 0), request.n_evictable_pos)
     dealt: list[int] = []
@@ -104,6 +77,7 @@ TASKKV = Allocator(
     allocate,
     source="2501.15113",
     needs_semantics=True,
+    n_top=256,
     params={
         "beta": Param(default=0.3, above=0, at_most=1),
         "m": Param(default=1, at_least=0, at_most=1024),

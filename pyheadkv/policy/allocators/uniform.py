@@ -12,7 +12,7 @@ from pyheadkv.policy.allocators.base import Allocator, AllocRequest
 
 
 def allocate(request: AllocRequest) -> list[list[int]]:
-    """Deal the rows equally; raises BudgetError when they do not hold all sinks and windows."""
+    """Deal the rows equally."""
     return request.deal([1] * request.n_heads)
 
 

@@ -130,6 +130,6 @@ def test_what_cannot_generate_is_refused_before_it_is_loaded(fake: type[Fake], m
 def test_a_model_without_vocabulary_refuses_text(fake: type[Fake], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "read_gguf_metadata", lambda path: METADATA | {"tokenizer.ggml.model": "none"})
     loading.load("m.gguf")
-    for call in (fake.options["tokenizer"].tokenize, fake.options["tokenizer"].detokenize):
+    for name in ("tokenize", "detokenize"):
         with pytest.raises(ModelError, match=r"m\.gguf has no vocabulary: it takes tokens, and no text"):
-            call(b"text")
+            getattr(fake.options["tokenizer"], name)(b"text")
