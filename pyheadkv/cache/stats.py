@@ -121,15 +121,13 @@ class TurnTimer(TurnCounts):
 
     @contextmanager
     def _timed(self, name: str, *inside: str) -> Iterator[None]:
-        def others() -> float:
-            return sum(getattr(self, other) for other in inside)
-
-        start, others_before = time.perf_counter(), others()
+        counts, start = vars(self), time.perf_counter()
+        before = sum(counts[other] for other in inside)
         try:
             yield
         finally:
-            ms = 1000 * (time.perf_counter() - start) - (others() - others_before)
-            setattr(self, name, getattr(self, name) + ms)
+            ms_inside = sum(counts[other] for other in inside) - before
+            counts[name] += 1000 * (time.perf_counter() - start) - ms_inside
 
     def stats(self, native: Stats, bytes_per_token: int) -> SessionStats:
         """What was counted so far."""

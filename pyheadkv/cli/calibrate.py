@@ -9,7 +9,7 @@ from typing import Any
 from pyheadkv.calibrate import CalibrationSettings, calibrate
 from pyheadkv.cli.choose import choose_for_model
 from pyheadkv.cli.options import CalibrateOptions
-from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.cli.render import note, progress_bar, resumable
 from pyheadkv.engine.load import opened
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ProfileError, UsageError
@@ -39,21 +39,11 @@ def run(options: CalibrateOptions) -> None:
     output = options.output or Path(f"{path.stem}.headkv.json")
     part, choices = (output.with_name(f"{output.name}{end}") for end in (".part", ".choose.part"))
     check_target(output, ProfileError, "-o")  # before minutes of measuring
-    try:
-        profile = calibrate_model(
-            path,
-            settings,
-            part=part,
-            force=options.force,
-            n_threads=options.n_threads,
-            n_gpu_layers=options.n_gpu_layers,
-        )
+    threads: dict[str, Any] = {"n_threads": options.n_threads, "n_gpu_layers": options.n_gpu_layers}
+    with resumable(part):
+        profile = calibrate_model(path, settings, part=part, force=options.force, **threads)
         if options.is_choosing:
-            profile = choose_for_model(path, profile, choices, options.n_threads, options.n_gpu_layers)
-    except (KeyboardInterrupt, SystemExit):
-        if part.is_file():
-            note(f"stopped; what is measured is in {part}, and the same command goes on from there")
-        raise
+            profile = choose_for_model(path, profile, choices, **threads)
     write_profile(output, profile)
     for measured in (part, choices):
         measured.unlink(missing_ok=True)
@@ -67,10 +57,9 @@ def calibrate_model(
     *,
     part: Path | None = None,
     force: bool = False,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    **threads: Any,
 ) -> Profile:
-    """Load a model, measure it behind a progress bar, free it again.
+    """Load a model, measure it behind a progress bar, free it again. `threads` are those of `opened`.
 
     Raises
     ------
@@ -81,16 +70,9 @@ def calibrate_model(
     n_ctx = settings.n_ctx(supported_shape(metadata, path).n_ctx_train)
     check_has_vocabulary(metadata, path)
     mark = fingerprint(path)
-    threads = {"n_threads": n_threads, "n_gpu_layers": n_gpu_layers}
     with opened(path, n_ctx=n_ctx, on_notice=note, **threads) as llama, progress_bar("calibrating") as on_progress:
         return calibrate(
-            llama,
-            settings,
-            fingerprint=mark,
-            part=part,
-            force=force,
-            on_progress=on_progress,
-            on_notice=note,
+            llama, settings, fingerprint=mark, part=part, force=force, on_progress=on_progress, on_notice=note
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pyheadkv.cli.render import note, progress_bar
 from pyheadkv.errors import EvaluationError
@@ -17,15 +18,15 @@ N_TOKENS = 2048  # of the prompts
 MIN_ROOM = 512  # of a context beyond the prompts
 
 
-def choose_for_model(
-    path: Path, profile: Profile, part: Path, n_threads: int | None = None, n_gpu_layers: int = 0
-) -> Profile:
+def choose_for_model(path: Path, profile: Profile, part: Path, **threads: Any) -> Profile:
     """Load a model, measure candidates behind a progress bar, give the profile back with the best ones.
 
     Parameters
     ----------
     part
         file in which every result is kept as soon as it is there
+    threads
+        those of `pyheadkv.engine.load.opened`
 
     Raises
     ------
@@ -36,7 +37,7 @@ def choose_for_model(
     if shape.n_ctx_train < N_TOKENS + MIN_ROOM:
         needed = N_TOKENS + MIN_ROOM
         raise EvaluationError(f"settings are chosen with {needed} positions, the model has {shape.n_ctx_train}")
-    with open_runner(path, shape, N_TOKENS, note, n_threads=n_threads, n_gpu_layers=n_gpu_layers) as runner:
+    with open_runner(path, shape, N_TOKENS, note, **threads) as runner:
         chosen: list[str] = []
         with progress_bar("choosing") as on_progress:
             profile = choose_settings(

@@ -21,7 +21,7 @@ from pyheadkv.cli.parsing import (
     parse_versus,
     split_policies,
 )
-from pyheadkv.cli.render import note, progress_bar
+from pyheadkv.cli.render import note, progress_bar, resumable
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import EvaluationError, UsageError
 from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
@@ -91,11 +91,8 @@ def run(options: EvalOptions) -> None:
     folder = options.output or Path(f"{model.path.stem}.eval")
     make_folder(folder, (RESULTS, CASES, *eval_report.FILES), EvaluationError)
     results = Results(folder / RESULTS)
-    try:
-        cases, records = _measure(options, request, model, trials, results)
-    except (KeyboardInterrupt, SystemExit):
-        note(f"stopped; what is measured is in {results.path}, and the same command goes on from there")
-        raise
+    with resumable(folder / RESULTS):
+        cases, records = _Run(options, request, model, results, trials).measure()
     write_cases(folder / CASES, cases)
     eval_report.write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
     if block:
@@ -175,90 +172,89 @@ def cases_of_file(text: str, lengths: Sequence[int], n_cases: int) -> list[Case]
     return first
 
 
-def _measure(
-    options: EvalOptions,
-    request: _Request,
-    model: _Model,
-    trials: Sequence[Trial],
-    results: Results,
-) -> tuple[list[Case], list[Record]]:
-    """One cache type after the other, since a context has one; all are compared with the first."""
-    base, *others = [(options.type_k, options.type_v), *((name, name) for name in request.versus)]
-    with _open(options, request, model, trials, base) as runner:
-        cases = _cases(options, request, runner)
-        references: dict[str, LogProbs] = {}
-        sweeps = {}
-        for types in (base, *others):
-            mark = run_mark(model.fingerprint, **model.facts, types=types, against=base)
-            sweeps[types] = _sweeps(mark, cases, trials, request.questions, cache_name(*types), references)
-        records: list[Record] = []
-        for sweep, *later in zip(*sweeps.values(), strict=True):
-            records += _run(runner, sweep.lending_to(later, results), results)
-        if request.presses:
-            records += _run_presses(options, request, model, runner, cases, results)
-    for types in others:
-        with _open(options, request, model, trials, types) as runner:
-            for sweep in sweeps[types]:
-                records += _run(runner, sweep, results)
-    return cases, records
+@dataclass(frozen=True)
+class _Run:
+    """What is measured on which model, and where it is kept."""
 
+    options: EvalOptions
+    request: _Request
+    model: _Model
+    results: Results
+    trials: Sequence[Trial]
 
-def _sweeps(
-    mark: str,
-    cases: Sequence[Case],
-    trials: Sequence[Trial | Press],
-    questions: Sequence[str],
-    cache: str,
-    references: dict[str, LogProbs],
-) -> list[Sweep]:
-    """One for each question; cases that have none, prose, belong to the first."""
-    by_question = {q: [case for case in cases if case.metric != KL or q == questions[0]] for q in questions}
-    return [Sweep(mark, own, trials, question, cache, references) for question, own in by_question.items()]
+    def measure(self) -> tuple[list[Case], list[Record]]:
+        """One cache type after the other, since a context has one; all are compared with the first."""
+        base, *others = [(self.options.type_k, self.options.type_v), *((name, name) for name in self.request.versus)]
+        with self._open(base) as runner:
+            cases = self._cases(runner)
+            references: dict[str, LogProbs] = {}
+            sweeps = {}
+            for types in (base, *others):
+                mark = self._mark(types=types, against=base)
+                sweeps[types] = self._sweeps(mark, cases, self.trials, cache_name(*types), references)
+            records: list[Record] = []
+            for sweep, *later in zip(*sweeps.values(), strict=True):
+                records += self._sweep(runner, sweep.lending_to(later, self.results))
+            if self.request.presses:
+                records += self._presses(runner, cases)
+        for types in others:
+            with self._open(types) as runner:
+                for sweep in sweeps[types]:
+                    records += self._sweep(runner, sweep)
+        return cases, records
 
+    def _mark(self, **how: object) -> str:
+        return run_mark(self.model.fingerprint, **self.model.facts, **how)
 
-def _cases(options: EvalOptions, request: _Request, runner: Runner) -> list[Case]:
-    made = [
-        case
-        for length in request.lengths
-        for task in request.tasks
-        for case in make_cases(task, options.n_cases, length, options.seed, request.prose, runner.sizes)
-    ]
-    given, n_cut = fit_cases(request.given, request.lengths, runner.sizes)
-    if n_cut:
-        limit = length_name(max(request.lengths))
-        note(f"{n_cut} of {len(given)} cases of files are longer than {limit} tokens: cut in the middle (--ctx)")
-    return [*made, *given]
+    def _sweeps(
+        self,
+        mark: str,
+        cases: Sequence[Case],
+        trials: Sequence[Trial | Press],
+        cache: str,
+        references: dict[str, LogProbs],
+    ) -> list[Sweep]:
+        """One for each question; cases that have none, prose, belong to the first."""
+        questions = self.request.questions
+        by_question = {q: [case for case in cases if case.metric != KL or q == questions[0]] for q in questions}
+        return [Sweep(mark, own, trials, question, cache, references) for question, own in by_question.items()]
 
+    def _cases(self, runner: Runner) -> list[Case]:
+        request, options = self.request, self.options
+        made = [
+            case
+            for length in request.lengths
+            for task in request.tasks
+            for case in make_cases(task, options.n_cases, length, options.seed, request.prose, runner.sizes)
+        ]
+        given, n_cut = fit_cases(request.given, request.lengths, runner.sizes)
+        if n_cut:
+            limit = length_name(max(request.lengths))
+            note(f"{n_cut} of {len(given)} cases of files are longer than {limit} tokens: cut in the middle (--ctx)")
+        return [*made, *given]
 
-def _run(runner: Measurer, sweep: Sweep, results: Results) -> list[Record]:
-    with progress_bar(f"evaluating, {sweep.cache}, question {sweep.question}") as on_progress:
-        return run_sweep(runner, sweep, results, on_progress)
+    def _sweep(self, runner: Measurer, sweep: Sweep) -> list[Record]:
+        with progress_bar(f"evaluating, {sweep.cache}, question {sweep.question}") as on_progress:
+            return run_sweep(runner, sweep, self.results, on_progress)
 
+    def _presses(self, runner: Runner, cases: Sequence[Case]) -> list[Record]:
+        peer = PressRunner(self.model.path, runner.case_prompter, self.options.n_threads)
+        mark = self._mark(types="kvpress", versions=versions())
+        sweeps = self._sweeps(mark, cases, self.request.presses, CACHE, {})
+        return [record for sweep in sweeps for record in self._sweep(peer, sweep)]
 
-def _run_presses(
-    options: EvalOptions, request: _Request, model: _Model, runner: Runner, cases: Sequence[Case], results: Results
-) -> list[Record]:
-    mark = run_mark(model.fingerprint, **model.facts, types="kvpress", versions=versions())
-    peer = PressRunner(model.path, runner.case_prompter, options.n_threads)
-    sweeps = _sweeps(mark, cases, request.presses, request.questions, CACHE, {})
-    return [record for sweep in sweeps for record in _run(peer, sweep, results)]
+    def _open(self, types: tuple[str, str]) -> AbstractContextManager[Runner]:
+        threads = {"n_threads": self.options.n_threads, "n_gpu_layers": self.options.n_gpu_layers}
+        n_tokens = max(self.request.lengths) * (2 if self._repeats(types) else 1)
+        return open_runner(
+            self.model.path, self.model.shape, n_tokens, note, type_k=types[0], type_v=types[1], **threads
+        )
 
-
-def _n_tokens(shape: ModelShape, trials: Sequence[Trial], lengths: Sequence[int], types: tuple[str, str]) -> int:
-    """Tokens of the longest prompts, twice where a policy, or what `auto` comes to, repeats them beside themselves."""
-    is_repeated = any(
-        resolve(
-            trial.policy, trial.profile, trial.budget.keep_ratio(shape, length, *types)
-        ).policy.scorer.needs_reconstruction
-        for trial in trials
-        for length in lengths
-    )
-    return max(lengths) * (2 if is_repeated else 1)
-
-
-def _open(
-    options: EvalOptions, request: _Request, model: _Model, trials: Sequence[Trial], types: tuple[str, str]
-) -> AbstractContextManager[Runner]:
-    n_tokens = _n_tokens(model.shape, trials, request.lengths, types)
-    threads = {"n_threads": options.n_threads, "n_gpu_layers": options.n_gpu_layers}
-    return open_runner(model.path, model.shape, n_tokens, note, type_k=types[0], type_v=types[1], **threads)
+    def _repeats(self, types: tuple[str, str]) -> bool:
+        """Whether a policy, or what `auto` comes to, has prompts repeated beside themselves."""
+        shape = self.model.shape
+        return any(
+            resolve(it.policy, it.profile, it.budget.keep_ratio(shape, n, *types)).policy.scorer.needs_reconstruction
+            for it in self.trials
+            for n in self.request.lengths
+        )

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from pyheadkv.cli import inspect
 from pyheadkv.cli.options import ExportOptions, InspectOptions
-from pyheadkv.cli.render import console, note
+from pyheadkv.cli.render import console, note, resumable
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import UsageError
 from pyheadkv.export import check_output, export_model, remove_profile
@@ -91,12 +91,8 @@ def _calibrate(path: Path) -> Profile:
     from pyheadkv.cli.calibrate import calibrate_model
 
     part = _part_of(path)
-    try:
+    with resumable(part):
         return calibrate_model(path, CalibrationSettings(), part=part)
-    except (KeyboardInterrupt, SystemExit):
-        if part.is_file():
-            note(f"stopped; what is measured is in {part}, and the same command goes on from there")
-        raise
 
 
 def _part_of(path: Path) -> Path:

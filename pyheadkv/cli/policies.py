@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ def run(options: PoliciesOptions) -> None:
     if not names:
         tables |= {"allocators": allocator_entries(), "scorers": scorer_entries()}
     if options.as_json:
-        print(json.dumps({title: [entry.to_json() for entry in entries] for title, entries in tables.items()}))
+        print(json.dumps({title: [asdict(entry) for entry in entries] for title, entries in tables.items()}))
         return
     console = Console(highlight=False, markup=False)
     if names:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -60,6 +61,17 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
             f"selected in {stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",
         )
     )
+
+
+@contextmanager
+def resumable(part: Path) -> Iterator[None]:
+    """Say where measured results are kept, if there are any, when Ctrl-C or SIGTERM stops what measures them."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if part.is_file():
+            note(f"stopped; what is measured is in {part}, and the same command goes on from there")
+        raise
 
 
 @contextmanager

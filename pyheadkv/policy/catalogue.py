@@ -6,7 +6,7 @@ Nothing is said here that is not said by the policies, allocators and scorers th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pyheadkv.policy.allocators import allocator_names, get_allocator
 from pyheadkv.policy.policy import Auto, Policy, PolicyChoice, policy_names, policy_settings
@@ -41,10 +41,6 @@ class Entry:
     sources: tuple[str, ...]
     needs: tuple[str, ...]
     settings: Settings
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values for ``json.dumps``."""
-        return asdict(self)
 
 
 def policy_entries(policies: Iterable[PolicyChoice] | None = None) -> list[Entry]:

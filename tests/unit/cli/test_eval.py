@@ -290,7 +290,7 @@ def test_no_profile_for_a_policy_that_needs_one(run: Callable[..., Any], monkeyp
 def test_calibrate_and_choose(opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = replace(PROFILE, settings=(BudgetChoice(1.0, "snapkv", {}, {"prose_kl": 0.1}),))
 
-    def choose(path: Path, profile: Profile, part: Path, *rest: Any) -> Profile:
+    def choose(path: Path, profile: Profile, part: Path, **threads: Any) -> Profile:
         part.write_text("measured so far")
         return chosen if profile is PROFILE else profile
 
