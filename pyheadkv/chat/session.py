@@ -159,9 +159,12 @@ class HeadKV:
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""
         n_ctx = context_length(self.llama)
-        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
-        check_budget(self.shape, self.policy, self.budget, n_ctx, profile=self.profile, **types)
+        check_budget(self.shape, self.policy, self.budget, n_ctx, **self._planning)
         self.plan_for(n_ctx)
+
+    @property
+    def _planning(self) -> dict[str, Any]:
+        return {"type_k": self.type_k, "type_v": self.type_v, "profile": self.profile}
 
     # ---- what the caller asks ----
 
@@ -177,8 +180,7 @@ class HeadKV:
 
     def plan_for(self, n_prompt: int) -> Plan | None:
         """What would be kept of a prompt of so many tokens, protected texts aside; None is all of it."""
-        types: dict[str, Any] = {"type_k": self.type_k, "type_v": self.type_v}
-        return make_plan(self.shape, self.policy, self.budget, n_prompt, profile=self.profile, **types)
+        return make_plan(self.shape, self.policy, self.budget, n_prompt, **self._planning)
 
     def stats(self) -> SessionStats:
         """Rows and bytes as they are now, times of the last turn."""
@@ -273,16 +275,8 @@ class HeadKV:
     # ---- for the turns ----
 
     def _make_plan(self, tokens: list[int]) -> DraftPlan | None:
-        draft = draft_plan(
-            self.shape,
-            self.policy,
-            self.budget,
-            len(tokens),
-            type_k=self.type_k,
-            type_v=self.type_v,
-            profile=self.profile,
-            protected=self._protected_spans(tokens),
-        )
+        spans = self._protected_spans(tokens)
+        draft = draft_plan(self.shape, self.policy, self.budget, len(tokens), protected=spans, **self._planning)
         for first, end in draft.expected.unprotected if draft else ():
             self._notify(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
         return draft

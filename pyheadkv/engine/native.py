@@ -107,14 +107,20 @@ class HeadParams(Protocol):
         """Pooling of the vote."""
 
 
+def llama_bindings() -> Any:
+    """llama-cpp-python's functions of llama.cpp, on our library; LibraryError where that is missing."""
+    _library.prepare()
+    try:
+        from llama_cpp import llama_cpp  # loads its library
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"llama_cpp cannot be loaded: {one_line(error)}") from error
+    return llama_cpp
+
+
 @functools.cache
 def _llama_lib() -> Any:
     """The image of libllama that llama_cpp uses, whoever built it."""
-    _library.prepare()
-    try:
-        import llama_cpp  # noqa: F401 - loads its library
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise LibraryError(f"llama_cpp cannot be loaded: {one_line(error)}") from error
+    llama_bindings()
     return _ffi.dlopen(loaded_library())
 
 

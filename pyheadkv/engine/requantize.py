@@ -7,8 +7,8 @@ import logging
 import os
 from pathlib import Path
 
-from pyheadkv.engine import library as _library
-from pyheadkv.errors import LibraryError, ModelError
+from pyheadkv.engine.native import llama_bindings
+from pyheadkv.errors import ModelError
 
 
 def write_q8_0(source: Path, target: Path) -> None:
@@ -21,11 +21,7 @@ def write_q8_0(source: Path, target: Path) -> None:
     LibraryError
         the native library is missing
     """
-    _library.prepare()
-    try:
-        from llama_cpp import llama_cpp as bindings
-    except (ImportError, OSError, RuntimeError) as error:
-        raise LibraryError(f"llama_cpp cannot be loaded: {' '.join(str(error).split())}") from error
+    bindings = llama_bindings()
     params = bindings.llama_model_quantize_default_params()
     params.ftype = bindings.LLAMA_FTYPE_MOSTLY_Q8_0
     params.allow_requantize = True

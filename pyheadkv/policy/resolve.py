@@ -89,8 +89,8 @@ def _with_defaults_of(profile: Profile) -> Policy:
 def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
     """What the user set, else what the profile came with, else the default."""
     allocator = get_allocator(policy.allocator)
-    is_measured = allocator.needs_profile and "beta" in allocator.params and profile is not None
-    measured = {"beta": profile.beta} if is_measured and profile and profile.beta is not None else {}
+    has_beta = allocator.needs_profile and "beta" in allocator.params
+    measured = {"beta": profile.beta} if has_beta and profile and profile.beta is not None else {}
     params = allocator.complete({**measured, **policy.params})
     allocator.check_params(params)
     return params

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeGuard, TypeVar
 
 from pyheadkv.errors import ProfileError
 from pyheadkv.model.shape import ModelShape
@@ -24,6 +25,7 @@ MAX_COUNT = 2**31 - 1
 _PLAIN_KEYS = ("fingerprint", "beta", "n_sink", "n_obs", "pool_kernel", "keep_ratio", "scores_query")
 
 Body = Mapping[str, object]
+T = TypeVar("T")
 
 
 def profile_from_body(body: Body, shape: ModelShape, source: str) -> Profile:
@@ -79,7 +81,7 @@ def _checked(body: Body, n_head_kv: Sequence[int], n_head: Sequence[int], source
     if not is_whole(body.get("version")) or body.get("version") != VERSION:
         raise ProfileError(f"headkv.version is {short(body.get('version'))}, expected {VERSION}")
     method = _text("headkv.method", body.get("method"))
-    fingerprint = None if body.get("fingerprint") is None else _text("headkv.fingerprint", body["fingerprint"])
+    fingerprint = _optional(body, "fingerprint", _text)
     _check_heads(body.get("n_head_kv"), list(n_head_kv))
     scores = check_scores(body.get("scores"), n_head_kv)
     kinds = _kinds(body, n_head_kv)
@@ -87,16 +89,16 @@ def _checked(body: Body, n_head_kv: Sequence[int], n_head: Sequence[int], source
     return Profile(
         scores,
         method,
-        beta=_number(body, "beta"),
+        beta=_optional(body, "beta", _number),
         fingerprint=fingerprint,
         source=source,
         kinds=kinds,
         mix=_weights("headkv.mix", body.get("mix"), kinds),
         scores_query=None if query is None else check_scores(query, n_head, "headkv.scores_query", "query"),
-        n_sink=_count(body, "n_sink", 0),
-        n_obs=_count(body, "n_obs", 1),
-        pool_kernel=_count(body, "pool_kernel", 1),
-        keep_ratio=_keep_ratio("headkv.keep_ratio", body.get("keep_ratio")),
+        n_sink=_optional(body, "n_sink", partial(_count, 0)),
+        n_obs=_optional(body, "n_obs", partial(_count, 1)),
+        pool_kernel=_optional(body, "pool_kernel", partial(_count, 1)),
+        keep_ratio=_optional(body, "keep_ratio", _keep_ratio),
         settings=_settings(body.get("settings"), kinds),
         calibration=_calibration(body.get("calibration")),
     )
@@ -210,9 +212,9 @@ def _settings(value: object, kinds: Mapping[str, Scores]) -> tuple[BudgetChoice,
     for i, item in enumerate(value):
         key = f"headkv.settings[{i}]"
         fields = _object(key, item)
-        ratio = _keep_ratio(f"{key}.max_keep_ratio", fields.get("max_keep_ratio"))
-        if ratio is None:
+        if fields.get("max_keep_ratio") is None:
             raise ProfileError(f"{key}.max_keep_ratio is missing, expected a share above 0 and at most 1")
+        ratio = _keep_ratio(f"{key}.max_keep_ratio", fields["max_keep_ratio"])
         if settings and ratio <= settings[-1].max_keep_ratio:
             raise ProfileError(f"{key}.max_keep_ratio is {ratio:g}, expected more than {settings[-1].max_keep_ratio:g}")
         mix = _weights(f"{key}.mix", fields.get("mix"), kinds)
@@ -251,34 +253,30 @@ def _text(key: str, value: object) -> str:
     return value
 
 
-def _score(value: object, key: str) -> float:
-    score = finite(value)
-    if score is None or score < 0:
-        raise ProfileError(f"{key} is {short(value)}, expected a finite number of at least 0")
-    return score
-
-
-def _number(body: Body, name: str) -> float | None:
-    value = body.get(name)
+def _number(
+    key: str, value: object, expected: str = "a finite number", accepts: Callable[[float], bool] = lambda number: True
+) -> float:
     number = finite(value)
-    if value is not None and number is None:
-        raise ProfileError(f"headkv.{name} is {short(value)}, expected a finite number")
+    if number is None or not accepts(number):
+        raise ProfileError(f"{key} is {short(value)}, expected {expected}")
     return number
 
 
-def _count(body: Body, name: str, at_least: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
+def _score(value: object, key: str) -> float:
+    return _number(key, value, "a finite number of at least 0", lambda score: score >= 0)
+
+
+def _count(at_least: int, key: str, value: object) -> int:
     if not is_whole(value) or not at_least <= value <= MAX_COUNT:
-        raise ProfileError(f"headkv.{name} is {short(value)}, expected a whole number of at least {at_least}")
+        raise ProfileError(f"{key} is {short(value)}, expected a whole number of at least {at_least}")
     return value
 
 
-def _keep_ratio(key: str, value: object) -> float | None:
-    if value is None:
-        return None
-    ratio = finite(value)
-    if ratio is None or not 0 < ratio <= 1:
-        raise ProfileError(f"{key} is {short(value)}, expected a share above 0 and at most 1")
-    return ratio
+def _optional(body: Body, name: str, read: Callable[[str, object], T]) -> T | None:
+    """What is read under a name; None where there is nothing."""
+    value = body.get(name)
+    return None if value is None else read(f"headkv.{name}", value)
+
+
+def _keep_ratio(key: str, value: object) -> float:
+    return _number(key, value, "a share above 0 and at most 1", lambda ratio: 0 < ratio <= 1)

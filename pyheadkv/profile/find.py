@@ -42,22 +42,15 @@ def find_profile(
         the profile is damaged, was measured on another model (one without fingerprint is taken on trust), or does not
         have what is to be mixed
     """
-    profile = _find(path, metadata, shape, file)
-    return None if profile is None else mix_profile(profile, mix)
-
-
-def _find(
-    path: str | Path, metadata: Mapping[str, object], shape: ModelShape, file: str | Path | None
-) -> Profile | None:
     profile = read_profile(file, shape) if file is not None else profile_from_metadata(metadata, shape, str(path))
     if profile is None:
-        return _ready_profile(path, shape)
-    if profile.fingerprint is not None:
+        profile = _ready_profile(path, shape)
+    elif profile.fingerprint is not None:
         try:
             check_fingerprint(profile.fingerprint, fingerprint(path))
         except ProfileError as error:
             raise ProfileError(f"profile {'in ' if file is None else ''}{profile.source}: {error}") from None
-    return profile
+    return None if profile is None else mix_profile(profile, mix)
 
 
 def _ready_profile(path: str | Path, shape: ModelShape) -> Profile | None:
