@@ -12,14 +12,17 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyheadkv.bench.setup import Setup, check_compressed, finish, make_session
+from pyheadkv.bench.setup import Setup, finish, no_memory_error
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.errors import BenchError, HeadKVError
 from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
     import llama_cpp
+
+Memory = dict[str, int | None]
 
 N_WARM_UP = 64  # tokens read before anything is measured: then the weights are in memory
 
@@ -34,21 +37,16 @@ class Reading:
         the whole prompt, scoring included
     ms_select
         a reconstruction pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
-    rss_loaded, rss_whole, rss_read, rss_decoded
-        bytes: model loaded; prompt read, its cache whole; after the compression; some tokens later
-    rss_peak
-        the most there ever was
+    rss
+        bytes: "loaded", the model; "whole", the prompt read, its cache whole; "read", after the compression; "decoded",
+        some tokens later; "peak", the most there ever were
     bytes_peak
         of K and V buffers, the most there ever was
     """
 
     ms_prefill: float
     ms_select: float
-    rss_loaded: int | None
-    rss_whole: int | None
-    rss_read: int | None
-    rss_decoded: int | None
-    rss_peak: int | None
+    rss: Memory
     bytes_peak: int
 
 
@@ -102,7 +100,7 @@ def measure_stock(setup: Setup, n_prompt: int) -> Reading:
         whole = resident()
         _decode(llama, prompt[: setup.n_tokens])
         decoded = resident()
-        return Reading(ms_prefill, 0.0, loaded, whole, whole, decoded, _peak(loaded, whole, decoded), 0)
+        return Reading(ms_prefill, 0.0, _memory(loaded, whole, whole, decoded), 0)
 
 
 def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
@@ -117,32 +115,30 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
         prompt = setup.prompt(llama, n_prompt)
         _warm_up(llama, prompt)
         whole: list[int | None] = []
-        with make_session(llama, trial, lambda *_: whole.append(resident())) as headkv:
+        settings: Any = {"policy": trial.policy, "budget": trial.budget, "profile": trial.profile}
+        with HeadKV(llama, **settings, min_prompt=0, on_progress=lambda *_: whole.append(resident())) as headkv:
             headkv.clear()
             headkv.native.reset_peak()
             loaded = resident()
             llama.eval(prompt)
             _decode(llama, prompt[: trial.policy.lookahead])
-            check_compressed(headkv, trial)
+            if headkv.plan is None:
+                raise no_memory_error(trial)
             stats, read = headkv.stats(), resident()
             _decode(llama, prompt[: setup.n_tokens])
             decoded = resident()
             return Reading(
                 stats.ms_prefill,
                 stats.ms_reconstruction + stats.ms_select,
-                loaded,
-                whole[-1],  # the last batch is read, nothing is compressed yet
-                read,
-                decoded,
-                _peak(loaded, whole[-1], read, decoded),
+                _memory(loaded, whole[-1], read, decoded),  # whole: the last batch is read, nothing is compressed yet
                 headkv.stats().native.bytes_peak,
             )
 
 
-def _peak(*seen: int | None) -> int | None:
-    """The most there ever were in memory; the kernel's own figure lags behind by some pages."""
+def _memory(*seen: int | None) -> Memory:
+    """The kernel's own figure of the most there ever were lags behind by some pages."""
     known = [n for n in (resident("VmHWM"), *seen) if n is not None]
-    return max(known, default=None)
+    return dict(zip(("loaded", "whole", "read", "decoded"), seen, strict=True)) | {"peak": max(known, default=None)}
 
 
 def _warm_up(llama: llama_cpp.Llama, prompt: list[int]) -> None:

@@ -14,7 +14,6 @@ from pyheadkv.policy.trial import Trial
 
 Progress = Callable[[int, int, str], None]
 _SETTINGS = ("type_k", "type_v", "n_threads", "n_gpu_layers", "n_tokens", "n_rounds")
-_RSS = ("rss_loaded", "rss_whole", "rss_read", "rss_decoded", "rss_peak")
 
 
 def run_bench(
@@ -124,5 +123,4 @@ def _side(ms_token: Spread, reading: Reading | None) -> Record:
     times = {"ms_token": asdict(ms_token), "tok_s": 1000 / ms_token.median}
     if reading is None:
         return times
-    rss = {name.removeprefix("rss_"): getattr(reading, name) for name in _RSS}
-    return times | {"ms_prefill": reading.ms_prefill, "rss": rss}
+    return times | {"ms_prefill": reading.ms_prefill, "rss": reading.rss}

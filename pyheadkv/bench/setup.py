@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.engine.llama import logits
 from pyheadkv.engine.load import FIRST_CELLS, opened
 from pyheadkv.errors import BenchError, NativeError, UsageError
 from pyheadkv.model.shape import ModelShape
-from pyheadkv.policy.plan import DraftPlan, Plan
+from pyheadkv.policy.plan import DraftPlan
 from pyheadkv.policy.trial import Trial
 
 if TYPE_CHECKING:
@@ -93,26 +92,6 @@ class Setup:
         return ids
 
 
-def make_session(llama: llama_cpp.Llama, trial: Trial, on_progress: Callable[[int, int], None] | None = None) -> HeadKV:
-    """The ordinary session with the settings of a trial; it compresses prompts of any length."""
-    return HeadKV(
-        llama, policy=trial.policy, budget=trial.budget, profile=trial.profile, min_prompt=0, on_progress=on_progress
-    )
-
-
-def check_compressed(headkv: HeadKV, trial: Trial) -> Plan:
-    """The plan that the cache of a session follows.
-
-    Raises
-    ------
-    BenchError
-        the prompt was not compressed: there was no memory
-    """
-    if headkv.plan is None:
-        raise _no_memory(trial)
-    return headkv.plan
-
-
 @contextmanager
 def no_memory(trial: Trial) -> Iterator[None]:
     """A compression inside that finds no memory ends with a BenchError."""
@@ -121,10 +100,11 @@ def no_memory(trial: Trial) -> Iterator[None]:
     except NativeError as error:
         if error.status != STATUS_NO_MEMORY:
             raise
-        raise _no_memory(trial) from error
+        raise no_memory_error(trial) from error
 
 
-def _no_memory(trial: Trial) -> BenchError:
+def no_memory_error(trial: Trial) -> BenchError:
+    """The prompt was not compressed."""
     return BenchError(f"{trial.name} at {trial.budget.request}: there was no memory to compress the prompt")
 
 

@@ -109,14 +109,8 @@ def make_needle(kind: str, supply: Supply) -> Needle:
 def _copy(kind: str, supply: Supply) -> Needle:
     rng = supply.rng
     pattern = rng.choice(phrases.COPY[kind])
-    if kind == "digits":
-        value = supply.digits(5, 8)
-    elif kind == "codes":
-        value = supply.code()
-    elif kind == "words":
-        value = supply.word()
-    else:
-        value = supply.draw(pattern.sentence, pattern.values)
+    make = {"digits": lambda: supply.digits(5, 8), "codes": supply.code, "words": supply.word}.get(kind)
+    value = make() if make else supply.draw(pattern.sentence, pattern.values)
     who = supply.person()
     sentence, text, prefix = (
         part.format(who=who, x=value) for part in (pattern.sentence, pattern.question, pattern.prefix)

@@ -58,7 +58,5 @@ class Part:
 
     def _difference(self, found: Record) -> str:
         """The first thing in which a file's first line differs, in words; "" if it is the same."""
-        for key, value in self._header.items():
-            if found.get(key) != value:
-                return f"its {key} is {found.get(key)!r}, not {value!r}"
-        return ""
+        others = ((key, found.get(key), value) for key, value in self._header.items() if found.get(key) != value)
+        return next((f"its {key} is {other!r}, not {value!r}" for key, other, value in others), "")

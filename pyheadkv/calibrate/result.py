@@ -17,7 +17,12 @@ from pyheadkv.files.jsonl import Record
 from pyheadkv.profile import Profile, format_mix
 
 RETRIEVAL, RETRIEVAL_REASONING, RECONSTRUCTION = "retrieval", "retrieval-reasoning", "reconstruction"
-SCORES = (RETRIEVAL, RETRIEVAL_REASONING, RECONSTRUCTION)
+# scores -> the records that they are made of, and the key in these
+_SOURCES = {
+    RETRIEVAL: (COPY_KINDS, "copy"),
+    RETRIEVAL_REASONING: (KINDS, "reasoning"),
+    RECONSTRUCTION: ((RECONSTRUCTION,), RECONSTRUCTION),
+}
 MIN_COUNTED = 8  # questions answered right
 MIN_CORRELATION = 0.9  # below it the order of the heads is partly chance
 
@@ -59,13 +64,16 @@ def make_profile(
     """
     notify = on_notice or (lambda _: None)
     counts = count_examples(records)
-    kinds = {name: _kind(name, records, heads, settings.fold) for name in SCORES}
+    kinds = {name: _kind(name, records, heads, settings.fold) for name in _SOURCES}
     counted = {name: kind for name, kind in kinds.items() if _is_enough(name, kind)}
     for name in kinds:
         if name not in counted:
             words = _too_few(name, records, kinds[name])
             if settings.mix.get(name):
-                raise CalibrationError(f"{words}: {_advice(settings)}")
+                advice = (
+                    f"take more than {settings.n_examples} examples, shorter lengths, or the mix {RECONSTRUCTION}=1"
+                )
+                raise CalibrationError(f"{words}: {advice}")
             notify(f"{words}: these scores are left out")
     correlations = {name: split_half(kind.values, kind.groups, settings.seed) for name, kind in counted.items()}
     for name, correlation in correlations.items():
@@ -105,18 +113,14 @@ def count_examples(records: Iterable[Record]) -> dict[str, dict[str, int]]:
 
 
 def _kind(name: str, records: Sequence[Record], heads: Heads, fold: str) -> _Kind:
+    wanted, key = _SOURCES[name]
+    found = [record for record in records if record["kind"] in wanted and record.get("is_right", True)]
+    values = np.array([record[key] for record in found], dtype=np.float64)
+    groups = [record["group"] for record in found]
     if name == RECONSTRUCTION:
-        found = [record for record in records if record["kind"] == RECONSTRUCTION]
-        return _Kind(_table(found, name), [record["group"] for record in found], None)
-    wanted, key = (COPY_KINDS, "copy") if name == RETRIEVAL else (KINDS, "reasoning")
-    found = [record for record in records if record["kind"] in wanted and record["is_right"]]
-    query = _table(found, key)
-    folded = [fold_groups(row, heads.n_head, heads.n_head_kv, fold) for row in query]
-    return _Kind(np.array(folded), [record["group"] for record in found], query)
-
-
-def _table(records: Sequence[Record], key: str) -> Floats:
-    return np.array([record[key] for record in records], dtype=np.float64)
+        return _Kind(values, groups, None)
+    folded = [fold_groups(row, heads.n_head, heads.n_head_kv, fold) for row in values]
+    return _Kind(np.array(folded), groups, values)
 
 
 def _is_enough(name: str, kind: _Kind) -> bool:
@@ -125,10 +129,5 @@ def _is_enough(name: str, kind: _Kind) -> bool:
 
 
 def _too_few(name: str, records: Sequence[Record], kind: _Kind) -> str:
-    wanted = {RETRIEVAL: COPY_KINDS, RETRIEVAL_REASONING: KINDS}.get(name, ())
-    n_tried = sum(record["kind"] in wanted for record in records)
+    n_tried = sum(record["kind"] in _SOURCES[name][0] for record in records)
     return f"{len(kind.values)} of {n_tried} examples counted for {name}, at least {MIN_COUNTED} must be answered right"
-
-
-def _advice(settings: CalibrationSettings) -> str:
-    return f"take more than {settings.n_examples} examples, shorter lengths, or the mix {RECONSTRUCTION}=1"

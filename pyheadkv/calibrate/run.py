@@ -88,10 +88,10 @@ def calibrate(
     kept = Part(part, _header(settings, lengths, fingerprint), force)
     steps = [*_question_steps(observer, prompter, settings, lengths), *_excerpt_steps(observer, prompter, settings)]
     total, done = sum(step.cost for step in steps), 0
+    show = on_progress or (lambda *_: None)
     try:
         for step in steps:
-            if on_progress:
-                on_progress(done, total, step.what)
+            show(done, total, step.what)
             if step.id not in kept.records:
                 clock = time.monotonic()
                 record = step.measure()
@@ -99,8 +99,7 @@ def calibrate(
             done += step.cost
     finally:
         observer.forget()
-    if on_progress:
-        on_progress(done, total, "done")
+    show(done, total, "done")
     records = [kept.records[step.id] for step in steps]
     return make_profile(
         records,

@@ -14,7 +14,7 @@ from pyheadkv.evaluate.plots import write_bytes, write_curves, write_depths
 from pyheadkv.evaluate.report import byte_sheets, markdown, sheets, tables
 from pyheadkv.evaluate.results import FULL, Cell, cells, label_of
 from pyheadkv.files.jsonl import Record
-from pyheadkv.files.targets import check_target
+from pyheadkv.files.targets import writing
 
 REPORT, CURVES, BYTES, DEPTHS = FILES = ("report.md", "quality.png", "bytes.png", "depths.png")
 
@@ -39,11 +39,8 @@ def write_report(title: str, facts: Sequence[tuple[str, str]], records: Sequence
     pictures = _draw(found, records, folder)
     text = markdown(found, comparisons(records), title, [*facts, *_resolved(records)], pictures)
     path = folder / REPORT
-    check_target(path, EvaluationError)
-    try:
+    with writing(path, EvaluationError):
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
     print(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import HeadKVError
-from pyheadkv.files.targets import check_target
+from pyheadkv.files.targets import check_target, writing
 
 Record = dict[str, Any]
 
@@ -54,14 +54,10 @@ class JsonLines:
     def _write(self, mode: str, records: Iterable[Record]) -> None:
         if self.path is None:
             return
-        check_target(self.path, self._error)
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._error(f"{self.path} cannot be written: {error.strerror}") from None
+        with writing(self.path, self._error), self.path.open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _record(line: str) -> Record | None:

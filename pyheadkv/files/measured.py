@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pyheadkv.errors import HeadKVError, UsageError
 from pyheadkv.files.plain_text import read_text
-from pyheadkv.files.targets import check_target
+from pyheadkv.files.targets import check_target, writing
 
 _END = "<!-- /measured -->"
 _NOT_OF_THE_FIGURES = ("--readme", "-o", "--output")  # options, each with a value, that say where figures go
@@ -59,10 +59,8 @@ class Block:
             `error`, where the file cannot be written; UsageError, where it has no such marks any more
         """
         before, after = self._split()
-        try:
+        with writing(self.path, error):
             self.path.write_text(f"{before}\n{tables.strip()}\n{after}", encoding="utf-8")
-        except OSError as problem:
-            raise error(f"{self.path} cannot be written: {problem.strerror or problem}") from None
 
     def _split(self) -> tuple[str, str]:
         """The file up to the end of the first mark, and from the second one on."""
@@ -84,7 +82,7 @@ def measured_head(arguments: Sequence[str], today: date | None = None) -> str:
         of the process, `sys.argv`
     """
     day = (today or date.today()).isoformat()
-    return f"`{redo_command(arguments)}` ({day}, {_machine()})"
+    return f"`{redo_command(arguments)}` ({day}, {_processor()}, {platform.system()}, {os.cpu_count()} CPUs)"
 
 
 def redo_command(arguments: Sequence[str]) -> str:
@@ -97,11 +95,6 @@ def redo_command(arguments: Sequence[str]) -> str:
         elif not word.startswith(tuple(f"{name}=" for name in _NOT_OF_THE_FIGURES)):
             words.append(word)
     return shlex.join(["pyheadkv", *words])
-
-
-def _machine() -> str:
-    """Processor, system and the CPUs that there are."""
-    return f"{_processor()}, {platform.system()}, {os.cpu_count()} CPUs"
 
 
 def _processor() -> str:

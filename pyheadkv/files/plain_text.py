@@ -14,7 +14,7 @@ import codecs
 import os
 import stat
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -85,7 +85,7 @@ class TextSource:
             `error`: it is longer than the limit, blank, cannot be read, or is no text
         """
         limit = limit or Limit()
-        with self._closing():
+        with nullcontext() if self.name == STDIN else self._stream:
             self._check_size(limit)
             rest = b"" if self._is_whole else self._take(limit.n_bytes + 1 - len(self._first))
         data = self._first + rest
@@ -102,9 +102,6 @@ class TextSource:
         if status is None or sys.stdin is None or not stat.S_ISFIFO(status.st_mode):
             return False
         return os.path.samestat(status, os.fstat(sys.stdin.fileno()))
-
-    def _closing(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.name == STDIN else self._stream
 
     def _status(self) -> os.stat_result | None:
         try:

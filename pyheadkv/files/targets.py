@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyheadkv.errors import HeadKVError
@@ -44,6 +46,22 @@ def check_target(path: Path, error: type[HeadKVError], option: str = "") -> None
     if not stat.S_ISREG(mode):
         what = _KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise error(f"{path} is {'a link to ' if path.is_symlink() else ''}{what}, expected a file to write")
+
+
+@contextmanager
+def writing(path: Path, error: type[HeadKVError]) -> Iterator[None]:
+    """Around the writing of a file: a place that `check_target` refuses, and what the system refuses, is one line.
+
+    Raises
+    ------
+    HeadKVError
+        `error`, naming the path and the reason
+    """
+    check_target(path, error)
+    try:
+        yield
+    except OSError as problem:
+        raise _refusal(error, path, problem.strerror or str(problem), "") from None
 
 
 def _check_folder(path: Path, error: type[HeadKVError], option: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.errors import HeadKVError, UsageError
-from pyheadkv.files.targets import check_target
+from pyheadkv.files.targets import writing
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -32,10 +32,8 @@ def save_figure(figure: Any, path: str | Path, error: type[HeadKVError]) -> None
     HeadKVError
         `error`, where the file cannot be written; UsageError for an unknown ending
     """
-    check_target(Path(path), error)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise error(f"{path} cannot be written: {problem.strerror or problem}") from None
-    except ValueError as problem:
-        raise UsageError(f"{path} cannot be drawn: {str(problem).splitlines()[0]}") from None
+    with writing(Path(path), error):
+        try:
+            figure.savefig(path, dpi=150)
+        except ValueError as problem:
+            raise UsageError(f"{path} cannot be drawn: {str(problem).splitlines()[0]}") from None

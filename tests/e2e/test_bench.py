@@ -56,11 +56,11 @@ def test_observing_or_repeating_all_needs_no_room_for_the_prompt_twice(setup: Se
 
 def test_memory_is_that_of_a_process_of_its_own(setup: Setup) -> None:
     stock, ours = (read_apart(setup, 300, which) for which in (None, trial("25%")))
-    if stock.rss_peak is None:
+    if stock.rss["peak"] is None:
         pytest.skip("no /proc")
     for reading in (stock, ours):
-        numbers = (reading.rss_loaded, reading.rss_whole, reading.rss_read, reading.rss_decoded)
-        assert all(n is not None and 0 < n <= (reading.rss_peak or 0) for n in numbers)
+        numbers = [reading.rss[name] for name in ("loaded", "whole", "read", "decoded")]
+        assert all(n is not None and 0 < n <= (reading.rss["peak"] or 0) for n in numbers)
     assert stock.bytes_peak == 0 and ours.bytes_peak >= 300 * setup.shape.bytes_per_token("f16", "f16")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from pyheadkv.errors import EvaluationError, one_line
 from pyheadkv.evaluate.benchmarks import babilong, longbench, loogle, ruler
 from pyheadkv.evaluate.benchmarks.fit import fit_cases
-from pyheadkv.evaluate.benchmarks.hub import Notice, fetch, is_hub_name
+from pyheadkv.evaluate.benchmarks.hub import Notice, fetch
 from pyheadkv.evaluate.benchmarks.rows import Row, Source, read_rows
 from pyheadkv.evaluate.cases import Case, case_of_row
 
@@ -61,7 +61,7 @@ def load_cases(text: str, on_notice: Notice | None = None) -> list[Case]:
     UsageError
         a library is missing
     """
-    source = fetch(text, on_notice) if is_hub_name(text) and not Path(text).exists() else Source(Path(text))
+    source = (None if Path(text).exists() else fetch(text, on_notice)) or Source(Path(text))
     rows = read_rows(source)
     if not rows:
         raise EvaluationError(f"{source.name} has no cases")

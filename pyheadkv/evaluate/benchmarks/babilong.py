@@ -10,24 +10,16 @@ from pyheadkv.evaluate.cases import Case
 
 _PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 _THINGS = ("apple", "football", "milk")
-LABELS = {
-    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), _PLACES),
-    "qa5": ("Bill", "Fred", "Jeff", "Mary", *_THINGS),
-    "qa6": ("yes", "no"),
-    "qa7": ("none", "one", "two", "three"),
-    "qa8": ("nothing", *_THINGS),
-    "qa9": ("yes", "no"),
-    "qa10": ("yes", "no", "maybe"),
-}
+_YES_NO = ("yes", "no")
 MAX_NEW_TOKENS = 20
-_KIND = {
-    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), "Reply with one word, the name of the place."),
-    "qa5": "Reply with one word, a name or a thing.",
-    "qa6": "Reply with yes or no.",
-    "qa7": "Reply with one word, a number or none.",
-    "qa8": "Reply with the things, commas between them, or with nothing.",
-    "qa9": "Reply with yes or no.",
-    "qa10": "Reply with yes, no or maybe.",
+# task -> (what the answer is one of, how to reply)
+TASKS = {
+    **dict.fromkeys(("qa1", "qa2", "qa3", "qa4"), (_PLACES, "Reply with one word, the name of the place.")),
+    "qa5": (("Bill", "Fred", "Jeff", "Mary", *_THINGS), "Reply with one word, a name or a thing."),
+    **dict.fromkeys(("qa6", "qa9"), (_YES_NO, "Reply with yes or no.")),
+    "qa7": (("none", "one", "two", "three"), "Reply with one word, a number or none."),
+    "qa8": (("nothing", *_THINGS), "Reply with the things, commas between them, or with nothing."),
+    "qa10": ((*_YES_NO, "maybe"), "Reply with yes, no or maybe."),
 }
 _ASK = "Some sentences hidden in the text above tell facts; where they disagree, the last one holds."
 
@@ -36,7 +28,8 @@ def cases(row: Row, source: Source, n: int) -> Iterable[Case]:
     """The case of a row; which task it is of says the file or its folder (data/qa1/4k.json)."""
     name = _task(source)
     question = row["question"].strip()
-    labels = tuple(label for label in LABELS[name] if label.lower() not in question.lower())
+    classes, ask = TASKS[name]
+    labels = tuple(label for label in classes if label.lower() not in question.lower())
     target = row["target"].strip()
     if not target:
         raise ValueError("the target is empty")
@@ -45,7 +38,7 @@ def cases(row: Row, source: Source, n: int) -> Iterable[Case]:
         task=f"babilong {name}",
         kind=name,
         context=row["input"],
-        question=f"{_ASK} {_KIND[name]}\nQuestion: {question}\nAnswer:",
+        question=f"{_ASK} {ask}\nQuestion: {question}\nAnswer:",
         answers=(target,),
         metric="only_label",
         max_new_tokens=MAX_NEW_TOKENS,

@@ -46,24 +46,19 @@ PLACES = {
 _NAME = re.compile(rf"(?P<benchmark>{'|'.join(PLACES)}):(?P<name>[\w./-]*)")
 
 
-def is_hub_name(text: str) -> bool:
-    """Whether a text is BENCHMARK:NAME."""
-    return _NAME.fullmatch(text) is not None
-
-
-def fetch(text: str, on_notice: Notice | None = None) -> Source:
-    """The file of BENCHMARK:NAME, from the cache or downloaded.
+def fetch(text: str, on_notice: Notice | None = None) -> Source | None:
+    """The file of BENCHMARK:NAME, from the cache or downloaded; None if the text is not of this form.
 
     Raises
     ------
     EvaluationError
         it cannot be had
     """
-    import huggingface_hub
-
     match = _NAME.fullmatch(text)
     if match is None:
-        raise EvaluationError(f"{text} names no benchmark, known are {', '.join(PLACES)}")
+        return None
+    import huggingface_hub
+
     place, parts = PLACES[match["benchmark"]], match["name"].split("/")
     if len(parts) not in (place.n_parts, 2) or not all(parts):
         raise EvaluationError(f"{text} cannot be read, expected as in {match['benchmark']}:{place.example}")

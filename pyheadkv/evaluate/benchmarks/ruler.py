@@ -22,28 +22,24 @@ def cases(row: Row, source: Source, n: int) -> Iterable[Case]:
         raise ValueError(f"the task is unknown: name the file or its folder after it, as in {', '.join(LIMITS)}_...")
     prompt = row["input"].strip("\n")
     context, _, question = prompt.rpartition("\n")
-    prefix, outputs = row.get("answer_prefix") or "", row["outputs"]
-    yield _case(task, str(n), context.rstrip("\n"), question, prefix, outputs, prompt, _limit(task))
+    prefix, limit = row.get("answer_prefix") or "", LIMITS[task.partition("_")[0]]
+    yield _case(f"{task}_{n}", task, context.rstrip("\n"), question, prefix, row["outputs"], prompt, limit)
 
 
 def split_cases(row: Row, source: Source, n: int) -> Iterable[Case]:
     """The case of a row of which context and question are apart; they follow each other as they are."""
     prompt = f"{row['context']}{row['question']}"
-    limit, task = int(row["max_new_tokens"]), str(row["task"])
-    yield _case(task, str(n), row["context"], row["question"], row["answer_prefix"] or "", row["answer"], prompt, limit)
-
-
-def _limit(task: str) -> int:
-    return LIMITS[task.partition("_")[0]]
+    limit, task, prefix = int(row["max_new_tokens"]), str(row["task"]), row["answer_prefix"] or ""
+    yield _case(f"{task}_{n}", task, row["context"], row["question"], prefix, row["answer"], prompt, limit)
 
 
 def _case(
-    task: str, name: str, context: str, question: str, prefix: str, answers: list[str], prompt: str, limit: int
+    name: str, task: str, context: str, question: str, prefix: str, answers: list[str], prompt: str, limit: int
 ) -> Case:
     if not answers:
         raise ValueError("there are no answers")
     return Case(
-        id=f"{task}_{name}",
+        id=name,
         task=f"ruler {task}",
         kind=task,
         context=context,

@@ -27,8 +27,14 @@ METADATA: dict[str, object] = {
     "llama.attention.head_count": 2,
 }
 MIB = 2**20
-STOCK = Reading(2000.0, 0.0, 10 * MIB, 20 * MIB, 20 * MIB, 21 * MIB, 22 * MIB, 0)
-OURS = Reading(2100.0, 30.0, 11 * MIB, 23 * MIB, 12 * MIB, 13 * MIB, None, 7 * MIB)
+MEMORY = {"loaded": 10 * MIB, "whole": 20 * MIB, "read": 20 * MIB, "decoded": 21 * MIB, "peak": 22 * MIB}
+STOCK = Reading(2000.0, 0.0, MEMORY, 0)
+OURS = Reading(
+    2100.0,
+    30.0,
+    {"loaded": 11 * MIB, "whole": 23 * MIB, "read": 12 * MIB, "decoded": 13 * MIB, "peak": None},
+    7 * MIB,
+)
 SPEED = Speed(Spread(40.0, 38.0, 44.0), Spread(10.0, 9.5, 12.25), Spread(4.0, 3.5, 4.125), 2.0, 8.0, 6 * MIB)
 
 
