@@ -1,6 +1,6 @@
-// headkv-cpu-node.h: a node as the kernel sees it: its shapes, the work buffer, its items and the rows of an item.
+// headkv-cpu-node.h: a node as the kernel sees it: its shapes, the work buffer, its work tiles and the rows of a work tile.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). An *item* is a
+// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). A *work tile* is a
 // (KV head, tile) pair. Its rows are numbered from 0: the hot rows of the head, then the tail cells that some query of the tile
 // sees; a row_reader hands them out in blocks, as pointers, whatever their strides.
 
@@ -74,7 +74,7 @@ struct partial {
 
 // the part of the work buffer that belongs to one thread
 struct scratch {
-    partial part[3];     // of the item cut by the start of the slice, of the one cut by its end, of whole items
+    partial part[3];     // of the work tile cut by the start of the slice, of the one cut by its end, of whole work tiles
     float * q;           // [TILE][ld_k] scaled queries; with many queries [ld_k][TILE]
     float * score;       // [TILE][BLOCK], with many queries [BLOCK][TILE]
     float * rescale;     // [TILE] factor of o when m grew
@@ -121,7 +121,7 @@ inline scratch scratch_of(const node_view & node, void * wdata, int ith) {
 //
 
 // the queries [begin, end) of KV head ih; tokens [tok_begin, tok_end) ask them
-struct item {
+struct work_tile {
     int64_t ih;
     int64_t tile;
     int64_t begin;
@@ -129,7 +129,7 @@ struct item {
     int64_t tok_begin;
     int64_t tok_end;
 
-    item(const node_view & node, int64_t i) : ih(i/node.n_tile), tile(i%node.n_tile) {
+    work_tile(const node_view & node, int64_t i) : ih(i/node.n_tile), tile(i%node.n_tile) {
         begin     = node.tile_begin(tile);
         end       = node.tile_begin(tile + 1);
         tok_begin = begin/node.n_gqa;
@@ -150,7 +150,7 @@ struct row_block {
 
 // Which of the cells [begin, end) does some token see: visible[i] != 0. masked[i]: its mask is not 0 for all of them.
 inline void scan_mask(
-        const node_view & node, const item & it, int64_t begin, int64_t end, uint16_t * visible, uint16_t * masked) {
+        const node_view & node, const work_tile & it, int64_t begin, int64_t end, uint16_t * visible, uint16_t * masked) {
     const int64_t n = end - begin;
     std::fill_n(visible, n, (uint16_t) !node.mask);
     std::fill_n(masked,  n, (uint16_t) 0);
@@ -166,7 +166,7 @@ inline void scan_mask(
     }
 }
 
-inline int64_t count_visible(const node_view & node, const item & it) {
+inline int64_t count_visible(const node_view & node, const work_tile & it) {
     uint16_t visible[BLOCK];
     uint16_t masked[BLOCK];
     int64_t  n = 0;
@@ -180,10 +180,10 @@ inline int64_t count_visible(const node_view & node, const item & it) {
     return n;
 }
 
-// reads the rows [begin, end) of an item, block after block
+// reads the rows [begin, end) of a work tile, block after block
 class row_reader {
 public:
-    row_reader(const node_view & node, const item & it, int64_t begin, int64_t end) :
+    row_reader(const node_view & node, const work_tile & it, int64_t begin, int64_t end) :
         node(node), it(it), n_left(end - begin), hot(begin) {
         const int64_t n_hot = node.n_hot(it.ih);
         if (begin > n_hot) {
@@ -246,7 +246,7 @@ private:
     }
 
     const node_view & node;
-    const item &      it;
+    const work_tile &      it;
 
     int64_t n_left;
     int64_t hot;      // next hot row of the head

@@ -320,7 +320,7 @@ inline void gemm_columns(
     }
 }
 
-// n items in groups of at most n_max, as even as can be: the size of the group that starts at i
+// n work tiles in groups of at most n_max, as even as can be: the size of the group that starts at i
 inline int even_group(int64_t n, int64_t i, int n_max) {
     const int64_t n_group = (n + n_max - 1)/n_max;
     const int64_t g       = (i*n_group + n - 1)/n; // groups before i

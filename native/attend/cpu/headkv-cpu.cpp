@@ -1,12 +1,12 @@
 // headkv-cpu.cpp: the fused CPU kernel of hot rows and tail; attend/node.h has the contract of the node.
 //
-// All items (headkv-cpu-node.h: some queries of a KV head and the rows they see), laid end to end, form one line of rows,
+// All work tiles (headkv-cpu-node.h: some queries of a KV head and the rows they see), laid end to end, form one work line of rows,
 // and every thread takes an equal slice of it, wherever heads begin and end:
 //
-//     item     |   head 0   | head 1 |            head 2             | head 3 |
-//     thread   |     0     |     1     |     2     |     3     |     4     |
+//     work tile |   head 0   | head 1 |            head 2             | head 3 |
+//     thread    |     0     |     1     |     2     |     3     |     4     |
 //
-// An item inside one slice is finished and written by its thread. An item that a slice border cuts leaves its parts
+// A work tile inside one slice is finished and written by its thread. A work tile that a slice border cuts leaves its parts
 // (maximum, sum, weighted values) in the work buffer, at most two for a thread, and is put together after one barrier.
 //
 // Rows are read in blocks, once for all queries of the tile. Few queries: the rows of K stay as they are and each
@@ -38,7 +38,7 @@ static bool is_float(ggml_type type) {
 //
 
 // scores of the block: [n_query][BLOCK]
-static void few_scores(const node_view & node, const item & it, scratch & s, row_block & block) {
+static void few_scores(const node_view & node, const work_tile & it, scratch & s, row_block & block) {
     const int     n4   = (block.n + 3)/4*4;
     const int64_t nq   = it.n_query();
     for (int r = block.n; r < n4; r++) {
@@ -59,7 +59,7 @@ static void few_scores(const node_view & node, const item & it, scratch & s, row
 }
 
 // turns the scores into weights, and notes how the sums so far must be rescaled
-static void few_softmax(const node_view & node, const item & it, scratch & s, const row_block & block, partial & part) {
+static void few_softmax(const node_view & node, const work_tile & it, scratch & s, const row_block & block, partial & part) {
     const int n_pad = (int) vec_pad(block.n);
     for (int64_t i = 0; i < it.n_query(); i++) {
         float * x = s.score + i*BLOCK;
@@ -96,7 +96,7 @@ static void few_softmax(const node_view & node, const item & it, scratch & s, co
     }
 }
 
-static void few_values(const node_view & node, const item & it, scratch & s, const row_block & block, partial & part) {
+static void few_values(const node_view & node, const work_tile & it, scratch & s, const row_block & block, partial & part) {
     const gemm_lhs weights = { s.score, BLOCK, 1 };
     const auto accumulate = [&](const auto & rows) {
         gemm(it.n_query(), node.ld_v, block.n, part.o, node.ld_v, s.rescale, weights, rows);
@@ -118,7 +118,7 @@ static void few_values(const node_view & node, const item & it, scratch & s, con
 //
 
 // scores of the block: [n][nq], nq = queries padded to whole vectors
-static void many_scores(const node_view & node, const item & it, scratch & s, const row_block & block) {
+static void many_scores(const node_view & node, const work_tile & it, scratch & s, const row_block & block) {
     const int64_t nq = vec_pad(it.n_query());
     rows_to_f32(node.k->type, block.k, block.n, node.n_k, s.k, node.ld_k);
     gemm(block.n, nq, (int) node.ld_k, s.score, nq, nullptr, { s.k, node.ld_k, 1 }, row_matrix{ s.q, nq });
@@ -145,7 +145,7 @@ static void many_scores(const node_view & node, const item & it, scratch & s, co
     }
 }
 
-static void many_softmax(const item & it, scratch & s, const row_block & block, partial & part) {
+static void many_softmax(const work_tile & it, scratch & s, const row_block & block, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
     for (int64_t i = 0; i < nq; i += VEC) {
         const vec m_old = vec_load(part.m + i);
@@ -168,17 +168,17 @@ static void many_softmax(const item & it, scratch & s, const row_block & block, 
     }
 }
 
-static void many_values(const node_view & node, const item & it, scratch & s, const row_block & block, partial & part) {
+static void many_values(const node_view & node, const work_tile & it, scratch & s, const row_block & block, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
     rows_to_f32(node.v->type, block.v, block.n, node.n_v, s.v, node.ld_v);
     gemm(it.n_query(), node.ld_v, block.n, part.o, node.ld_v, s.rescale, { s.score, 1, nq }, row_matrix{ s.v, node.ld_v });
 }
 
 //
-// items
+// work tiles
 //
 
-static void load_queries(const node_view & node, const item & it, scratch & s) {
+static void load_queries(const node_view & node, const work_tile & it, scratch & s) {
     const bool    few  = it.n_query() <= FEW_QUERIES;
     const int64_t nq   = vec_pad(it.n_query());
     const int64_t ld_i = few ? node.ld_k : 1;
@@ -205,8 +205,8 @@ static void prefetch_rows(ggml_type type, const char * const * rows, int n, size
     }
 }
 
-// attention of an item over its rows [begin, end)
-static void attend(const node_view & node, const item & it, int64_t begin, int64_t end, scratch & s, partial & part) {
+// attention of a work tile over its rows [begin, end)
+static void attend(const node_view & node, const work_tile & it, int64_t begin, int64_t end, scratch & s, partial & part) {
     const int64_t nq = vec_pad(it.n_query());
     std::fill_n(part.m, nq, -INFINITY);
     std::fill_n(part.l, nq, 0.0f);
@@ -243,9 +243,9 @@ static void attend(const node_view & node, const item & it, int64_t begin, int64
     }
 }
 
-// query i of an item is done: o / l, with the sink of its head in l
+// query i of a work tile is done: o / l, with the sink of its head in l
 static void write_query(
-        const node_view & node, const item & it, int64_t i, float m, float l, const float * o, ggml_tensor * dst) {
+        const node_view & node, const work_tile & it, int64_t i, float m, float l, const float * o, ggml_tensor * dst) {
     const int64_t tok  = (it.begin + i)/node.n_gqa;
     const int64_t head = (it.begin + i)%node.n_gqa + it.ih*node.n_gqa;
     float factor = 1.0f;
@@ -263,7 +263,7 @@ static void write_query(
     }
 }
 
-static void write_item(const node_view & node, const item & it, const partial & part, ggml_tensor * dst) {
+static void write_work_tile(const node_view & node, const work_tile & it, const partial & part, ggml_tensor * dst) {
     for (int64_t i = 0; i < it.n_query(); i++) {
         write_query(node, it, i, part.m[i], part.l[i], part.o + i*node.ld_v, dst);
     }
@@ -273,20 +273,20 @@ static void write_item(const node_view & node, const item & it, const partial & 
 // the line of rows and its slices
 //
 
-struct line {
+struct work_line {
     const node_view & node;
     const int64_t *   n_visible; // [n_tile]
     int64_t           n_rows;
     int64_t           nth;
 
-    line(const node_view & node, const int64_t * n_visible, int nth) :
+    work_line(const node_view & node, const int64_t * n_visible, int nth) :
         node(node), n_visible(n_visible), n_rows(0), nth(nth) {
-        for (int64_t i = 0; i < n_item(); i++) {
+        for (int64_t i = 0; i < n_work_tile(); i++) {
             n_rows += length(i);
         }
     }
 
-    int64_t n_item() const { return node.n_head_kv*node.n_tile; }
+    int64_t n_work_tile() const { return node.n_head_kv*node.n_tile; }
     int64_t length(int64_t i) const { return node.n_hot(i/node.n_tile) + n_visible[i%node.n_tile]; }
     int64_t slice_begin(int64_t ith) const { return n_rows*ith/nth; }
 
@@ -300,37 +300,37 @@ struct line {
     }
 };
 
-// the part of thread ith of an item that starts at row x of the line
-static int part_of_cut(const line & line, int64_t x, int64_t ith) {
+// the part of thread ith of a work tile that starts at row x of the line
+static int part_of_cut(const work_line & line, int64_t x, int64_t ith) {
     return x < line.slice_begin(ith) ? 0 : 1;
 }
 
-static void compute_slice(const node_view & node, const line & line, int64_t ith, scratch & s, ggml_tensor * dst) {
+static void compute_slice(const node_view & node, const work_line & line, int64_t ith, scratch & s, ggml_tensor * dst) {
     const int64_t lo = line.slice_begin(ith);
     const int64_t hi = line.slice_begin(ith + 1);
-    for (int64_t i = 0, x = 0; i < line.n_item(); x += line.length(i), i++) {
+    for (int64_t i = 0, x = 0; i < line.n_work_tile(); x += line.length(i), i++) {
         const int64_t begin = std::max(lo, x);
         const int64_t end   = std::min(hi, x + line.length(i));
         const bool    empty = line.length(i) == 0 && i%line.nth == ith;
         if (begin >= end && !empty) {
             continue;
         }
-        const item it(node, i);
+        const work_tile it(node, i);
         if (empty) {
             attend(node, it, 0, 0, s, s.part[2]);
-            write_item(node, it, s.part[2], dst);
+            write_work_tile(node, it, s.part[2], dst);
         } else if (end - begin == line.length(i)) {
             attend(node, it, 0, end - begin, s, s.part[2]);
-            write_item(node, it, s.part[2], dst);
+            write_work_tile(node, it, s.part[2], dst);
         } else {
             attend(node, it, begin - x, end - x, s, s.part[part_of_cut(line, x, ith)]);
         }
     }
 }
 
-// puts query j of a cut item together from the parts of the threads [first, last]; the item starts at row x
+// puts query j of a cut work tile together from the parts of the threads [first, last]; the work tile starts at row x
 static void combine_query(
-        const node_view & node, const line & line, const item & it, int64_t j, int64_t x, int64_t first, int64_t last,
+        const node_view & node, const work_line & line, const work_tile & it, int64_t j, int64_t x, int64_t first, int64_t last,
         void * wdata, scratch & s, ggml_tensor * dst) {
     float   m = -INFINITY;
     float   l = 0.0f;
@@ -356,9 +356,9 @@ static void combine_query(
     write_query(node, it, j, m, l, o, dst);
 }
 
-static void combine_cut_items(
-        const node_view & node, const line & line, int64_t ith, void * wdata, scratch & s, ggml_tensor * dst) {
-    for (int64_t i = 0, x = 0; i < line.n_item(); x += line.length(i), i++) {
+static void combine_cut_work_tiles(
+        const node_view & node, const work_line & line, int64_t ith, void * wdata, scratch & s, ggml_tensor * dst) {
+    for (int64_t i = 0, x = 0; i < line.n_work_tile(); x += line.length(i), i++) {
         if (line.length(i) == 0) {
             continue;
         }
@@ -367,7 +367,7 @@ static void combine_cut_items(
         if (first == last) {
             continue;
         }
-        const item it(node, i);
+        const work_tile it(node, i);
         for (int64_t j = ith; j < it.n_query(); j += line.nth) {
             combine_query(node, line, it, j, x, first, last, wdata, s, dst);
         }
@@ -391,13 +391,13 @@ void headkv_cpu_flash_attn(const struct ggml_compute_params * params, struct ggm
     GGML_ASSERT(node.is_valid());
     scratch s = scratch_of(node, params->wdata, params->ith);
     for (int64_t tile = 0; tile < node.n_tile; tile++) {
-        s.n_visible[tile] = count_visible(node, item(node, tile));
+        s.n_visible[tile] = count_visible(node, work_tile(node, tile));
     }
-    const line line(node, s.n_visible, params->nth);
+    const work_line line(node, s.n_visible, params->nth);
 
     compute_slice(node, line, params->ith, s, dst);
     if (params->nth > 1) {
         ggml_barrier(params->threadpool);
-        combine_cut_items(node, line, params->ith, params->wdata, s, dst);
+        combine_cut_work_tiles(node, line, params->ith, params->wdata, s, dst);
     }
 }

@@ -1,13 +1,13 @@
 // headkv-cuda-attend.cuh: attention of one slice of the line (headkv-cuda-line.cuh), in one thread block.
 //
-// A warp takes 16 queries and one strip of 16 rows at a time. Scores S = Q K^T and O += P V are matrix instructions: their f32
+// A warp takes 16 queries and one row tile of 16 rows at a time. Scores S = Q K^T and O += P V are matrix instructions: their f32
 // result S lies in the lanes exactly as the operand P must. K and V go from memory straight into the registers of
 // the lanes that need them, without shared memory: which element of a row a lane's operand stands for is free (headkv-cuda-rows.cuh)
 // and chosen so that every lane reads up to 16 neighbouring bytes. Each row is read once for all queries of the tile.
 //
-// Lane = 4 g + t. S: lane holds queries g, g + 8 and rows 2t, 2t + 1, 2t + 8, 2t + 9 of the strip.
+// Lane = 4 g + t. S: lane holds queries g, g + 8 and rows 2t, 2t + 1, 2t + 8, 2t + 9 of the row tile.
 //
-// N_Q16: 16-query groups of a tile, one warp each; N_SPLIT: warps that share the strips of the slice; 4 warps in all.
+// N_Q16: 16-query groups of a tile, one warp each; N_SPLIT: warps that share the row tiles of the slice; 4 warps in all.
 
 #pragma once
 
@@ -63,7 +63,7 @@ struct attend {
         float l[N_Q16][N_SPLIT][16];
     };
 
-    struct item {
+    struct work_tile {
         int ih;
         int begin;   // first query
         int end;
@@ -74,7 +74,7 @@ struct attend {
         const char * k;
         const char * v;
 
-        HEADKV_METHOD item(const attn_args & args, int ih, int tile) : ih(ih) {
+        HEADKV_METHOD work_tile(const attn_args & args, int ih, int tile) : ih(ih) {
             begin    = args.tile_begin(tile);
             end      = args.tile_begin(tile + 1);
             n_rows   = args.n_rows(ih);
@@ -113,12 +113,12 @@ struct attend {
         return 64*V_CHUNKS + Row::template element<V_REST ? V_REST : 2>(n, i - 8*V_CHUNKS);
     }
 
-    // a lane's share of K of a strip: rows g and g + 8
+    // a lane's share of K of a row tile: rows g and g + 8
     struct k_rows {
         typename Row::template piece<8> chunk[2][K_CHUNKS];
         typename Row::template piece<4> rest[2];
 
-        HEADKV_METHOD void load(const attn_args & args, const item & it, int row, int g, int t) {
+        HEADKV_METHOD void load(const attn_args & args, const work_tile & it, int row, int g, int t) {
             HEADKV_UNROLL
             for (int j = 0; j < 2; j++) {
                 const char * k = it.k_row(args, row + 8*j + g);
@@ -133,12 +133,12 @@ struct attend {
         }
     };
 
-    // a lane's share of V of a strip: rows 2t, 2t + 1, 2t + 8, 2t + 9
+    // a lane's share of V of a row tile: rows 2t, 2t + 1, 2t + 8, 2t + 9
     struct v_rows {
         typename Row::template piece<8> chunk[4][V_CHUNKS];
         typename Row::template piece<V_REST ? V_REST : 8> rest[4];
 
-        HEADKV_METHOD void load(const attn_args & args, const item & it, int row, int g, int t) {
+        HEADKV_METHOD void load(const attn_args & args, const work_tile & it, int row, int g, int t) {
             HEADKV_UNROLL
             for (int r = 0; r < 4; r++) {
                 const char * v = it.v_row(args, row + 2*t + r%2 + r/2*8);
@@ -188,7 +188,7 @@ struct attend {
     const attn_args & args;
     shared_memory &   shared;
     int warp_q; // which 16 queries of the tile
-    int split;  // which of the warps that share the strips
+    int split;  // which of the warps that share the row tiles
     int lane;
     int g;
     int t;
@@ -202,7 +202,7 @@ struct attend {
         t      = lane%4;
     }
 
-    HEADKV_METHOD void load_queries(const item & it) {
+    HEADKV_METHOD void load_queries(const work_tile & it) {
         for (int i = thread_index(); i < N_Q16*K_STEPS*WARP*4; i += N_THREAD) {
             const int r = i%4; // operand register: query g or g + 8, k 0..7 or 8..15
             const int lane_q = i/4%WARP;
@@ -221,7 +221,7 @@ struct attend {
         }
     }
 
-    // s[j]: rows 8j.. of the strip
+    // s[j]: rows 8j.. of the row tile
     HEADKV_METHOD void scores(const k_rows & k, float (* s)[4]) const {
         HEADKV_UNROLL
         for (int j = 0; j < 2; j++) {
@@ -253,7 +253,7 @@ struct attend {
     }
 
     // what stands in the mask for query j (of the KV head) and a row; hot rows are seen by all, rows beyond the last by none
-    HEADKV_METHOD float bias(const item & it, int j, int row) const {
+    HEADKV_METHOD float bias(const work_tile & it, int j, int row) const {
         if (row < it.n_hot) {
             return 0.0f;
         }
@@ -267,8 +267,8 @@ struct attend {
         return half_to_float(((const uint16_t *) (args.mask + j/args.n_gqa*args.nb_mask))[row - it.n_hot]);
     }
 
-    HEADKV_METHOD void finish_scores(const item & it, int row, float (* s)[4]) const {
-        const bool is_hot = row + STRIP <= it.n_hot; // the same for all lanes
+    HEADKV_METHOD void finish_scores(const work_tile & it, int row, float (* s)[4]) const {
+        const bool is_hot = row + ROW_TILE <= it.n_hot; // the same for all lanes
         HEADKV_UNROLL
         for (int j = 0; j < 2; j++) {
             HEADKV_UNROLL
@@ -338,17 +338,17 @@ struct attend {
         }
     }
 
-    // strips [begin, end) of an item, every N_SPLIT-th. V of a strip is on its way while its scores are computed, K of
+    // row tiles [begin, end) of a work tile, every N_SPLIT-th. V of a row tile is on its way while its scores are computed, K of
     // the next one while its values are, as far as registers allow
-    HEADKV_METHOD void run(const item & it, int begin, int end, state & st) const {
+    HEADKV_METHOD void run(const work_tile & it, int begin, int end, state & st) const {
         constexpr bool fetch_ahead = D <= 128;
 
         k_rows k;
         if (fetch_ahead && begin + split < end) {
-            k.load(args, it, (begin + split)*STRIP, g, t);
+            k.load(args, it, (begin + split)*ROW_TILE, g, t);
         }
-        for (int strip = begin + split; strip < end; strip += N_SPLIT) {
-            const int row = strip*STRIP;
+        for (int row_tile = begin + split; row_tile < end; row_tile += N_SPLIT) {
+            const int row = row_tile*ROW_TILE;
             if (!fetch_ahead) {
                 k.load(args, it, row, g, t);
             }
@@ -357,8 +357,8 @@ struct attend {
 
             float s[2][4];
             scores(k, s);
-            if (fetch_ahead && strip + N_SPLIT < end) {
-                k.load(args, it, row + N_SPLIT*STRIP, g, t);
+            if (fetch_ahead && row_tile + N_SPLIT < end) {
+                k.load(args, it, row + N_SPLIT*ROW_TILE, g, t);
             }
             finish_scores(it, row, s);
             softmax(st, s);
@@ -366,7 +366,7 @@ struct attend {
         }
     }
 
-    // the states of the warps that shared the strips become one, in the warps with split == 0
+    // the states of the warps that shared the row tiles become one, in the warps with split == 0
     HEADKV_METHOD void join(state & st) {
         HEADKV_UNROLL
         for (int r = 0; r < 2; r++) {
@@ -435,8 +435,8 @@ struct attend {
         }
     }
 
-    // part < 0: the item is done
-    HEADKV_METHOD void write(const item & it, const state & st, int part) const {
+    // part < 0: the work tile is done
+    HEADKV_METHOD void write(const work_tile & it, const state & st, int part) const {
         if (split != 0) {
             return;
         }
@@ -460,34 +460,34 @@ struct attend {
         }
     }
 
-    // strips [begin, end) of an item; n_strips is all of it
-    HEADKV_METHOD void work(const item & it, int begin, int end, int n_strips, int part) {
+    // row tiles [begin, end) of a work tile; n_strips is all of it
+    HEADKV_METHOD void work(const work_tile & it, int begin, int end, int n_row_tiles, int part) {
         load_queries(it);
         sync_block();
         state st;
         run(it, begin, end, st);
         join(st);
-        write(it, st, end - begin == n_strips ? -1 : part);
-        sync_block(); // before the next item's queries
+        write(it, st, end - begin == n_row_tiles ? -1 : part);
+        sync_block(); // before the next work tile's queries
     }
 
     // the slice of a block
     HEADKV_METHOD void compute(int block) {
-        const line line(args, N_SPLIT);
+        const work_line line(args, N_SPLIT);
         if (block >= line.n_block) {
             return;
         }
         const int64_t lo = line.slice_begin(block);
         const int64_t hi = line.slice_begin(block + 1);
 
-        int64_t x = 0; // first strip of the head
+        int64_t x = 0; // first row tile of the head
         for (int ih = 0; ih < args.n_head_kv && x < hi; ih++) {
-            const int n = args.n_strips(ih);
+            const int n = args.n_row_tiles(ih);
             for (int tile = x < lo ? (int) ((lo - x)/n) : 0; tile < args.n_tile && x + (int64_t) tile*n < hi; tile++) {
                 const int64_t start = x + (int64_t) tile*n;
                 const int     begin = (int) (start < lo ? lo - start : 0);
                 const int     end   = (int) (hi - start < n ? hi - start : n);
-                work(item(args, ih, tile), begin, end, n, line.part(start, block));
+                work(work_tile(args, ih, tile), begin, end, n, line.part(start, block));
             }
             x += (int64_t) args.n_tile*n;
         }

@@ -1,4 +1,4 @@
-// headkv-cuda-combine.cuh: puts one query of a cut item together from the parts that blocks left; one thread block a query.
+// headkv-cuda-combine.cuh: puts one query of a cut work tile together from the parts that blocks left; one thread block a query.
 
 #pragma once
 
@@ -40,12 +40,12 @@ struct combine {
 
     // query j of KV head ih; n_split: the attend::N_SPLIT that made the parts
     static HEADKV_METHOD void compute(const attn_args & args, shared_memory & shared, float * weight, int ih, int j, int n_split) {
-        const line line(args, n_split);
-        const int  n    = args.n_strips(ih);
+        const work_line line(args, n_split);
+        const int  n    = args.n_row_tiles(ih);
         const int  tile = args.tile_of(j);
         int64_t x = 0;
         for (int i = 0; i < ih; i++) {
-            x += args.n_strips(i);
+            x += args.n_row_tiles(i);
         }
         x = x*args.n_tile + (int64_t) tile*n;
 

@@ -1,15 +1,15 @@
 // headkv-cuda-line.cuh: the node as the kernel sees it, and who works which rows. Integers only, the same on CPU and GPU.
 //
-// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). An *item* is a
+// A *tile* is a part of the queries of one KV head (query j of a head: token j / n_gqa, query head j % n_gqa). A *work tile* is a
 // (KV head, tile) pair. Its rows are numbered from 0: the hot rows of the head, then all tail cells; 16 rows
-// are a *strip*, the last one of an item may be shorter. The strips of all items, laid end to end, form one line, and
-// every block takes an equal slice of it, wherever heads begin and end:
+// are a *row tile*, the last one of a work tile may be shorter. The row tiles of all work tiles, laid end to end, form
+// one line of work (stream-K), and every block takes an equal slice of it, wherever heads begin and end:
 //
-//     item     |   head 0   | head 1 |            head 2             | head 3 |
-//     block    |     0     |     1     |     2     |     3     |     4     |
+//     work tile |   head 0   | head 1 |            head 2             | head 3 |
+//     block     |     0     |     1     |     2     |     3     |     4     |
 //
-// So one long head among short ones costs no more than even heads. An item inside one slice is finished by its block. An
-// item that a slice border cuts leaves its parts in a buffer, at most two for a block, and the second kernel combines them.
+// So one long head among short ones costs no more than even heads. A work tile inside one slice is finished by its block. A
+// work tile that a slice border cuts leaves its parts in a buffer, at most two for a block, and the second kernel combines them.
 //
 // Lengths are read from device memory and the grid does not depend on them: a recorded CUDA graph stays valid when they change.
 
@@ -25,7 +25,7 @@
 
 namespace headkv {
 
-constexpr int STRIP    = 16; // rows of a strip: what a warp works at once
+constexpr int ROW_TILE    = 16; // rows of a row tile: what a warp works at once
 constexpr int MAX_TILE = 64; // queries of a tile, at most
 
 struct attn_args {
@@ -74,34 +74,34 @@ struct attn_args {
 
     HEADKV_BOTH int n_hot   (int ih) const { return row_ptr[ih + 1] - row_ptr[ih]; }
     HEADKV_BOTH int n_rows  (int ih) const { return n_hot(ih) + n_kv; }
-    HEADKV_BOTH int n_strips(int ih) const { return (n_rows(ih) + STRIP - 1)/STRIP; }
+    HEADKV_BOTH int n_row_tiles(int ih) const { return (n_rows(ih) + ROW_TILE - 1)/ROW_TILE; }
 };
 
-struct line {
-    int64_t n_strips; // of all items
-    int     n_block;  // blocks that have work: each has a strip for each of its warps, where there are so many
+struct work_line {
+    int64_t n_row_tiles; // of all work tiles
+    int     n_block;  // blocks that have work: each has a row tile for each of its warps, where there are so many
 
-    HEADKV_BOTH line(const attn_args & args, int n_warp) : n_strips(0) {
+    HEADKV_BOTH work_line(const attn_args & args, int n_warp) : n_row_tiles(0) {
         for (int ih = 0; ih < args.n_head_kv; ih++) {
-            n_strips += args.n_strips(ih);
+            n_row_tiles += args.n_row_tiles(ih);
         }
-        n_strips *= args.n_tile;
-        const int64_t n = (n_strips + n_warp - 1)/n_warp;
+        n_row_tiles *= args.n_tile;
+        const int64_t n = (n_row_tiles + n_warp - 1)/n_warp;
         n_block = n < args.n_block ? (int) n : args.n_block;
     }
 
-    HEADKV_BOTH int64_t slice_begin(int block) const { return n_strips*block/n_block; }
+    HEADKV_BOTH int64_t slice_begin(int block) const { return n_row_tiles*block/n_block; }
 
-    // the block that owns strip x of the line
+    // the block that owns row tile x of the line
     HEADKV_BOTH int owner(int64_t x) const {
-        int block = (int) (x*n_block/n_strips);
+        int block = (int) (x*n_block/n_row_tiles);
         while (slice_begin(block + 1) <= x) {
             block++;
         }
         return block;
     }
 
-    // the part of a block of an item that starts at strip x of the line: 0 if the item starts before the slice
+    // the part of a block of a work tile that starts at row tile x of the line: 0 if the work tile starts before the slice
     HEADKV_BOTH int part(int64_t x, int block) const { return 2*block + (x < slice_begin(block) ? 0 : 1); }
 };
 

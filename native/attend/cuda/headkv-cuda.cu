@@ -1,5 +1,5 @@
 // headkv-cuda.cu: which nodes the kernel takes, and its launch. Two kernels a node: attention of the slices, then the combination of
-// the items that slices cut (headkv-cuda-line.cuh). A recorded CUDA graph holds both; nothing of it depends on lengths.
+// the work tiles that slices cut (headkv-cuda-line.cuh). A recorded CUDA graph holds both; nothing of it depends on lengths.
 
 #include "ggml-cuda/common.cuh"
 
