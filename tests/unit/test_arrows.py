@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def below(package: str) -> set[str]:
     return {package}.union(*(below(other) for other in ARROWS[package]))
 
 
+@cache
 def imported_modules(source: str) -> set[str]:
     """Dotted names of all modules that a source text imports, inside functions and for type checkers too."""
     found = set()
@@ -57,6 +59,7 @@ def imported_modules(source: str) -> set[str]:
     return found
 
 
+@cache
 def find_file(module: str) -> Path | None:
     """The source of one of our modules or packages."""
     path = ROOT / module.replace(".", "/")

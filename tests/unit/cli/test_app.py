@@ -197,7 +197,10 @@ def test_a_context_above_the_trained_one_is_said(run: Run, monkeypatch: pytest.M
 def test_without_standard_streams(closed: str) -> None:
     """As a service may start it: their numbers are never those of a file, and errors do not go to stdout."""
     code = (
-        "import os, sys\nfrom pyheadkv.cli import app\nsys.argv[1:] = ['policies', 'nope']\n"
+        "import os, sys, types\nfrom pyheadkv.cli import app\nfrom pyheadkv.errors import PolicyError\n"
+        "def refuse(_): raise PolicyError(\"unknown policy 'nope'\")\n"
+        "sys.modules['pyheadkv.cli.policies'] = types.SimpleNamespace(run=refuse)\n"  # a light one
+        "sys.argv[1:] = ['policies', 'nope']\n"
         "try:\n    app.main()\nexcept SystemExit as end:\n    os._exit(100 * (os.dup(0) < 3) + end.code)\n"
     )
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]

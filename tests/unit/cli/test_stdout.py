@@ -88,7 +88,8 @@ def test_a_closed_pipe_is_quiet(argument: str) -> None:
 def test_the_command_on_an_ascii_terminal() -> None:
     done = run(
         "-c",
-        "import sys; from pyheadkv.cli import app, policies; policies.run = lambda *_: print('漢字');"
+        "import sys, types; from pyheadkv.cli import app;"
+        "sys.modules['pyheadkv.cli.policies'] = types.SimpleNamespace(run=lambda *_: print('漢字'));"
         "sys.argv = ['pyheadkv', 'policies']; app.main()",
         stdout=subprocess.PIPE,
         encoding="ascii",
