@@ -67,44 +67,35 @@ class ScoreParams(Protocol):
     """How positions are rated: ``struct headkv_score_params``, in words."""
 
     @property
-    def kind(self) -> str:
-        """One of `SCORES`."""
+    def kind(self) -> str: ...  # one of `SCORES`
 
     @property
-    def n_obs(self) -> int:
-        """Observation window, in tokens."""
+    def n_obs(self) -> int: ...  # observation window, in tokens
 
     @property
-    def pool_kernel(self) -> int:
-        """Odd positions pooled into each score."""
+    def pool_kernel(self) -> int: ...  # odd positions pooled into each score
 
     @property
-    def pool(self) -> str:
-        """One of `POOLS`."""
+    def pool(self) -> str: ...  # one of `POOLS`
 
     @property
-    def native_fold(self) -> str:
-        """One of `FOLDS`."""
+    def native_fold(self) -> str: ...  # one of `FOLDS`
 
 
 class HeadParams(Protocol):
     """How each KV head's scores are pooled and share a vote, layer after layer."""
 
     @property
-    def pool_kernels(self) -> Sequence[int]:
-        """Odd positions pooled into each score."""
+    def pool_kernels(self) -> Sequence[int]: ...  # odd positions pooled into each score
 
     @property
-    def vote_weights(self) -> Sequence[float]:
-        """Weight of each head in the vote."""
+    def vote_weights(self) -> Sequence[float]: ...  # weight of each head in the vote
 
     @property
-    def vote_shares(self) -> Sequence[float]:
-        """Share of the vote in each head's scores."""
+    def vote_shares(self) -> Sequence[float]: ...  # share of the vote in each head's scores
 
     @property
-    def vote_kernel(self) -> int:
-        """Pooling of the vote."""
+    def vote_kernel(self) -> int: ...  # pooling of the vote
 
 
 def llama_bindings() -> Any:
@@ -280,10 +271,7 @@ class Native:
     def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
         """Attention of all n_obs observing tokens in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
         n_head = self.layers()[i].n_head
-        attention = np.empty((n_head, self.stats().n_pos - n_obs), dtype=np.float32)
-        buffer = _ffi.from_buffer("float[]", attention)
-        _check(self._lib.headkv_attention_read(self._ctx, i, buffer, attention.size))
-        return attention
+        return self._read(self._lib.headkv_attention_read, (n_head, self.stats().n_pos - n_obs), i)
 
     def score_read(self, i: int, scorer: ScoreParams, n_forced_max: int = 0) -> npt.NDArray[np.float32]:
         """Scores of layer i after the observing tokens were decoded, f32 [n_head_kv, n_pos - n_obs].
@@ -291,10 +279,8 @@ class Native:
         n_forced_max is of layer_defensive: so many positions of a head at most have the highest score that there is.
         """
         n_head_kv = self.layers()[i].n_head_kv
-        scores = np.empty((n_head_kv, self.stats().n_pos - scorer.n_obs), dtype=np.float32)
         params = _ffi.new("struct headkv_score_params *", _score_params(scorer, n_forced_max))
-        _check(self._lib.headkv_score_read(self._ctx, i, params, _ffi.from_buffer("float[]", scores), scores.size))
-        return scores
+        return self._read(self._lib.headkv_score_read, (n_head_kv, self.stats().n_pos - scorer.n_obs), i, params)
 
     def semantics_read(self, i: int, n_top: int) -> npt.NDArray[np.float32]:
         """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens that observe are read.
@@ -302,9 +288,12 @@ class Native:
         The values of the n_top positions with the largest attention, each times this attention, summed (Task-KV).
         """
         layer = self.layers()[i]
-        seen = np.empty((layer.n_head_kv, layer.n_embd_head_v), dtype=np.float32)
-        _check(self._lib.headkv_semantics_read(self._ctx, i, n_top, _ffi.from_buffer("float[]", seen), seen.size))
-        return seen
+        return self._read(self._lib.headkv_semantics_read, (layer.n_head_kv, layer.n_embd_head_v), i, n_top)
+
+    def _read(self, function: Any, shape: tuple[int, int], *arguments: Any) -> npt.NDArray[np.float32]:
+        values = np.empty(shape, dtype=np.float32)
+        _check(function(self._ctx, *arguments, _ffi.from_buffer("float[]", values), values.size))
+        return values
 
     def compress(
         self,

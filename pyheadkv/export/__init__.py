@@ -136,13 +136,8 @@ def _places(header: Header, out: str | Path | None, force: bool) -> list[Copy]:
     sources = split_paths(header)
     if out is None:
         return [Copy(sources[0], sources[0].resolve())]  # a link to a model stays a link
-    targets = _targets(Path(out), len(sources))
+    out = Path(out)
+    names = [part_name(split_stem(out.name), no, len(sources)) for no in range(len(sources))]
+    targets = [out.with_name(name) for name in names] if len(sources) > 1 else [out]
     check_targets(targets, sources, force)
     return [Copy(source, target) for source, target in zip(sources, targets, strict=True)]
-
-
-def _targets(out: Path, n_parts: int) -> list[Path]:
-    if n_parts == 1:
-        return [out]
-    stem = split_stem(out.name)
-    return [out.with_name(part_name(stem, no, n_parts)) for no in range(n_parts)]

@@ -31,7 +31,6 @@ from pyheadkv.model.gguf_header import TENSOR_F32, Header, TensorInfo, open_head
 from pyheadkv.model.shape import ModelShape, shape_from_metadata
 
 _PARTS = ("architecture", "attention shape", "tokenizer", "norm weights")
-_TOKENS = "tokenizer.ggml.tokens"
 _NORM = "norm.weight"
 _NONE = "none"
 
@@ -50,7 +49,8 @@ def fingerprint(path: str | Path) -> str:
         metadata = first.metadata()
         shape = shape_from_metadata(metadata)
         shape_hash = _shape_hash(shape, metadata.get(f"{shape.architecture}.embedding_length"))
-        return ":".join((shape.architecture, shape_hash, _tokenizer_hash(first), _weights_hash(parts)))
+        tokens = first.raw("tokenizer.ggml.tokens")
+        return ":".join((shape.architecture, shape_hash, _digest(tokens) if tokens else _NONE, _weights_hash(parts)))
 
 
 def check_fingerprint(expected: str, found: str) -> None:
@@ -84,11 +84,6 @@ def check_fingerprint(expected: str, found: str) -> None:
 def _shape_hash(shape: ModelShape, n_embd: object) -> str:
     # name and trained context are left out: they are words about the model, and converters change them
     return _digest(repr((n_embd, [astuple(layer) for layer in shape.layers])).encode())
-
-
-def _tokenizer_hash(header: Header) -> str:
-    tokens = header.raw(_TOKENS)
-    return _digest(tokens) if tokens else _NONE
 
 
 def _weights_hash(parts: list[Header]) -> str:

@@ -33,15 +33,6 @@ class _Lifted(dict[int, int]):
         return self[char]
 
 
-class _Lowered(dict[int, int]):
-    def __init__(self, start: int) -> None:
-        self._start = start
-
-    def __missing__(self, char: int) -> int:
-        self[char] = char - self._start if self._start <= char < self._start + _SIZE else char
-        return self[char]
-
-
 class Plane:
     """A plane of private use, to which characters below 0xFFFE are lifted.
 
@@ -55,9 +46,9 @@ class Plane:
     """
 
     def __init__(self, start: int) -> None:
-        self._lifted, self._lowered = _Lifted(start), _Lowered(start)
+        self._start, self._lifted = start, _Lifted(start)
         lifted = f"{chr(start)}-{chr(start + _SIZE - 1)}"
-        self._chars = re.compile(f"[{lifted}]")
+        self._chars = re.compile(f"[{lifted}]+")
         self._runs = re.compile(rf"[^\s{lifted}][^{lifted}]*")
 
     def lift(self, text: str) -> str:
@@ -66,7 +57,7 @@ class Plane:
 
     def lower(self, text: str) -> str:
         """The text as it was."""
-        return text.translate(self._lowered)
+        return self._chars.sub(lambda run: "".join(chr(ord(char) - self._start) for char in run[0]), text)
 
     def holds(self, text: str) -> bool:
         """Whether a text has characters of this plane."""
