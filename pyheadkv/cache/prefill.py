@@ -65,7 +65,7 @@ class Prefill:
     Attributes
     ----------
     turn
-        what is read and how long it takes is counted here
+        counts tokens that are read, and their time
 
     Raises
     ------
@@ -90,7 +90,7 @@ class Prefill:
         self._evaluate = evaluate
         self._on_progress = on_progress
         self._stage = Stage.WHOLE
-        self._draft: DraftPlan | None = None  # what is observed for
+        self._draft: DraftPlan | None = None  # for which is observed
         self._scores: list[Floats] | None = None  # of the prompt, that the library does not make
         self._plan: Plan | None = None
         self._n_done = self._n_total = 0

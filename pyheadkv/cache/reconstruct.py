@@ -62,7 +62,7 @@ class Reconstruction:
     llama
         the model, its context empty or not
     tokens
-        what is to be repeated, from position 0 on
+        to be repeated, from position 0 on
     max_part
         tokens of a part
 

@@ -1,4 +1,4 @@
-"""What a session measured: rows and bytes of the buffers that exist, times of the last turn, and both as JSON."""
+"""Measurements of a session: rows and bytes of the buffers that exist, times of the last turn, and both as JSON."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SessionStats(TurnCounts):
     native
         rows and bytes, read from the buffers
     bytes_full
-        what a whole cache of ``native.n_pos`` positions takes
+        size of a whole cache of ``native.n_pos`` positions
     """
 
     native: Stats
@@ -130,7 +130,7 @@ class TurnTimer(TurnCounts):
             counts[name] += 1000 * (time.perf_counter() - start) - ms_inside
 
     def stats(self, native: Stats, bytes_per_token: int) -> SessionStats:
-        """What was counted so far."""
+        """Counts so far."""
         return SessionStats(native=native, bytes_full=native.n_pos * bytes_per_token, **vars(self))
 
 

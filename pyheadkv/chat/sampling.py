@@ -124,7 +124,7 @@ def _is_enough(*_: object) -> bool:
 def sampling_of_file(
     sampling: Sampling, metadata: Mapping[str, object], on_notice: Callable[[str], None] | None = None
 ) -> Sampling:
-    """What a model file asks for over `sampling`; a key that cannot be followed is named in one line.
+    """Settings of a model file over `sampling`; a key that cannot be followed is named in one line.
 
     Parameters
     ----------

@@ -179,7 +179,7 @@ class HeadKV:
         return self._prefill.plan
 
     def plan_for(self, n_prompt: int) -> Plan | None:
-        """What would be kept of a prompt of so many tokens, protected texts aside; None is all of it."""
+        """The plan of a prompt of so many tokens, protected texts aside; None keeps all of it."""
         return make_plan(self.shape, self.policy, self.budget, n_prompt, **self._planning)
 
     def stats(self) -> SessionStats:

@@ -77,7 +77,7 @@ def calibrate_model(
 
 
 def read_settings(options: CalibrateOptions) -> CalibrationSettings:
-    """What the options ask for.
+    """Settings that the options ask for.
 
     Raises
     ------

@@ -65,7 +65,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of the model before it is loaded."""
+    """Facts about the model before it is loaded."""
 
     path: Path
     shape: ModelShape
@@ -174,7 +174,7 @@ def cases_of_file(text: str, lengths: Sequence[int], n_cases: int) -> list[Case]
 
 @dataclass(frozen=True)
 class _Run:
-    """What is measured on which model, and where it is kept."""
+    """Trials on a model, and the place of their results."""
 
     options: EvalOptions
     request: _Request

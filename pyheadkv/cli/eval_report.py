@@ -1,4 +1,4 @@
-"""What `pyheadkv eval` shows: tables in the terminal, a Markdown report and pictures."""
+"""Output of `pyheadkv eval`: tables in the terminal, a Markdown report and pictures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _draw(found: Sequence[Cell], records: Sequence[Record], folder: Path) -> lis
 
 
 def _resolved(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What each policy came to at each budget, with all its settings."""
+    """The policy that each one came to at each budget, with all its settings."""
     has_caches = len({record["cache"] for record in records}) > 1
     found = {(label_of(record, has_caches), record["budget"]): record for record in records}
     return [

@@ -27,7 +27,7 @@ from pyheadkv.profile.find import find_profile
 
 @dataclass
 class Inspection:
-    """What is known of a model: plain values, and what they come from."""
+    """Facts about a model: plain values, and their sources."""
 
     report: dict[str, Any]
     shape: ModelShape | None = None

@@ -1,4 +1,4 @@
-"""What the user sees beside the answer, all on stderr: notes, errors, the progress bar and the footer.
+"""Output beside the answer, all on stderr: notes, errors, the progress bar and the footer.
 
 Plain text where stderr is no terminal or NO_COLOR is set; rich sees to that.
 """

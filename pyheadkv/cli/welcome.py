@@ -1,4 +1,4 @@
-"""What a chat says before the first message: the model, and what the budget means at this context."""
+"""First lines of a chat: the model, and the meaning of the budget at this context."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class WordWrap:
         self._is_verbatim = False  # the line
 
     def feed(self, piece: str) -> str:
-        """What can be shown when this has been said too."""
+        """Text that can be shown when this has been said too."""
         return "".join(map(self._next, piece)) if self._columns else piece
 
     def flush(self) -> str:

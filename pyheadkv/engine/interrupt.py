@@ -32,7 +32,7 @@ def interruptible(native: Native) -> Iterator[None]:
     Raises
     ------
     KeyboardInterrupt, SystemExit, ...
-        what the handler raised; a batch that was stopped may be in the cache in part
+        raised by the handler; a batch that was stopped may be in the cache in part
     """
     if threading.current_thread() is not threading.main_thread():
         yield

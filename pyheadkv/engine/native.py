@@ -283,7 +283,7 @@ class Native:
         return self._read(self._lib.headkv_score_read, (n_head_kv, self.stats().n_pos - scorer.n_obs), i, params)
 
     def semantics_read(self, i: int, n_top: int) -> npt.NDArray[np.float32]:
-        """What each KV head of layer i sees, f32 [n_head_kv, n_embd_head_v], when all tokens that observe are read.
+        """Output of each KV head of layer i, f32 [n_head_kv, n_embd_head_v], when all tokens that observe are read.
 
         The values of the n_top positions with the largest attention, each times this attention, summed (Task-KV).
         """
@@ -319,7 +319,7 @@ class Native:
         n_threads
             for selection and gather
         scoring
-            what each KV head's scores are made of, where heads differ
+            pooling and vote of each KV head's scores, where heads differ
         scores
             for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
             those of the observed window

@@ -27,7 +27,7 @@ DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_GGUF_BYTES = 98362432
 DEMO_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# what write_q8_0 makes of it: prompts are read twice as fast
+# made of it by write_q8_0: prompts are read twice as fast
 DEMO_FAST_GGUF = "SmolLM2-135M-Instruct.Q8_0.gguf"
 DEMO_FAST_BYTES = 144811072
 DEMO_FAST_SHA256 = "7b46609d11703c058397e5cfe4cc6e4b2508cb1eb4c80ddc472a5d421fbdb508"

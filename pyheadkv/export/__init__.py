@@ -73,7 +73,7 @@ def export_model(
         check_fingerprint(profile.fingerprint, fingerprint(model))
     with open_header(model) as header:
         values = profile_to_metadata(profile)
-        # what would not be accepted when it is read must not be written
+        # nothing is written that would not be accepted when it is read
         profile_from_metadata(values, shape_from_metadata(header.metadata()), str(model))
         return _write(header, values, out, in_place, force, on_progress)
 

@@ -1,1 +1,1 @@
-"""What a model file says of itself: its shape, its kind, its fingerprint."""
+"""A model file by its own words: its shape, its kind, its fingerprint."""

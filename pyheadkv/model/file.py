@@ -1,4 +1,4 @@
-"""What a GGUF file is, before llama.cpp loads it: llama.cpp ends the process on some files instead of saying so."""
+"""Kinds of GGUF files, told before llama.cpp loads them: on some, llama.cpp ends the process instead of saying so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyheadkv.model.gguf_header import open_header
 from pyheadkv.model.key_limits import check_limits
 from pyheadkv.model.shape import ENCODER, Metadata, not_generating_reason
 
-_KINDS = {  # what general.type may say beside "model"
+_KINDS = {  # values of general.type beside "model"
     "adapter": "an adapter (LoRA) for a model",
     "imatrix": "an importance matrix",
     "mmproj": "a projector, the part of a model that reads images or sound",
@@ -93,5 +93,5 @@ def check_has_vocabulary(metadata: Metadata, path: str | Path) -> None:
 
 
 def no_vocabulary(path: str | Path) -> str:
-    """What to say of a model without a vocabulary."""
+    """The refusal of text by a model without a vocabulary."""
     return f"{path} has no vocabulary: it takes tokens, and no text"

@@ -33,7 +33,7 @@ TENSOR_F32 = 0  # enum ggml_type
 _DTYPES = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
-# what has to be walked one by one, far above any real file
+# items that are walked one by one, far above any real file
 _MAX_STRINGS, _MAX_KEYS, _MAX_TENSORS = 1 << 24, 1 << 16, 1 << 20
 _MAX_DIMS = 4
 _MAX_DECODED = 1 << 20
@@ -80,7 +80,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What lies before the tensors.
+    """Everything before the tensors.
 
     Parameters
     ----------

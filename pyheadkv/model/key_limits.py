@@ -1,4 +1,4 @@
-"""What llama.cpp asserts of a model's keys: a file that breaks it would end the process, and is refused before.
+"""Limits of a model's keys that llama.cpp asserts: a file that breaks it would end the process, and is refused before.
 
 Follows llama_model_base::load_hparams() and ggml's norms at the pinned commit. What llama.cpp refuses itself is left
 to it.

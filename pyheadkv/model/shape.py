@@ -1,4 +1,4 @@
-"""What the planning side needs to know about a model: heads, head sizes and the bytes of a row.
+"""Shape of a model, as the planning side needs it: heads, head sizes and the bytes of a row.
 
 Reads GGUF metadata that somebody else has already parsed into a dict (no files, no tensors here). A
 *row* is the K and the V vector of one (layer, KV head, position), so its bytes are, for cache types

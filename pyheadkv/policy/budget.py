@@ -34,7 +34,7 @@ _NUMBERS = "expected rows per KV head as an int (512), or a share of all rows as
 
 @dataclass(frozen=True)
 class Budget:
-    """What a user asked for; `total_rows` says what it comes to for one model and prompt.
+    """A user's request; `total_rows` says what it comes to for one model and prompt.
 
     >>> Budget.parse("10%") == Budget.parse(0.1)
     True
@@ -161,7 +161,7 @@ class Budget:
         floor_rows
             rows that every KV head must keep
         floor_words
-            what the floor is made of, for the message, for example "4 sinks + 16 observed"
+            its parts, for the message, for example "4 sinks + 16 observed"
 
         Raises
         ------

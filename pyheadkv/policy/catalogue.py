@@ -1,4 +1,4 @@
-"""What there is to choose from: policies, allocators and scorers, with their sources, needs and parameters.
+"""All policies, allocators and scorers, with their sources, needs and parameters.
 
 Nothing is said here that is not said by the policies, allocators and scorers themselves.
 """
@@ -27,11 +27,11 @@ class Entry:
     name
         as it is typed
     summary
-        what it does
+        its effect
     sources
         arXiv ids
     needs
-        what must be there for it to do well
+        conditions for it to do well
     settings
         parameters with their defaults
     """

@@ -44,9 +44,9 @@ class Plan:
     Parameters
     ----------
     policy
-        what `auto` came to, with all parameters of its allocator filled in
+        resolved, with all parameters of its allocator filled in
     budget
-        what was asked for
+        as it was asked for
     n_prompt
         tokens of the prompt
     rows

@@ -24,7 +24,7 @@ _JOINTS = str.maketrans("", "", "-_")
 
 @dataclass(frozen=True)
 class Policy:
-    """What is kept, for any model and budget.
+    """A choice of rows to keep, for any model and budget.
 
     >>> from dataclasses import replace
     >>> replace(parse_policy("snapkv"), n_sink=8) == parse_policy("snapkv:n_sink=8")
@@ -84,7 +84,7 @@ class Policy:
         self._check_scores_fit()
 
     def _check_scores_fit(self) -> None:
-        """What an allocator ranks together must mean the same."""
+        """Scores that an allocator ranks together must mean the same."""
         allocator, kind = get_allocator(self.allocator), SCORERS[self.scorer.name]
         if allocator.ranks == "layer" and kind.compares == "head":
             raise PolicyError(
@@ -138,7 +138,7 @@ class Policy:
 
     @property
     def floor_words(self) -> str:
-        """What the floor is made of, for messages."""
+        """Parts of the floor, for messages."""
         return f"{self.n_sink} sinks + {self.n_obs} observed"
 
     def __str__(self) -> str:

@@ -87,7 +87,7 @@ def _with_defaults_of(profile: Profile) -> Policy:
 
 
 def _allocator_params(policy: Policy, profile: Profile | None) -> dict[str, float]:
-    """What the user set, else what the profile came with, else the default."""
+    """Values that the user set, else those of the profile, else the defaults."""
     allocator = get_allocator(policy.allocator)
     has_beta = allocator.needs_profile and "beta" in allocator.params
     measured = {"beta": profile.beta} if has_beta and profile and profile.beta is not None else {}

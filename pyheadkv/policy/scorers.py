@@ -22,7 +22,7 @@ class ScorerKind:
     Parameters
     ----------
     summary
-        what is kept, in a few words
+        positions that are kept, in a few words
     reference
         paper, formula, and where it differs from the paper
     native
@@ -40,7 +40,7 @@ class ScorerKind:
     compares
         how far apart scores mean the same, so that they can be ranked together: in a "head", a "layer", the "model"
     needs
-        what a model must have; others are refused when a prompt has been read
+        properties that a model must have; others are refused when a prompt has been read
     """
 
     summary: str
@@ -245,7 +245,7 @@ class Scorer:
 
     @property
     def gathers(self) -> str | None:
-        """What the last tokens of the prompt observe: "attn_mean", "attn_max", "query_stats", "queries", or None."""
+        """Gathered of the observing tokens: "attn_mean", "attn_max", "query_stats", "queries", or None."""
         kind = SCORERS[self.name]
         return None if kind.observers in ("none", "reconstruction pass") else kind.gathers or f"attn_{self.reduce}"
 

@@ -1,4 +1,4 @@
-"""What is accepted as a profile: every value is looked at before it is believed, and a refusal names its key.
+"""Rules for profiles: every value is looked at before it is believed, and a refusal names its key.
 
 A *body* is what both forms, JSON and GGUF, are brought to first: the keys of the GGUF form without ``headkv.``, scores
 as nested lists [layer][head], and ``mix``, ``settings`` and ``calibration`` as objects.
@@ -110,7 +110,7 @@ def check_scores(value: object, n_heads: Sequence[int], key: str = "headkv.score
     Parameters
     ----------
     value
-        what was found under `key`
+        found under `key`
     n_heads
         heads of each layer with a cache
     key, which
@@ -273,7 +273,7 @@ def _count(at_least: int, key: str, value: object) -> int:
 
 
 def _optional(body: Body, name: str, read: Callable[[str, object], T]) -> T | None:
-    """What is read under a name; None where there is nothing."""
+    """The value under a name; None where there is nothing."""
     value = body.get(name)
     return None if value is None else read(f"headkv.{name}", value)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from pyheadkv.errors import ProfileError
 
-KINDS = ("retrieval", "retrieval-reasoning", "reconstruction")  # what pyheadkv measures; others may be there too
+KINDS = ("retrieval", "retrieval-reasoning", "reconstruction")  # measured by pyheadkv; others may be there too
 
 Scores = tuple[tuple[float, ...], ...]
 
@@ -29,7 +29,7 @@ class BudgetChoice:
     mix
         weight of each kind of scores; empty: the profile's scores as they are
     figures
-        what was measured with it, by name
+        measured with it, by name
     """
 
     max_keep_ratio: float

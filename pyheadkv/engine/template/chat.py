@@ -47,7 +47,7 @@ _LOOKS_INSIDE = "the chat template looks into messages that hold its special tok
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What the model reads: tokens, and the text that they stand for, but for the first `n_added` of them."""
+    """Input of the model: tokens, and the text that they stand for, but for the first `n_added` of them."""
 
     text: str
     tokens: list[int]

@@ -54,7 +54,7 @@ def protect_chat_completion(llama: llama_cpp.Llama, on_notice: Callable[[str], N
 
     Returns
     -------
-    what undoes it
+    a function that undoes it
     """
     if template_source(llama) is None or llama.chat_handler is not None or not _follows_model(llama):
         return lambda: None

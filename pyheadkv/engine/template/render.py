@@ -35,7 +35,7 @@ class Renderer(Protocol):
 
 
 class _RefusedError(Exception):
-    """What a template raises by itself."""
+    """Raised by a template itself."""
 
 
 class JinjaRenderer:

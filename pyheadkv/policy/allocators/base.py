@@ -1,4 +1,4 @@
-"""What goes into an allocator and what an allocator is; the methods are one file each.
+"""Allocators and their requests; the methods are one file each.
 
 An allocator turns a budget into rows per KV head. It sees integers and, if it asks for them, measured
 head scores, scores of the prompt's positions, or distances between heads; no model, no files, no
@@ -240,7 +240,7 @@ class Allocator:
     params
         accepted parameters by name
     ranks
-        what it ranks together by token scores: the heads of a "layer", all of the "model", or ""
+        heads that it ranks together by token scores: the heads of a "layer", all of the "model", or ""
     source
         arXiv id of the paper, or ""
     file

@@ -1,4 +1,4 @@
-"""What a method asks of its request, checked: head scores, scores of positions, distances of heads.
+"""Inputs of the methods, checked: head scores, scores of positions, distances of heads.
 
 Methods take their inputs from here, so that a missing or damaged one ends in one clear sentence.
 """
