@@ -27,15 +27,14 @@ def write_plot(records: Sequence[Record], title: str, path: Path) -> None:
     lines: dict[str, list[Record]] = {}
     for record in records:
         lines.setdefault(f"{record['policy']}, {record['budget']}", []).append(record)
-    figure = new_figure(12, 3.8)
-    time, speed, memory = (figure.add_subplot(1, 3, i + 1) for i in range(3))
+    figure, (time, speed, memory) = new_figure(3, 4, 3.8)
     first = next(iter(lines.values()))
     _line(time, STOCK, first, lambda record: record["stock"]["ms_token"])
-    _flat(memory, STOCK, first, lambda record: record["bytes"]["full"] / MIB)
+    _line(memory, STOCK, first, lambda record: _only(record["bytes"]["full"]))
     for name, own in lines.items():
         _line(time, name, own, lambda record: record["ours"]["ms_token"])
         _line(speed, name, own, lambda record: record["stock_to_ours"])
-        _flat(memory, name, own, lambda record: record["bytes"]["measured"] / MIB)
+        _line(memory, name, own, lambda record: _only(record["bytes"]["measured"]))
     speed.axhline(1, color="grey", linestyle=":")
     for axes, words in ((time, "ms a token"), (speed, "times as fast as stock"), (memory, "K and V buffers, MiB")):
         _finish(axes, words, sorted({record["n_prompt"] for record in records}))
@@ -48,19 +47,14 @@ def _line(axes: Any, name: str, records: Sequence[Record], spread_of: Callable[[
     found = [spread_of(record) for record in records]
     medians = [spread["median"] for spread in found]
     bars = [[s["median"] - s["low"] for s in found], [s["high"] - s["median"] for s in found]]
-    axes.errorbar(_lengths(records), medians, bars, marker="o", capsize=3, label=name, **_style(name))
+    style: Any = {"color": "black", "linestyle": "--"} if name == STOCK else {}
+    lengths = [record["n_prompt"] for record in records]
+    axes.errorbar(lengths, medians, bars, marker="o", capsize=3, label=name, **style)
 
 
-def _flat(axes: Any, name: str, records: Sequence[Record], value_of: Callable[[Record], float]) -> None:
-    axes.plot(_lengths(records), list(map(value_of, records)), marker="o", label=name, **_style(name))
-
-
-def _style(name: str) -> dict[str, str]:
-    return {"color": "black", "linestyle": "--"} if name == STOCK else {}
-
-
-def _lengths(records: Sequence[Record]) -> list[int]:
-    return [record["n_prompt"] for record in records]
+def _only(n_bytes: float) -> Record:
+    """The spread of one value, in MiB."""
+    return dict.fromkeys(("low", "median", "high"), n_bytes / MIB)
 
 
 def _finish(axes: Any, words: str, lengths: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -14,83 +14,70 @@ NOTE = "Medians over the rounds, quartiles in brackets. stock / ours: above 1 is
 RANDOM_NOTE = "Random weights: only times and bytes mean something, and only those of a layer hold for the whole model."
 
 
+Row = list[tuple[str, str]]  # heading and text of each column
+
+
 def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table]:
     """Speed, memory where it was measured, and, of a model that has some of its layers only, times of a layer."""
-    yield _table("Speed", _SPEED, map(_speed, records))
-    yield _table("K and V buffers, MiB", _BUFFERS, map(_buffers, records))
+    yield _table("Speed", _speed, records)
+    yield _table("K and V buffers, MiB", _buffers, records)
     if all("rss" in record["ours"] for record in records):
-        yield _table("Resident memory of a process, MiB", _RESIDENT, map(_resident, records))
+        yield _table("Resident memory of a process, MiB", _resident, records)
     if is_random:
-        yield _table("One layer", _LAYER, map(_layer, records))
+        yield _table("One layer", _layer, records)
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def _table(title: str, row_of: Callable[[Record], Row], records: Sequence[Record]) -> Table:
     table = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for i, column in enumerate((*_HEAD, *columns)):
-        table.add_column(column, justify="left" if i == 1 else "right", no_wrap=True)
+    rows = [[*_head(record), *row_of(record)] for record in records]
+    for i, (heading, _) in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if i == 1 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(text for _, text in row))
     return table
 
 
-_HEAD = ("context", "policy", "kept")
-_SPEED = (
-    "stock ms/token",
-    "ours ms/token",
-    "stock / ours",
-    "tokens/s, stock and ours",
-    "prefill s, stock and ours",
-    "scoring and selection ms",
-)
-_BUFFERS = ("full", "rows kept", "measured", "peak")
-_RESIDENT = (
-    "stock, loaded",
-    "prompt read",
-    "peak",
-    "ours, loaded",
-    "prompt read, whole",
-    "compressed",
-    "some tokens later",
-    "peak",
-)
-_LAYER = ("stock ms/token", "ours ms/token", "full MiB", "measured MiB")
+def _head(record: Record) -> Row:
+    kept = f"{100 * record['keep_ratio']:.1f} %"
+    return [("context", str(record["n_prompt"])), ("policy", record["policy"]), ("kept", kept)]
 
 
-def _head(record: Record) -> tuple[str, str, str]:
-    return f"{record['n_prompt']}", record["policy"], f"{100 * record['keep_ratio']:.1f} %"
-
-
-def _speed(record: Record) -> Sequence[str]:
+def _speed(record: Record) -> Row:
     stock, ours = record["stock"], record["ours"]
     choosing = ours["ms_scoring"] + ours["ms_select"]
-    return (
-        *_head(record),
-        _spread(stock["ms_token"]),
-        _spread(ours["ms_token"]),
-        _spread(record["stock_to_ours"]),
-        f"{stock['tok_s']:.1f}, {ours['tok_s']:.1f}",
-        ", ".join(_seconds(side.get("ms_prefill")) for side in (stock, ours)),
-        f"{choosing:.0f} ({100 * choosing / stock['ms_prefill']:.2f} %)",
-    )
+    return [
+        ("stock ms/token", _spread(stock["ms_token"])),
+        ("ours ms/token", _spread(ours["ms_token"])),
+        ("stock / ours", _spread(record["stock_to_ours"])),
+        ("tokens/s, stock and ours", f"{stock['tok_s']:.1f}, {ours['tok_s']:.1f}"),
+        ("prefill s, stock and ours", ", ".join(_seconds(side.get("ms_prefill")) for side in (stock, ours))),
+        ("scoring and selection ms", f"{choosing:.0f} ({100 * choosing / stock['ms_prefill']:.2f} %)"),
+    ]
 
 
-def _buffers(record: Record) -> Sequence[str]:
-    return (*_head(record), *(mib(record["bytes"][name]) for name in ("full", "kept", "measured", "peak")))
+def _buffers(record: Record) -> Row:
+    names = {"full": "full", "kept": "rows kept", "measured": "measured", "peak": "peak"}
+    return [(heading, mib(record["bytes"][name])) for name, heading in names.items()]
 
 
-def _resident(record: Record) -> Sequence[str]:
+def _resident(record: Record) -> Row:
     stock, ours = record["stock"]["rss"], record["ours"]["rss"]
-    return (
-        *_head(record),
-        *(mib(stock[name]) for name in ("loaded", "whole", "peak")),
-        *(mib(ours[name]) for name in ("loaded", "whole", "read", "decoded", "peak")),
-    )
+    return [
+        ("stock, loaded", mib(stock["loaded"])),
+        ("prompt read", mib(stock["whole"])),
+        ("peak", mib(stock["peak"])),
+        ("ours, loaded", mib(ours["loaded"])),
+        ("prompt read, whole", mib(ours["whole"])),
+        ("compressed", mib(ours["read"])),
+        ("some tokens later", mib(ours["decoded"])),
+        ("peak", mib(ours["peak"])),
+    ]
 
 
-def _layer(record: Record) -> Sequence[str]:
+def _layer(record: Record) -> Row:
     n, n_bytes = record["n_layer"], record["bytes"]
-    times = (record[side]["ms_token"]["median"] / n for side in ("stock", "ours"))
-    return (*_head(record), *(f"{ms:.3f}" for ms in times), *(mib(n_bytes[k] / n) for k in ("full", "measured")))
+    times = [(f"{side} ms/token", f"{record[side]['ms_token']['median'] / n:.3f}") for side in ("stock", "ours")]
+    return [*times, *((f"{name} MiB", mib(n_bytes[name] / n)) for name in ("full", "measured"))]
 
 
 def _spread(spread: Record) -> str:

@@ -20,8 +20,7 @@ from pyheadkv.files.targets import check_target
 
 N_VOCAB = 1024
 N_CTX = 131072
-_F16, _Q8_0, _Q4_0 = (getattr(gguf.GGMLQuantizationType, name) for name in ("F16", "Q8_0", "Q4_0"))
-WEIGHT_TYPES = {"q4_0": _Q4_0, "q8_0": _Q8_0, "f16": _F16}
+WEIGHT_TYPES = {name: gguf.GGMLQuantizationType[name.upper()] for name in ("q4_0", "q8_0", "f16")}
 
 
 def _shape(

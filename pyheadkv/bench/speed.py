@@ -99,7 +99,11 @@ class Race:
         self._put_back()
         ms_scoring = self._scoring_ms(draft.expected)
         self._put_back()
-        self._compress(trial, draft)
+        n_last = draft.expected.n_last
+        cut(self.ours, len(self.prompt) - n_last)
+        self.prefill.turn = TurnTimer()
+        with no_memory(trial):
+            self.prefill.compress_prompt(self.prompt[-n_last:], draft)
         n_past = self._go_on(trial, draft.expected.policy.lookahead)
         rounds = [
             [self._decode_ms(llama, n_past) for llama in (self.stock, self.ours)]
@@ -124,13 +128,6 @@ class Race:
         self.ours.load_state(self._state)
         self.ours.input_ids = input_ids  # ours has room for more tokens than stock, whose place came with the state
         input_ids[: len(self.prompt)] = self.prompt
-
-    def _compress(self, trial: Trial, draft: DraftPlan) -> None:
-        n_last = draft.expected.n_last
-        cut(self.ours, len(self.prompt) - n_last)
-        self.prefill.turn = TurnTimer()
-        with no_memory(trial):
-            self.prefill.compress_prompt(self.prompt[-n_last:], draft)
 
     def _go_on(self, trial: Trial, n_ahead: int) -> int:
         """Have both sides decode tokens before it counts; returns the positions that are there then."""

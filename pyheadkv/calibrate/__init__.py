@@ -4,8 +4,8 @@
     profile = calibrate(llama, CalibrationSettings(n_examples=72))
 
 `haystack`, `needles` and `pages` make texts and questions, `prompts` tokenizes them, `observer` watches the model,
-`retrieval` and `reconstruction` measure one question or excerpt, `scores` and `trust` are the formulas, `part` keeps
-what is done, `run` does it all and `result` makes a profile of it.
+`retrieval` and `reconstruction` measure one question or excerpt, `scores` are the formulas, `part` keeps what is done,
+`run` does it all and `result` makes a profile of it.
 """
 
 from __future__ import annotations

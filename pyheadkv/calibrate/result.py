@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyheadkv.calibrate.needles import COPY_KINDS, KINDS, REASONING
-from pyheadkv.calibrate.scores import Floats, by_layer, fold_groups, normalised
+from pyheadkv.calibrate.scores import Floats, by_layer, fold_groups, normalised, split_half
 from pyheadkv.calibrate.settings import CalibrationSettings
-from pyheadkv.calibrate.trust import split_half
 from pyheadkv.errors import CalibrationError
 from pyheadkv.files.jsonl import Record
 from pyheadkv.profile import Profile, format_mix

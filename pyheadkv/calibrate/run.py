@@ -85,7 +85,10 @@ def calibrate(
     settings = settings or CalibrationSettings()
     observer, prompter = Observer(llama), Prompter(llama)
     lengths = settings.within(context_length(llama))
-    kept = Part(part, _header(settings, lengths, fingerprint), force)
+    # what the records depend on; more examples, another fold and another mix can be had from what is there
+    header = {"fingerprint": fingerprint, "seed": settings.seed, "lengths": lengths}
+    header |= {"n_excerpts": settings.n_excerpts, "excerpt_tokens": settings.excerpt_tokens}
+    kept = Part(part, header, force)
     steps = [*_question_steps(observer, prompter, settings, lengths), *_excerpt_steps(observer, prompter, settings)]
     total, done = sum(step.cost for step in steps), 0
     show = on_progress or (lambda *_: None)
@@ -109,17 +112,6 @@ def calibrate(
         seconds=sum(float(record["seconds"]) for record in records),
         on_notice=on_notice,
     )
-
-
-def _header(settings: CalibrationSettings, lengths: tuple[int, ...], fingerprint: str | None) -> dict[str, object]:
-    """What the records depend on. More examples, another fold and another mix can be had from what is there."""
-    return {
-        "fingerprint": fingerprint,
-        "seed": settings.seed,
-        "lengths": list(lengths),
-        "n_excerpts": settings.n_excerpts,
-        "excerpt_tokens": settings.excerpt_tokens,
-    }
 
 
 def _question_steps(

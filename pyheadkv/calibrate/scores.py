@@ -1,4 +1,4 @@
-"""From attention to head scores, in NumPy: no model, no files.
+"""From attention to head scores, and whether they would come out the same again, in NumPy: no model, no files.
 
 Symbols: attention f32 [n_head, n] is what one generated token's query attended to, over the n prompt positions; span is
 the positions of the right answer, N of them. Heads of several layers lie one after the other, layer-major.
@@ -6,6 +6,7 @@ the positions of the right answer, N of them. Heads of several layers lie one af
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from pyheadkv.cache.reconstruct import fold_heads
 
 Floats = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
+
+N_SPLITS = 20  # of the examples into halves
 
 
 def copy_hits(attention: npt.ArrayLike, span: Positions, prompt: Sequence[int], token: int) -> Floats:
@@ -108,3 +111,32 @@ def normalised(scores: Floats) -> Floats:
 def by_layer(scores: Floats, sizes: Sequence[int]) -> tuple[tuple[float, ...], ...]:
     """[sum of sizes] -> one tuple for each layer."""
     return tuple(tuple(layer.tolist()) for layer in np.split(scores, np.cumsum(sizes)[:-1]))
+
+
+def split_half(values: Floats, groups: Sequence[int], seed: int) -> float | None:
+    """Mean over random splits of Pearson's correlation between the mean scores of two halves.
+
+    Parameters
+    ----------
+    values
+        [n_example, n_head]
+    groups
+        [n_example]: examples of one group (a page) share a text, so they go to the same half
+
+    Returns
+    -------
+    correlation, or None where there are fewer than two groups or a half has the same score everywhere
+    """
+    rng = random.Random(seed)
+    names = sorted(set(groups))
+    if len(names) < 2:
+        return None
+    found = []
+    for _ in range(N_SPLITS):
+        chosen = set(rng.sample(names, len(names) // 2))
+        is_first = np.array([group in chosen for group in groups])
+        first, second = values[is_first].mean(axis=0), values[~is_first].mean(axis=0)
+        if np.ptp(first) == 0 or np.ptp(second) == 0:
+            return None
+        found.append(float(np.corrcoef(first, second)[0, 1]))
+    return sum(found) / len(found)

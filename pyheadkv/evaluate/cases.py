@@ -178,22 +178,20 @@ def case_of_row(row: Any) -> Case:
     n_new = _get(row, "max_new_tokens", int)
     if n_new < 1:
         raise ValueError(f"max_new_tokens is {n_new}, expected at least 1")
+    texts = {key: _get(row, key, str, "") for key in ("question", "answer_prefix", "prompt", "bucket")}
     return Case(
         id=_get(row, "id", str),
         task=task,
         kind=_get(row, "kind", str, task),
         context=_get(row, "context", str),
-        question=_get(row, "question", str, ""),
         answers=tuple(answers),
         metric=metric,
         max_new_tokens=n_new,
-        answer_prefix=_get(row, "answer_prefix", str, ""),
-        prompt=_get(row, "prompt", str, ""),
         n_tokens=_get(row, "length_tokens", int, 0),
-        bucket=_get(row, "bucket", str, ""),
         first_line=bool(row.get("first_line")),
         depths=tuple(float(depth) for depth in _get(row, "depths", list, [])),
         classes=tuple(classes),
+        **texts,
     )
 
 

@@ -40,8 +40,8 @@ class Evaluated:
     Parameters
     ----------
     figures
-        "score" and "loglik" and, where the answers are numbers, "digits"; or "kl", "top1", "perplexity" and
-        "ms_token", milliseconds that a token takes, the median over the prose
+        "score" and, where the answers are numbers, "digits", 0 to 1, and "loglik", nats for each token of the answer;
+        or "kl" in nats, "top1", 0 to 1, "perplexity", and "ms_token", milliseconds that a token takes, the median
     output
         the answer, as far as the model was let
     log_probs

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pyheadkv.cache.stats import MIB
@@ -36,14 +37,7 @@ def write_curves(cells: Sequence[Cell], path: Path) -> None:
 def write_bytes(cells: Sequence[Cell], path: Path) -> bool:
     """Score (or KL) over the measured bytes of the cache, whole caches as crosses.
 
-    Returns False, and draws nothing, where there is one cache type only.
-
-    Raises
-    ------
-    UsageError
-        matplotlib is missing
-    EvaluationError
-        the file cannot be written
+    Returns False, and draws nothing, where there is one cache type only. Errors are those of `write_curves`.
     """
     if len({cell.cache for cell in cells}) < 2:
         return False
@@ -53,13 +47,10 @@ def write_bytes(cells: Sequence[Cell], path: Path) -> bool:
 
 def _write_panels(cells: Sequence[Cell], path: Path, axis: str, place: Callable[[Cell], float]) -> None:
     panels = by_figure(cells, MAIN)
-    n_columns = min(3, len(panels))
-    n_rows = math.ceil(len(panels) / n_columns)
-    figure = new_figure(4.4 * n_columns + 1.8, 3.6 * n_rows)
+    figure, places = new_figure(len(panels), 4.4, 3.6, n_columns=3, margin=1.8)
     lines: dict[str, Any] = {}
     styles = _styles(cells)
-    for i, ((question, task, length, name), group) in enumerate(panels.items()):
-        axes = figure.add_subplot(n_rows, n_columns, i + 1)
+    for axes, ((question, task, length, name), group) in zip(places, panels.items(), strict=True):
         for label in dict.fromkeys(cell.label for cell in group):
             own = [cell for cell in group if cell.label == label]
             lines[label] = _line(axes, name, own, styles[label], place)
@@ -110,13 +101,7 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
     """Score by depth of the needle, a panel for each policy, a column for each length and budget.
 
     Only cases with a depth and one needle count ("single"). Returns False, and draws nothing, where there are none.
-
-    Raises
-    ------
-    UsageError
-        matplotlib is missing
-    EvaluationError
-        the file cannot be written
+    Errors are those of `write_curves`.
     """
     has_caches = len({record["cache"] for record in records}) > 1
     panels: dict[str, dict[tuple[str, int], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -127,11 +112,8 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
             panels[label_of(record, has_caches)][(column, depth)].append(record["figures"]["score"])
     if not panels:
         return False
-    n_columns = min(4, len(panels))
-    n_rows = math.ceil(len(panels) / n_columns)
-    figure = new_figure(3 * n_columns, 2.4 * n_rows)
-    for i, (label, found) in enumerate(panels.items()):
-        axes = figure.add_subplot(n_rows, n_columns, i + 1)
+    figure, places = new_figure(len(panels), 3, 2.4)
+    for axes, (label, found) in zip(places, panels.items(), strict=True):
         _depths(axes, found)
         axes.set_title(label[:48], fontsize=7)
     figure.suptitle("needles found, %, by depth; a column for each length and budget", fontsize=9)
@@ -141,7 +123,7 @@ def write_depths(records: Sequence[Record], path: Path) -> bool:
 
 def _depths(axes: Any, found: dict[tuple[str, int], list[float]]) -> None:
     columns = list(dict.fromkeys(column for column, _ in found))
-    values = [[_mean(found.get((column, depth), [])) for column in columns] for depth in range(N_DEPTHS)]
+    values = [[fmean(found.get((column, depth), [math.nan])) for column in columns] for depth in range(N_DEPTHS)]
     axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, fontsize=6)
     axes.set_yticks(range(N_DEPTHS), [f"{100 * (k + 0.5) / N_DEPTHS:.0f} %" for k in range(N_DEPTHS)], fontsize=7)
@@ -149,7 +131,3 @@ def _depths(axes: Any, found: dict[tuple[str, int], list[float]]) -> None:
         for i, value in enumerate(row):
             if not math.isnan(value):
                 axes.text(i, depth, f"{100 * value:.0f}", ha="center", va="center", fontsize=6)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

@@ -38,11 +38,8 @@ class Outcome:
 
     Parameters
     ----------
-    figures
-        "score" and, where the answers are numbers, "digits", 0 to 1, and "loglik", nats for each token of the answer;
-        or "kl" in nats, "top1", 0 to 1, "perplexity", and "ms_token", milliseconds to decode a token
-    output
-        the answer, as far as the model was let
+    figures, output
+        as of `pyheadkv.evaluate.generate.Evaluated`
     n_prompt
         tokens that were compressed
     keep_ratio

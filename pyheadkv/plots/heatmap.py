@@ -64,13 +64,14 @@ class HeatMap:
         ExportError
             the file cannot be written
         """
-        panels: list[tuple[str, Sequence[Sequence[float]]]] = [("score, % of all", _percent(self.scores))]
+        percent = [[100 * score for score in layer] for layer in self.scores]
+        panels: list[tuple[str, Sequence[Sequence[float]]]] = [("score, % of all", percent)]
         if self.rows is not None:
             panels.append(("rows kept", self.rows))
         n_heads = max(len(layer) for layer in self.scores)
-        figure = new_figure(len(panels) * (2.2 + 0.28 * n_heads), 1.6 + 0.17 * len(self.layers))
-        for i, (title, values) in enumerate(panels):
-            self._draw(figure, figure.add_subplot(1, len(panels), i + 1), title, values)
+        figure, places = new_figure(len(panels), 2.2 + 0.28 * n_heads, 1.6 + 0.17 * len(self.layers))
+        for axes, (title, values) in zip(places, panels, strict=True):
+            self._draw(figure, axes, title, values)
         figure.suptitle(self.title, fontsize=9)
         save_figure(figure, path, ExportError)
 
@@ -98,10 +99,6 @@ class HeatMap:
             text.append(" " * (width - 2 * len(layer)))
             texts.append(text.append(_rows_text(self.rows[i]) if self.rows else ""))
         return texts
-
-
-def _percent(scores: Scores) -> list[list[float]]:
-    return [[100 * score for score in layer] for layer in scores]
 
 
 def _rows_text(rows: Sequence[int]) -> str:

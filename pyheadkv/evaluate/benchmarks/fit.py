@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -49,15 +50,13 @@ def _count(case: Case, sizes: Sizes) -> int:
 
 def _cut(case: Case, n_max: int, sizes: Sizes) -> Case:
     """The most of both ends of the context that fits."""
-    low, high = 0, len(case.context) // 2
-    while low < high:
-        half = (low + high + 1) // 2
-        low, high = (half, high) if _count(_halves(case, half), sizes) <= n_max else (low, half - 1)
-    if low == 0:
+    halves = range(1, len(case.context) // 2 + 1)
+    n = bisect_right(halves, n_max, key=lambda half: _count(_halves(case, half), sizes))
+    if n == 0:
         raise EvaluationError(
             f"case {case.id}: what stands around its text alone is longer than {n_max} tokens (--ctx)"
         )
-    return _halves(case, low)
+    return _halves(case, n)
 
 
 def _halves(case: Case, n: int) -> Case:

@@ -14,8 +14,8 @@ from pyheadkv.calibrate.scores import (
     largest_attention,
     normalised,
     span_mass,
+    split_half,
 )
-from pyheadkv.calibrate.trust import split_half
 from tests.reference import calibrate as reference
 
 SPAN = np.array([10, 11, 12])
