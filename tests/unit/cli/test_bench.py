@@ -134,6 +134,7 @@ def test_json_and_files(run: Callable[[str], Any], calls: Calls) -> None:
     assert found["random_weights"] is False
     [record] = found["results"]
     assert record["stock_to_ours"] == {"median": 4.0, "low": 3.5, "high": 4.125}
+    assert record["policy"] == record["resolved"] == "snapkv"
     assert record["keep_ratio"] == 1.0 and record["stock"]["tok_s"] == 25.0 and record["ours"]["rss"]["peak"] is None
     assert [json.loads(line) for line in Path("out/bench.jsonl").read_text().splitlines()] == [record]
     assert Path("out/bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

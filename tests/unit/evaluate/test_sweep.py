@@ -95,6 +95,7 @@ def test_a_prompt_is_read_once_for_all_trials() -> None:
         *(f"single0 {p} {b}" for p in ("auto", "snapkv") for b in ("50%", "10%")),
     ]
     assert len(runner.steps) == 4 * 5 == len(records) and runner.closed == 1
+    assert {record["resolved"] for record in records} == {"resolved:x=1"}
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 3, 5, 7, 19])
