@@ -51,7 +51,7 @@ class Conversation:
         self.is_full = False
         self.finish: str | None = None  # why the last answer ended: "stop", "length" or "loop"; None: it was broken off
         has_template = template_source(headkv.llama) is not None
-        self.template = ChatTemplate(headkv.llama, headkv.on_notice or _ignore) if has_template else None
+        self.template = ChatTemplate(headkv.llama, headkv.on_notice) if has_template else None
         self.clear()
 
     def clear(self) -> None:
@@ -125,7 +125,3 @@ class Conversation:
         can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
         advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
         return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"
-
-
-def _ignore(line: str) -> None:
-    """A notice that nobody asked for."""

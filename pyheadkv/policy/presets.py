@@ -29,14 +29,7 @@ for _policy in (
     Policy("headkv+expected_attention", "headkv", _EXPECTED_ATTENTION, params={"beta": 1.05}),
     Policy("headkv+kvzip", "headkv", _KVZIP, params={"beta": 1.05, "temperature": 1.5}, score_mix="reconstruction"),
     # the middle as SnapKV rates it; recent rows are protected for every head, so the allocator need not add them
-    Policy(
-        "task-kv",
-        "taskkv",
-        Scorer(n_obs=32, pool="avg"),
-        n_sink=16,
-        params={"recent": 0},
-        n_recent=256,
-    ),
+    Policy("task-kv", "taskkv", Scorer(n_obs=32, pool="avg"), n_sink=16, params={"recent": 0}, n_recent=256),
     # the last positions first: heads that do not retrieve keep sinks + recent rows, as StreamingLLM does
     Policy("duo", "duo", Scorer("streaming", n_obs=1, pool_kernel=1), n_sink=16, score_mix="retrieval-reasoning"),
     Policy("criticalkv", "adakv", Scorer("criticalkv", n_obs=32)),
