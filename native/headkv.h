@@ -58,7 +58,7 @@ enum headkv_status {
     HEADKV_STATUS_COMPUTE          = -5, // the scores are not finite
 };
 
-// what is gathered from the observing tokens: how they share their attention to a position, or their queries
+// things to gather from the observing tokens: how they share their attention to a position, or their queries
 enum headkv_observe_what {
     HEADKV_OBSERVE_ATTN_MEAN   = 0, // SnapKV
     HEADKV_OBSERVE_ATTN_MAX    = 1, // KVzip: what any token once needed
@@ -66,7 +66,7 @@ enum headkv_observe_what {
     HEADKV_OBSERVE_QUERIES     = 3, // LayerDefensiveKV: the queries themselves, for scores that look at each of them
 };
 
-// what positions are rated by; higher scores are kept
+// ways to rate positions; higher scores are kept
 enum headkv_score {
     HEADKV_SCORE_ATTENTION = 0, // attention of the observing tokens
     HEADKV_SCORE_POSITION  = 1, // StreamingLLM: the later the better
@@ -190,7 +190,7 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 // by keys need none of it.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
 
-// What the observing tokens attended to in layer i, per query head: softmax attention, mean or maximum over them, neither
+// Attention of the observing tokens in layer i, per query head: softmax attention, mean or maximum over them, neither
 // folded nor pooled. dst: [n_head][n_pos - n_tokens] f32; n = its number of elements.
 HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 
@@ -199,7 +199,7 @@ HEADKV_API int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i,
 HEADKV_API int32_t headkv_score_read(
         struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);
 
-// What KV heads of layer i see together (Task-KV, arXiv 2501.15113, eq. 12 to 15): for each, the sum of the values of the
+// Sight of the KV heads of layer i together (Task-KV, arXiv 2501.15113, eq. 12 to 15): for each, the sum of the values of the
 // n_top positions (at most all) with the largest attention of the observing tokens, mean over the group, each times this attention.
 // Of all positions, those of the observing tokens included. dst: [n_head_kv][n_embd_head_v] f32; n = its number of elements.
 // Quantised caches mix the elements of values: lengths, and distances between heads, are what they are without.

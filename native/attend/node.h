@@ -76,7 +76,7 @@ struct headkv_node {
             dst->ne[0] == v->ne[0] && dst->ne[1] == q->ne[2] && dst->ne[2] == q->ne[1];
     }
 
-    // what the kernels of GPUs take; their own limits (alignment, tokens, queries of a KV head) come on top
+    // nodes that the kernels of GPUs take; their own limits (alignment, tokens, queries of a KV head) come on top
     bool is_plain() const {
         const int64_t n = k->ne[0];
         return is_valid() && v->type == k->type && v->ne[0] == n && k->ne[1] > 0 && ggml_is_contiguous(dst) &&

@@ -30,7 +30,7 @@ struct headkv_plan {
     uint32_t n_protected() const;
 };
 
-// what a plan is made of
+// ingredients of a plan
 struct headkv_plan_request {
     uint32_t n_pos;
     uint32_t n_obs;

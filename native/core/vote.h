@@ -14,7 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 
-// what a vote is made of; one value for each KV head, layer after layer
+// weights and shares of a vote; one value for each KV head, layer after layer
 struct headkv_vote {
     const float * weights = nullptr; // >= 0; nullptr: there is no vote
     const float * shares  = nullptr; // 0 to 1

@@ -17,7 +17,7 @@ std::vector<float> headkv_keys_norm(const headkv_rows & rows);
 // cosine between each key and the mean direction of its head's keys, [n_head_kv][n_pos]. Keys of length 0 have no direction
 std::vector<float> headkv_keys_cosine_to_mean(const headkv_rows & rows);
 
-// what the last n_obs positions' queries attend to, of KV head ih, [n_gqa][n_obs][n_pos].
+// attention of the last n_obs positions' queries, of KV head ih, [n_gqa][n_obs][n_pos].
 // queries: [n_obs][n_head][n_embd_head], as the keys are: rotated, and mixed where the cache is
 std::vector<float> headkv_keys_attention(
         const headkv_rows & rows, int64_t ih, const std::vector<float> & queries, int64_t n_obs, const headkv_logits & logits);

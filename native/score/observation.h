@@ -24,7 +24,7 @@ public:
         // n_embd_head_k + 1, n_head]; or the queries, F32 [n_embd_head_k, n_head, n_tokens]
         ggml_tensor * gathered = nullptr;
 
-        // what the graph tells of how queries meet keys
+        // the way queries meet keys, as the graph tells it
         headkv_rotation rotation;
         bool            is_rotation_known = false;
         headkv_logits   logits;

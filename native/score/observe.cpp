@@ -33,7 +33,7 @@ private:
     headkv_observation & observation;
 };
 
-// what queries [first, first + n) attend to, F32 [n_kv, n, n_head]
+// attention of queries [first, first + n), F32 [n_kv, n, n_head]
 static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa, int64_t first, int64_t n) {
     const headkv_node node(fa);
 

@@ -44,13 +44,13 @@ void headkv_check_kernel(const char * name, uint32_t kernel);
 // positions that are pooled into each score by the caller; 1 where the scores are made of pooled rows already
 uint32_t headkv_score_kernel(const headkv_score_params & params);
 
-// what the observing tokens attended to, mean or maximum, [n_head][n_pos - n_obs] of layer i
+// attention of the observing tokens, mean or maximum, [n_head][n_pos - n_obs] of layer i
 std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, uint32_t n_obs);
 
-// what the values of the first n positions do behind the output projection, [n_head_kv][n] of layer i
+// size of the values of the first n positions behind the output projection, [n_head_kv][n] of layer i
 std::vector<float> headkv_score_projected(const headkv_view & view, size_t i, int64_t n);
 
-// what the KV heads of layer i see together, [n_head_kv][n_embd_head_v]: the values of the n_top positions with the largest
+// sight of the KV heads of layer i together, [n_head_kv][n_embd_head_v]: the values of the n_top positions with the largest
 // attention, each times this attention
 std::vector<float> headkv_score_semantics(const headkv_view & view, size_t i, uint32_t n_top);
 

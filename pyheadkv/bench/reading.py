@@ -29,7 +29,7 @@ N_WARM_UP = 64  # tokens read before anything is measured: then the weights are 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one process measured; ours also has what its buffers say.
+    """Figures of one process; ours also has what its buffers say.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What is measured: a model under some settings, prompts that mean nothing, and trials (a policy at a budget)."""
+"""The things measured: a model under some settings, prompts that mean nothing, and trials (a policy at a budget)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOM = 512  # positions of our context beside prompt and tokens: for a lookahead
 
 @dataclass(frozen=True)
 class Setup:
-    """What all measurements of a run have in common.
+    """Common ground of all measurements of a run.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Setup:
     seed: int = 0
 
     def draft(self, trial: Trial, n_prompt: int) -> DraftPlan:
-        """What a trial does with a prompt.
+        """Plan of a trial for a prompt.
 
         Raises
         ------

@@ -51,7 +51,7 @@ class ShapeModel:
     weights: str = "q4_0"
 
     def model(self) -> RandomModel:
-        """What is to be written.
+        """The model to be written.
 
         Raises
         ------

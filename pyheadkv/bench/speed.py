@@ -39,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Speed:
-    """What decoding costs, and what comes before it.
+    """Cost of decoding, and of what comes before it.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ KINDS = (*COPY_KINDS, REASONING)
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a needle.
+    """A question about a needle.
 
     Parameters
     ----------

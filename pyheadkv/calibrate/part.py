@@ -1,4 +1,4 @@
-"""What is measured is kept at once, one line each, so that a calibration that was stopped can go on.
+"""Records are kept at once, one line each, so that a calibration that was stopped can go on.
 
     {"headkv_part": 1, "fingerprint": "...", "seed": 0, "lengths": [512, 1024, 2048], ...}
     {"id": "question 0.3", "kind": "codes", "group": 0, "is_right": true, "copy": [...], "reasoning": [...]}

@@ -153,7 +153,7 @@ COPY: dict[str, tuple[CopyPattern, ...]] = {
 
 @dataclass(frozen=True)
 class Relation:
-    """What tells two people apart: the sentence that says it, and how somebody is described by it."""
+    """The difference between two people: the sentence that says it, and how somebody is described by it."""
 
     fact: str
     someone: str
@@ -162,7 +162,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Thing:
-    """What the described one has, and how one asks for it by name."""
+    """A thing that the described one has, and how one asks for it by name."""
 
     sentence: str
     question: str

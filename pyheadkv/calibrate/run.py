@@ -85,7 +85,7 @@ def calibrate(
     settings = settings or CalibrationSettings()
     observer, prompter = Observer(llama), Prompter(llama)
     lengths = settings.within(context_length(llama))
-    # what the records depend on; more examples, another fold and another mix can be had from what is there
+    # settings that the records depend on; more examples, another fold and another mix can be had from what is there
     header = {"fingerprint": fingerprint, "seed": settings.seed, "lengths": lengths}
     header |= {"n_excerpts": settings.n_excerpts, "excerpt_tokens": settings.excerpt_tokens}
     kept = Part(part, header, force)

@@ -15,7 +15,7 @@ MIN_LENGTH = 384  # the needles of a page and a question need more than half of 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """What is measured, and what is made of it.
+    """Measurements of a calibration, and what is made of them.
 
     Parameters
     ----------

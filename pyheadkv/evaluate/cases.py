@@ -100,12 +100,12 @@ class Case:
 
     @property
     def message(self) -> str:
-        """What the user sends."""
+        """The user's message."""
         return self.prompt or f"{self.context}\n\n{self.question}"
 
     @property
     def gold(self) -> str:
-        """What the model should say: all answers where all are wanted, else the first."""
+        """The right answer: all answers where all are wanted, else the first."""
         return ", ".join(self.answers) if self.metric == "all_substr" else "".join(self.answers[:1])
 
     @cached_property

@@ -75,7 +75,7 @@ def _headkv(mix: Mapping[str, float], beta: float, vote_share: float = 0.5, n_si
 
 
 _SNAPKV = Candidate("snapkv")  # needs no scores: taken where they are of no use
-# what was near the best on the demo model, where each of these numbers was tried by itself
+# settings near the best on the demo model, where each of these numbers was tried by itself
 RANGES = (
     Range(
         0.02,

@@ -35,7 +35,7 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it.
+    """Figures and words of an answer.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What was measured: one record for each case, policy and budget, and their means.
+"""Measurements: one record for each case, policy and budget, and their means.
 
 DIR/cells.jsonl has a line for each, written as soon as it is there:
 
@@ -53,7 +53,7 @@ class Results:
 
 
 def key_of(record: Record) -> Key:
-    """What was measured."""
+    """The measurements."""
     return tuple(record[name] for name in KEY)
 
 

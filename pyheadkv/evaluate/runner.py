@@ -34,7 +34,7 @@ ROOM = 512  # positions beside a prompt: for its answer, and for cases of a file
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case.
+    """Figures of one case.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class Measurer(Protocol):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be measured.
+    """Measurements to make.
 
     Parameters
     ----------

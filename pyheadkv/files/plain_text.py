@@ -1,4 +1,4 @@
-"""What text is, whoever hands it over: a file, standard input, or a word of the command line.
+"""The one definition of text, whoever hands it over: a file, standard input, or a word of the command line.
 
 Text is UTF-8, with or without a mark at its beginning, or UTF-16 with one, as Windows shells write it. Line ends of
 Windows become "\\n". All else is refused in one line: what cannot be opened, a byte that does not belong there or a NUL

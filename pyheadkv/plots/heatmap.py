@@ -27,7 +27,7 @@ _SHADES = ("#20233a", "#2f3c6e", "#36609c", "#3287ab", "#35ab9f", "#6cc881", "#b
 
 @dataclass(frozen=True)
 class HeatMap:
-    """What is drawn.
+    """Contents of the picture.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ constexpr size_t  CACHE_LINE = 64;
 
 constexpr uint16_t MASK_HIDDEN = 0xfc00; // -INF as f16
 
-// what every thread knows of the node
+// the node as every thread knows it
 struct node_view : headkv_node {
     const int32_t * rows; // row_ptr: [n_head_kv + 1]
 

@@ -153,7 +153,7 @@ struct attend {
         }
     };
 
-    // what a lane knows of its queries g and g + 8 after some of the rows
+    // state of a lane's queries g and g + 8 after some of the rows
     struct state {
         float m[2];
         float l[2];
@@ -252,7 +252,7 @@ struct attend {
         }
     }
 
-    // what stands in the mask for query j (of the KV head) and a row; hot rows are seen by all, rows beyond the last by none
+    // value of the mask for query j (of the KV head) and a row; hot rows are seen by all, rows beyond the last by none
     HEADKV_METHOD float bias(const work_tile & it, int j, int row) const {
         if (row < it.n_hot) {
             return 0.0f;

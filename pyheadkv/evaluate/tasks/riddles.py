@@ -21,7 +21,7 @@ TOKENS_FOR_NEXT = 12
 
 @dataclass(frozen=True)
 class Riddle:
-    """What is hidden and asked.
+    """A hidden thing and its question.
 
     Parameters
     ----------
