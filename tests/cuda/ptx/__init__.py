@@ -1,0 +1,1 @@
+"""PTX to C++: `python -m ptx` (see __main__.py)."""
