@@ -6,10 +6,15 @@ model's own template lets it invent more and answer less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pyheadkv.chat.sampling import Sampling
+from pyheadkv.chat.sampling import Sampling, sampling_of_file
 from pyheadkv.engine.sources import DEMO_FAST_GGUF, DEMO_GGUF
+
+if TYPE_CHECKING:
+    import llama_cpp
 
 SYSTEM = "You are a helpful assistant. Answer briefly."
 SAMPLING = Sampling(temp=0, repeat_penalty=1.1)
@@ -24,6 +29,11 @@ _SAMPLE = "sample"
 def is_demo(model_path: str | Path) -> bool:
     """Whether a file is the demo model that pyheadkv fetches, as it comes or as Q8_0."""
     return Path(model_path).name in (DEMO_GGUF, DEMO_FAST_GGUF)
+
+
+def sampling_of(llama: llama_cpp.Llama, on_notice: Callable[[str], None]) -> Sampling:
+    """Settings of answers where nobody asks for others: of the model's file, of the demo, or llama-cli's."""
+    return sampling_of_file(SAMPLING if is_demo(llama.model_path) else Sampling(), llama.metadata, on_notice)
 
 
 def named_file(file: str | Path) -> Path:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -16,27 +13,17 @@ from prompt_toolkit.output import create_output
 
 from pyheadkv.chat import demo
 from pyheadkv.chat.conversation import Conversation
-from pyheadkv.chat.sampling import SETTINGS, Sampling, sampling_of_file
-from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.chat.sampling import SETTINGS, Sampling
+from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli.first_message import open_first, shown_name, with_text
+from pyheadkv.cli.model import ModelChoice
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, error, footer, note, stats_text
 from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.cli.wrap import wrap_for_stdout
 from pyheadkv.engine.llama import context_length
-from pyheadkv.engine.native import builtin_chat_names
-from pyheadkv.engine.sources import resolve_model
-from pyheadkv.engine.template import check_template
-from pyheadkv.errors import HeadKVError, ProfileError, UsageError
-from pyheadkv.files.plain_text import Limit, is_terminal, open_text, read_text, typed_text
-from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
-from pyheadkv.policy.budget import Budget
-from pyheadkv.policy.plan import check_budget, choose_budget
-from pyheadkv.policy.policy import PolicyChoice
-from pyheadkv.policy.text import parse_policy
-from pyheadkv.profile import Profile
-from pyheadkv.profile.find import find_profile
+from pyheadkv.errors import HeadKVError, UsageError
+from pyheadkv.files.plain_text import Limit, is_terminal, open_text, typed_text
 
 _HELP = {
     "/read FILE": "put a text file into the next message",
@@ -59,82 +46,23 @@ def run(chat: ChatOptions) -> None:
     KeyboardInterrupt
         Ctrl-C while nothing is being answered
     """
-    policy = parse_policy(chat.policy)
-    policy = replace(policy, lookahead=chat.lookahead or policy.lookahead)
-    budget = Budget.parse(chat.budget) if chat.budget else None
+    choice = ModelChoice.read(chat)
     chat = with_text(chat)
     first = open_first(chat)  # before a model is fetched
     Sampling().having(chat.sampling)  # refuses what is out of range
-    template = _chosen_template(chat.template)
-    path = resolve_model(chat.model, note)
-    profile, n_ctx = _check_early(path, chat, policy, budget, template)
-    files, prompt = first.read(Limit.of_context(n_ctx))
+    found = choice.find()
+    files, prompt = first.read(Limit.of_context(found.n_ctx))
 
     start = time.perf_counter()
-    llama = load(
-        path,
-        n_ctx=chat.n_ctx,
-        n_threads=chat.n_threads,
-        n_gpu_layers=chat.n_gpu_layers,
-        type_k=chat.type_k,
-        type_v=chat.type_v,
-        verbose=chat.verbose,
-        on_notice=note,
-        chat_template=template,
-    )
+    llama = found.load()
     ms_load = (time.perf_counter() - start) * 1000
-    if not chat.verbose:
-        # its errors come back as exceptions, and are one line then
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
     bar = ReadingBar()
-    with HeadKV(
-        llama,
-        policy=policy,
-        budget=budget,
-        profile=profile,
-        protect=[*([chat.system] if chat.system else []), *(chat.protect or ())],
-        on_notice=note,
-        on_progress=bar.update,
-    ) as headkv:
+    with found.compressing(llama, protect=[chat.system] if chat.system else [], on_progress=bar.update) as headkv:
         talk = Talk(headkv, chat, bar, files)
         if chat.as_json:
             print(json.dumps(talk.answer_json(prompt or "", ms_load)))
         else:
             talk.run(prompt)
-
-
-def _chosen_template(choice: str | None) -> str | None:
-    """A chat template that was asked for: a name of llama.cpp's, or the text of a file."""
-    if choice is None or choice in builtin_chat_names():
-        return choice
-    if not Path(choice).expanduser().exists():
-        names = ", ".join(builtin_chat_names())
-        raise UsageError(f"--chat-template {choice} is no file, and llama.cpp has no such template; it has {names}")
-    source = read_text(choice)
-    check_template(source)
-    return source
-
-
-def _check_early(
-    path: Path, chat: ChatOptions, policy: PolicyChoice, budget: Budget | None, template: str | None
-) -> tuple[Profile | None, int]:
-    """Refuse what the file's keys tell, before its weights are loaded; gives the profile, if any, and the context."""
-    metadata = read_gguf_metadata(path)
-    shape = supported_shape(metadata, path)
-    check_has_vocabulary(metadata, path)
-    shape.bytes_per_token(chat.type_k, chat.type_v)  # refuses unknown types and those that do not fit
-    profile = find_profile(path, metadata, shape, chat.profile, chat.score_mix)
-    if policy.needs_profile and profile is None:
-        raise ProfileError(f"policy {policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate")
-    types = {"type_k": chat.type_k, "type_v": chat.type_v}
-    n_ctx = chat.n_ctx or shape.n_ctx_train
-    check_budget(shape, policy, choose_budget(budget, profile), n_ctx, profile=profile, **types)
-    own_template = metadata.get("tokenizer.chat_template")
-    if template is None and isinstance(own_template, str):
-        check_template(own_template)
-    if n_ctx > shape.n_ctx_train:
-        note(f"the context of {n_ctx} tokens is above the {shape.n_ctx_train} that this model was trained for")
-    return profile, n_ctx
 
 
 class Talk:
@@ -158,9 +86,8 @@ class Talk:
         self.headkv = headkv
         self.bar = bar
         self.is_single_turn = chat.is_single_turn or not is_terminal()
+        sampling = demo.sampling_of(headkv.llama, note).having(chat.sampling)
         is_demo = demo.is_demo(headkv.llama.model_path)
-        own = demo.SAMPLING if is_demo else Sampling()
-        sampling = sampling_of_file(own, headkv.llama.metadata, note).having(chat.sampling)
         system = demo.SYSTEM if is_demo and chat.system is None else chat.system
         self.conversation = Conversation(headkv, system, sampling, not chat.no_loop_stop)
         if self.conversation.template is None:

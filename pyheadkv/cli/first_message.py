@@ -25,7 +25,6 @@ def with_text(chat: ChatOptions) -> ChatOptions:
         chat,
         prompt=None if chat.prompt is None else typed_text(chat.prompt, "-p"),
         system=None if chat.system is None else typed_text(chat.system, "-sys"),
-        protect=[typed_text(text, "--protect") for text in chat.protect or ()],
     )
 
 

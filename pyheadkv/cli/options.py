@@ -49,8 +49,8 @@ _as_json = partial(_option, False, "Print one JSON object.", "--json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """Chat on a compressed cache. /help lists the commands inside."""
+class ModelOptions:
+    """Which model, and how its cache is kept."""
 
     model: str = _model()
     budget: str | None = _budget()
@@ -62,11 +62,6 @@ class ChatOptions:
     n_gpu_layers: int = _n_gpu_layers()
     type_k: str = _type_k()
     type_v: str = _type_v()
-    system: str | None = _option(None, "System prompt.", "-sys", "--system-prompt")
-    files: list[Path] | None = _option(
-        None, "Text for the first message; sample is one of ours; repeatable.", "-f", "--file"
-    )
-    prompt: str | None = _option(None, "First message; - reads stdin.", "-p", "--prompt")
     template: str | None = _option(
         None,
         "Jinja file, or one of llama.cpp's: chatml, llama3, ... [default: the model's own]",
@@ -74,10 +69,16 @@ class ChatOptions:
         metavar="FILE|NAME",
     )
     protect: list[str] | None = _option(
-        None, "Keep this text whole, as the system prompt is; repeatable.", metavar="TEXT"
+        None, "Keep this text whole, as the system prompt of chat is; repeatable.", metavar="TEXT"
     )
     lookahead: int = _option(0, "First tokens of an answer that observe on the whole cache.", min=0, max=256)
-    is_single_turn: bool = _option(False, "Answer once, then leave.", "-st", "--single-turn")
+    verbose: bool = _option(False, "Show llama.cpp's own log.", "--verbose")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen, and when an answer ends."""
+
     n_predict: int | None = _option(
         None, "Tokens of an answer; 0: none, -1: no limit. [default: -1]", "-n", "--n-predict"
     )
@@ -88,8 +89,6 @@ class ChatOptions:
     repeat_penalty: float | None = _option(None, "Against repetition; 1 is off. [default: the model's own, or 1]")
     seed: int | None = _option(None, "-1 is random. [default: -1]")
     no_loop_stop: bool = _option(False, "Let an answer go on that says the same over and over.", "--no-loop-stop")
-    as_json: bool = _option(False, "Answer once and print one JSON object.", "--json")
-    verbose: bool = _option(False, "Show llama.cpp's own log.", "--verbose")
 
     @property
     def sampling(self) -> dict[str, float]:
@@ -97,6 +96,33 @@ class ChatOptions:
         names = ("temp", "top-k", "top-p", "min-p", "repeat-penalty", "seed", "n-predict")
         given = {name: getattr(self, name.replace("-", "_")) for name in names}
         return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(SamplingOptions, ModelOptions):
+    """Chat on a compressed cache. /help lists the commands inside."""
+
+    system: str | None = _option(None, "System prompt.", "-sys", "--system-prompt")
+    files: list[Path] | None = _option(
+        None, "Text for the first message; sample is one of ours; repeatable.", "-f", "--file"
+    )
+    prompt: str | None = _option(None, "First message; - reads stdin.", "-p", "--prompt")
+    is_single_turn: bool = _option(False, "Answer once, then leave.", "-st", "--single-turn")
+    as_json: bool = _option(False, "Answer once and print one JSON object.", "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(SamplingOptions, ModelOptions):
+    """Answer programs over HTTP as OpenAI's API does. Settings of answers hold where a request has none of its own."""
+
+    host: str = _option("127.0.0.1", "Address to listen at; 0.0.0.0 is all of this machine's.")
+    port: int = _option(8080, "0 takes one that is free.", min=0, max=65535)
+    api_key_file: Path | None = _option(None, "Keys of those who may ask, one a line.", metavar="FILE")
+    allow_origin: list[str] | None = _option(
+        None, "Pages of this origin may ask too: https://chat.example.org, * is all; repeatable.", metavar="ORIGIN"
+    )
+    max_waiting: int = _option(64, "Requests that may wait for the model; more are sent away.", min=1, max=4096)
+    log_prompts: bool = _option(False, "Write prompts and answers to the log.", "--log-prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +252,7 @@ class BenchOptions:
 
 OPTIONS = {  # by command, in the order of --help
     "chat": ChatOptions,
+    "serve": ServeOptions,
     "inspect": InspectOptions,
     "policies": PoliciesOptions,
     "export": ExportOptions,

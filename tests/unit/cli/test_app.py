@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pyheadkv.chat.sampling import SETTINGS
-from pyheadkv.cli import chat, first_message, inspect
+from pyheadkv.cli import chat, first_message, inspect, model
 from pyheadkv.cli.app import app
 from pyheadkv.cli.options import OPTIONS, ChatOptions
 from pyheadkv.errors import NativeError
@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HEADKV_DEBUG", raising=False)
     Path("model.gguf").write_bytes(b"GGUF")
-    for module in (chat, inspect):
+    for module in (model, inspect):
         monkeypatch.setattr(module, "read_gguf_metadata", lambda _: METADATA)
     monkeypatch.setattr(lookup, "fingerprint", lambda _: "llama:another:model:here")
     monkeypatch.setattr(inspect, "weight_types", lambda _: {"Q4_1": 0.9, "F32": 0.1})
@@ -167,7 +167,7 @@ def test_known_errors_are_1_and_one_line(
     Path("model.bin").write_bytes(b"a\0b")
     Path("empty.txt").touch()
     Path("long.txt").write_text("a" * (256 * 2048 + 1))
-    monkeypatch.setattr(chat, "load", None)
+    monkeypatch.setattr(model, "load", None)
     result = run("chat", "-p", "hello", *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ") and message in result.stderr
@@ -187,7 +187,7 @@ def test_a_context_above_the_trained_one_is_said(run: Run, monkeypatch: pytest.M
     def stop(*_: object, **__: object) -> None:
         raise NativeError("loaded", -5)
 
-    monkeypatch.setattr(chat, "load", stop)
+    monkeypatch.setattr(model, "load", stop)
     words = "note: the context of 2049 tokens is above the 2048 that this model was trained for\n"
     assert run("chat", "model.gguf", "-p", "hello", "-c", "2049").stderr == f"{words}error: loaded\n"
     assert run("chat", "model.gguf", "-p", "hello", "-c", "2048").stderr == "error: loaded\n"
@@ -210,7 +210,7 @@ def test_without_standard_streams(closed: str) -> None:
 
 
 def test_unsupported_architecture_is_named_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "read_gguf_metadata", lambda _: {"general.architecture": "mamba"})
+    monkeypatch.setattr(model, "read_gguf_metadata", lambda _: {"general.architecture": "mamba"})
     result = run("chat", "model.gguf", "-p", "hello")
     assert result.exit_code == 1
     assert "model.gguf cannot be compressed: architecture mamba is recurrent" in result.stderr

@@ -15,6 +15,7 @@ from pyheadkv.chat.sampling import Sampling
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.cli import chat
 from pyheadkv.cli.chat import Talk
+from pyheadkv.cli.model import chosen_template
 from pyheadkv.cli.options import ChatOptions
 from pyheadkv.cli.render import ReadingBar, footer_text
 from pyheadkv.errors import ModelError, UsageError
@@ -297,9 +298,9 @@ def test_system_prompt_survives_clear(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_chosen_template_is_a_name_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
     (tmp_path / "broken.jinja").write_text("{% for %}")
-    assert chat._chosen_template(None) is None
-    assert chat._chosen_template("chatml") == "chatml"
-    assert chat._chosen_template(str(tmp_path / "t.jinja")) == "{{ messages[0].content }}"
+    assert chosen_template(None) is None
+    assert chosen_template("chatml") == "chatml"
+    assert chosen_template(str(tmp_path / "t.jinja")) == "{{ messages[0].content }}"
     for choice, error, words in (
         (
             "nonsense",
@@ -310,7 +311,7 @@ def test_a_chosen_template_is_a_name_or_a_file(tmp_path: Path) -> None:
         (str(tmp_path), UsageError, "Is a directory"),
     ):
         with pytest.raises(error, match=words):
-            chat._chosen_template(choice)
+            chosen_template(choice)
 
 
 def test_a_broken_template_is_said_before_the_talk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""`pyheadkv serve`: one model behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+from pyheadkv.chat import demo
+from pyheadkv.chat.sampling import Sampling
+from pyheadkv.cli.model import ModelChoice
+from pyheadkv.cli.options import ServeOptions
+from pyheadkv.cli.render import note
+from pyheadkv.cli.welcome import welcome_lines
+from pyheadkv.errors import UsageError
+
+GRACE_SECONDS = 30  # for answers that are being given when the server is stopped
+MIN_BODY, MAX_BODY = 1 << 23, 1 << 26
+BODY_PER_TOKEN = 64  # of the context; text has about 4 bytes, written in JSON 6 at most for one of them
+
+
+def run(options: ServeOptions) -> None:
+    """Serve until Ctrl-C or SIGTERM; answers that are being given then end first.
+
+    Raises
+    ------
+    HeadKVError
+        anything that the user can mend
+    """
+    try:
+        import uvicorn
+
+        from pyheadkv.server.app import make_app
+        from pyheadkv.server.guard import Rules, read_keys
+        from pyheadkv.server.model import Model
+    except ImportError as error:
+        raise UsageError(f"serve needs {error.name}: pip install 'pyheadkv[serve]'") from None
+
+    choice = ModelChoice.read(options)
+    Sampling().having(options.sampling)  # refuses what is out of range
+    keys = read_keys(options.api_key_file) if options.api_key_file else ()
+    with _bound(options.host, options.port) as listener:  # before a model is fetched and loaded
+        found = choice.find()
+        llama = found.load()
+        with found.compressing(llama) as headkv:
+            sampling = demo.sampling_of(llama, note).having(options.sampling)
+            model = Model(headkv, found.path.stem, sampling, stop_loops=not options.no_loop_stop)
+            max_body = min(max(MIN_BODY, BODY_PER_TOKEN * found.n_ctx), MAX_BODY)
+            rules = Rules(keys, options.allow_origin or (), max_body)
+            app = make_app(model, rules, max_waiting=options.max_waiting, log_prompts=options.log_prompts)
+            for line in welcome_lines(headkv):
+                note(line)
+            host, port = listener.getsockname()[:2]
+            note(f"{model.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+            _log_to_stderr()
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
+            )
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, to which nobody can connect yet; it is closed by its context manager."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"port {port} of {host} cannot be had: {words} (--host, --port)") from None
+    return listener
+
+
+def _log_to_stderr() -> None:
+    """One line for each request, and what goes wrong inside."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("pyheadkv.server", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False
