@@ -31,7 +31,8 @@ from pyheadkv.server.worker import Worker
 
 _QUIET = ("/health", "/metrics")  # asked for again and again
 _REFUSED: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, where stream is true."}}}
+_CHUNK = {"type": "string", "description": "JSON of a chunk, or [DONE]."}
+_STREAM = {"text/event-stream": {"schema": {"type": "object", "properties": {"data": _CHUNK}}}}  # where stream is true
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, **_STREAM}}, **_REFUSED}
 
 log = logging.getLogger("pyheadkv.server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from pyheadkv.chat.sampling import Sampling
@@ -20,7 +22,7 @@ from pyheadkv.server.app import make_app
 from pyheadkv.server.guard import Rules
 from pyheadkv.server.model import Model
 from tests.unit.fake_llama import FakeLlama, without_library
-from tests.unit.fake_vocabulary import CONTROL, FakeVocabulary
+from tests.unit.fake_vocabulary import CONTROL, FIRST_CHAR, FakeVocabulary
 
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}{% endif %}"
@@ -62,7 +64,8 @@ class ServedLlama(FakeLlama):
         self.seed = seed
 
     def generate(self, tokens: list[int], **settings: Any) -> Iterator[int]:
-        self.prompts.append("".join(map(self.vocabulary.token_get_text, tokens)))
+        known = [token for token in tokens if token >= FIRST_CHAR or token < len(ROLES)]
+        self.prompts.append("".join(map(self.vocabulary.token_get_text, known)))
         self.settings.append(settings)
         for i, _ in enumerate(super().generate(tokens)):
             if not self.gate.wait(30):
@@ -97,6 +100,20 @@ class Served:
                 yield client
             finally:
                 self.llama.gate.set()
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The address of an application that listens on a port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def make_served(monkeypatch: pytest.MonkeyPatch, llama: ServedLlama | None = None) -> Served:
