@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "cache": {"engine", "policy"},
     "chat": {"cache"},
     "server": {"chat"},
+    "llm_plugin": {"chat"},
     "plots": {"profile"},
     "export": {"profile"},
     "calibrate": {"cache"},
