@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pyheadkv import __version__
 from pyheadkv.cli.options import OPTIONS
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
-from pyheadkv.errors import HeadKVError, LibraryError
+from pyheadkv.errors import HeadKVError
 
 app = typer.Typer(
     add_completion=False,
@@ -26,27 +25,23 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> None:
-    if not is_asked:
-        return
-    from pyheadkv.engine.library import LLAMA_CPP_COMMIT
-    from pyheadkv.engine.native import abi_version
-
-    try:
-        native = f"ABI {abi_version()}"
-    except LibraryError as error:
-        native = f"no native library ({error})"
-    print(f"pyheadkv {__version__}, llama.cpp {LLAMA_CPP_COMMIT}, {native}")
-    raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _pyheadkv(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions and leave.")
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print versions and leave.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version: devices, packages, folders and their sizes too.")
     ] = False,
 ) -> None:
     """Chat with a local model whose key/value cache keeps only the rows that each head needs."""
+    if version:
+        facts = import_module("pyheadkv.cli.facts")
+        print("\n".join([facts.version_line(), *(facts.fact_lines() if verbose else ())]))
+        raise typer.Exit
+    if verbose:
+        context.fail("--verbose goes with --version here; a command's own stands behind its name")
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
 
 
 def _add_command(name: str, options: type) -> None:

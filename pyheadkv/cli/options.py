@@ -250,6 +250,17 @@ class BenchOptions:
     readme: str | None = _readme()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelftestOptions:
+    """Check in half a minute that this installation computes what it should here, and print a report to paste."""
+
+    model: str = _argument("demo", _MODEL, "[MODEL]")
+    n_threads: int | None = _n_threads()
+    n_gpu_layers: int = _n_gpu_layers()
+    type_k: str = _type_k()
+    type_v: str = _type_v()
+
+
 OPTIONS = {  # by command, in the order of --help
     "chat": ChatOptions,
     "serve": ServeOptions,
@@ -259,4 +270,5 @@ OPTIONS = {  # by command, in the order of --help
     "calibrate": CalibrateOptions,
     "eval": EvalOptions,
     "bench": BenchOptions,
+    "selftest": SelftestOptions,
 }

@@ -82,7 +82,7 @@ def measured_head(arguments: Sequence[str], today: date | None = None) -> str:
         of the process, `sys.argv`
     """
     day = (today or date.today()).isoformat()
-    return f"`{redo_command(arguments)}` ({day}, {_processor()}, {platform.system()}, {os.cpu_count()} CPUs)"
+    return f"`{redo_command(arguments)}` ({day}, {processor()}, {platform.system()}, {os.cpu_count()} CPUs)"
 
 
 def redo_command(arguments: Sequence[str]) -> str:
@@ -97,7 +97,8 @@ def redo_command(arguments: Sequence[str]) -> str:
     return shlex.join(["pyheadkv", *words])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

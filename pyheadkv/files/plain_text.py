@@ -90,7 +90,7 @@ class TextSource:
             rest = b"" if self._is_whole else self._take(limit.n_bytes + 1 - len(self._first))
         data = self._first + rest
         if len(data) > limit.n_bytes:
-            raise self._too_long(f"more than {_size(limit.n_bytes)}", limit)
+            raise self._too_long(f"more than {size_text(limit.n_bytes)}", limit)
         text = decode_text(data, self.name, self._error)
         if not (may_be_blank or text.strip()):
             raise self._error(f"{self.name} {'has nothing but blanks' if text else 'is empty'}")
@@ -113,10 +113,10 @@ class TextSource:
         """A file's size is known before it is read."""
         status = self._status()
         if status is not None and stat.S_ISREG(status.st_mode) and status.st_size > limit.n_bytes:
-            raise self._too_long(_size(status.st_size), limit)
+            raise self._too_long(size_text(status.st_size), limit)
 
     def _too_long(self, size: str, limit: Limit) -> HeadKVError:
-        return self._error(f"{self.name} has {size}, the limit is {_size(limit.n_bytes)}{limit.reason}")
+        return self._error(f"{self.name} has {size}, the limit is {size_text(limit.n_bytes)}{limit.reason}")
 
     def _take(self, n_bytes: int) -> bytes:
         try:
@@ -204,8 +204,8 @@ def decode_text(data: bytes, name: str, error: type[HeadKVError] = UsageError, *
     return text.replace("\r\n", "\n")
 
 
-def _size(n_bytes: int) -> str:
-    """In the unit that people read."""
+def size_text(n_bytes: int) -> str:
+    """Bytes in the unit that people read."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
