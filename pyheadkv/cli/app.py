@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pyheadkv.cli.options import OPTIONS
+from pyheadkv.cli.options import EXAMPLES, OPTIONS
 from pyheadkv.cli.stdout import OutputError, guarded_stdout
 from pyheadkv.errors import HeadKVError
 
 app = typer.Typer(
-    add_completion=False,
+    epilog="Exit codes: 0 done; 1 an error, said in one line; 2 a command line that cannot be understood; 130 Ctrl-C; "
+    "143 SIGTERM. pyheadkv COMMAND -h has an example of each command.",
     rich_markup_mode=None,  # plain help and one-line usage errors, also where there is no terminal
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,7 +70,7 @@ def _add_command(name: str, options: type) -> None:
         for it, field in zip(signature.parameters.values(), fields(options), strict=True)
     ]
     vars(command)["__signature__"] = signature.replace(parameters=parameters)
-    app.command(name, help=inspect.getdoc(options))(command)
+    app.command(name, help=inspect.getdoc(options), epilog=f"Example: {EXAMPLES[name]}")(command)
 
 
 for _name, _options in OPTIONS.items():

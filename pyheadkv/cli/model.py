@@ -137,7 +137,7 @@ def chosen_template(choice: str | None) -> str | None:
     """A chat template that was asked for: a name of llama.cpp's, or the text of a file."""
     if choice is None or choice in builtin_chat_names():
         return choice
-    if not Path(choice).expanduser().exists():
+    if choice != "-" and not Path(choice).expanduser().exists():
         names = ", ".join(builtin_chat_names())
         raise UsageError(f"--chat-template {choice} is no file, and llama.cpp has no such template; it has {names}")
     source = read_text(choice)

@@ -1,4 +1,8 @@
-"""The commands' options. A field is an option, its default the option's, and a docstring the command's help."""
+"""The commands' options. A field is an option, its default the option's, and a docstring the command's help.
+
+`EXAMPLES` has a line of each for the end of its help. Completions are made when a shell asks, and import what they need
+then.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import typer
 
+from pyheadkv.cli import completion
 from pyheadkv.model.shape import MAX_CTX
 
 
@@ -22,17 +27,19 @@ def _argument(default: Any, words: str, metavar: str, **settings: Any) -> Any:
 
 
 _MODEL = "GGUF file, demo, or user/repo[:quant]."
-_model = partial(_argument, MISSING, _MODEL, "MODEL")
+_model = partial(_argument, MISSING, _MODEL, "MODEL", autocompletion=completion.models)
 _budget = partial(
     _option,
     None,
     "Rows to keep: 10%, 512 (per KV head on average), 64MiB, or full. [default: the profile's, or 25%]",
+    autocompletion=completion.budgets,
 )
 _policy = partial(
     _option,
     "auto",
     "What to keep, with settings: snapkv, headkv:beta=1.1, headkv+kvzip, my_policy.py (pyheadkv policies "
     "lists them); auto asks the profile.",
+    autocompletion=completion.policies,
 )
 _budgets = partial(_option, words="Apart by commas: shares, rows or bytes.")
 _profile = partial(_option, None, "File with measured head scores. [default: the model's own]")
@@ -42,8 +49,15 @@ _score_mix = partial(
 _n_ctx = partial(_option, 0, "Context in tokens; 0 is the model's own.", "-c", "--ctx-size", min=0, max=MAX_CTX)
 _n_threads = partial(_option, None, "Default: all CPUs.", "-t", "--threads", min=1)
 _n_gpu_layers = partial(_option, 0, "On the GPU; -1 is all.", "-ngl", "--gpu-layers", min=-1)
-_type_k = partial(_option, "f16", "Cache type of K: f16, q8_0, q4_0, ...", "-ctk", "--cache-type-k")
-_type_v = partial(_option, "f16", "Cache type of V.", "-ctv", "--cache-type-v")
+_type_k = partial(
+    _option,
+    "f16",
+    "Cache type of K: f16, q8_0, q4_0, ...",
+    "-ctk",
+    "--cache-type-k",
+    autocompletion=completion.cache_types,
+)
+_type_v = partial(_option, "f16", "Cache type of V.", "-ctv", "--cache-type-v", autocompletion=completion.cache_types)
 _readme = partial(_option, None, "Write the tables there, after <!-- measured: NAME -->.", metavar="FILE#NAME")
 _as_json = partial(_option, False, "Print one JSON object.", "--json")
 
@@ -104,7 +118,7 @@ class ChatOptions(SamplingOptions, ModelOptions):
 
     system: str | None = _option(None, "System prompt.", "-sys", "--system-prompt")
     files: list[Path] | None = _option(
-        None, "Text for the first message; sample is one of ours; repeatable.", "-f", "--file"
+        None, "Text for the first message; sample is one of ours, - is stdin; repeatable.", "-f", "--file"
     )
     prompt: str | None = _option(None, "First message; - reads stdin.", "-p", "--prompt")
     is_single_turn: bool = _option(False, "Answer once, then leave.", "-st", "--single-turn")
@@ -145,7 +159,9 @@ class InspectOptions:
 class PoliciesOptions:
     """List what --policy takes: what each keeps, where it comes from, what it needs, its settings."""
 
-    names: list[str] | None = _argument(None, "As --policy takes them. [default: all]", "[POLICY]...")
+    names: list[str] | None = _argument(
+        None, "As --policy takes them. [default: all]", "[POLICY]...", autocompletion=completion.policies
+    )
     as_json: bool = _as_json()
 
 
@@ -223,7 +239,7 @@ class EvalOptions:
 class BenchOptions:
     """Measure speed and memory against llama.cpp's own cache, in turns. Prompts are random: only times count."""
 
-    model: str | None = _argument(None, _MODEL, "[MODEL]", show_default=False)
+    model: str | None = _argument(None, _MODEL, "[MODEL]", show_default=False, autocompletion=completion.models)
     shape: str | None = _option(
         None, "Instead of MODEL: random weights of a well-known shape, as llama-8b, qwen2-1.5b."
     )
@@ -254,7 +270,7 @@ class BenchOptions:
 class SelftestOptions:
     """Check in half a minute that this installation computes what it should here, and print a report to paste."""
 
-    model: str = _argument("demo", _MODEL, "[MODEL]")
+    model: str = _argument("demo", _MODEL, "[MODEL]", autocompletion=completion.models)
     n_threads: int | None = _n_threads()
     n_gpu_layers: int = _n_gpu_layers()
     type_k: str = _type_k()
@@ -271,4 +287,16 @@ OPTIONS = {  # by command, in the order of --help
     "eval": EvalOptions,
     "bench": BenchOptions,
     "selftest": SelftestOptions,
+}
+
+EXAMPLES = {
+    "chat": "pyheadkv chat demo -f report.txt -p 'What was decided?' --budget 10% -st",
+    "serve": "pyheadkv serve demo --budget 10% -c 8192 --port 8080",
+    "inspect": "pyheadkv inspect demo -c 8192 --budget 10%",
+    "policies": "pyheadkv policies headkv snapkv",
+    "export": "pyheadkv export MODEL.gguf -o OUT.gguf --budget 10%",
+    "calibrate": "pyheadkv calibrate MODEL.gguf --choose",
+    "eval": "pyheadkv eval demo --tasks single --budgets 10%,5% --cases 20",
+    "bench": "pyheadkv bench demo -c 2k --budgets 10%,5%",
+    "selftest": "pyheadkv selftest demo -ngl -1",
 }

@@ -1,6 +1,6 @@
 """Output beside the answer, all on stderr: notes, errors, the progress bar and the footer.
 
-Plain text where stderr is no terminal or NO_COLOR is set; rich sees to that.
+Plain text where stderr is no terminal, and without colours where NO_COLOR is set; rich sees to that.
 """
 
 from __future__ import annotations

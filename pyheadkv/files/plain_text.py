@@ -97,8 +97,10 @@ class TextSource:
         return text
 
     def takes_stdin(self) -> bool:
-        """Whether this is another name of a pipe that is standard input (/dev/stdin), which can be read only once."""
+        """Whether this is standard input, or another name of a pipe that is (/dev/stdin): it can be read only once."""
         status = self._status()
+        if self.name == STDIN:
+            return True
         if status is None or sys.stdin is None or not stat.S_ISFIFO(status.st_mode):
             return False
         return os.path.samestat(status, os.fstat(sys.stdin.fileno()))
@@ -126,13 +128,15 @@ class TextSource:
 
 
 def open_text(path: str | Path, error: type[HeadKVError] = UsageError, name: str = "") -> TextSource:
-    """Open a file as text; `name` is what messages call it, by default its path.
+    """Open a file as text; "-" is standard input. `name` is what messages call the file, by default its path.
 
     Raises
     ------
     HeadKVError
         `error`: it cannot be opened, or its first block is no text
     """
+    if str(path) == "-":
+        return open_stdin(error)
     name = name or str(path)
     try:
         stream = Path(path).expanduser().open("rb")
@@ -150,17 +154,19 @@ def read_text(
     return open_text(path, error, name).read(limit)
 
 
-def open_stdin() -> TextSource:
+def open_stdin(error: type[HeadKVError] = UsageError) -> TextSource:
     """Standard input as text.
 
     Raises
     ------
-    UsageError
-        there is none, or its first block is no text
+    HeadKVError
+        `error`: there is none, somebody would have to type it, or its first block is no text
     """
     if sys.stdin is None:
-        raise UsageError(f"there is no {STDIN} to read the prompt from: give it with -p")
-    return TextSource(sys.stdin.buffer, STDIN)
+        raise error(f"there is no {STDIN} to read from: name a file, or give the prompt with -p")
+    if is_terminal():
+        raise error(f"{STDIN} is a terminal: pipe the text in, name a file, or give the prompt with -p")
+    return TextSource(sys.stdin.buffer, STDIN, error)
 
 
 def is_terminal() -> bool:

@@ -87,6 +87,8 @@ def test_a_text_is_the_same_however_it_comes(demo: str, document: Path, tmp_path
     windows.write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
     os.mkfifo(fifo)
     expected = answer_json(demo, "-f", plain, *arguments)["n_prompt"]
+    n_name = answer_json(demo, "-f", "-", *arguments, stdin=text)["n_prompt"] - expected
+    assert -8 < n_name < 0  # it is called "-", and not "doc.txt"
     assert answer_json(demo, "-f", windows, *arguments)["n_prompt"] == expected
     writer = threading.Thread(target=fifo.write_text, args=(text,))
     writer.start()
@@ -168,6 +170,8 @@ def test_chat_on_a_terminal(terminal: pexpect.spawn, document: Path, tmp_path: P
     (tmp_path / "x.bin").write_bytes(b"\0\0")
     terminal.sendline(f"/read {tmp_path}/x.bin")
     terminal.expect("has a NUL byte at offset 0")
+    terminal.sendline("/read -")
+    terminal.expect("standard input is a terminal")
     terminal.sendline("/nonsense")
     terminal.expect("unknown command /nonsense, known are")
     terminal.sendline(f"/read {document}")
@@ -186,6 +190,13 @@ def test_chat_on_a_terminal(terminal: pexpect.spawn, document: Path, tmp_path: P
     terminal.expect(pexpect.EOF)
     terminal.wait()
     assert terminal.exitstatus == 0
+
+
+@pytest.mark.parametrize("no_color", [{}, {"NO_COLOR": "1"}], ids=str)
+def test_colours_only_where_they_are_wanted(demo: str, no_color: dict[str, str]) -> None:
+    env = {name: value for name, value in ENV.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"} | no_color
+    child = pexpect.spawn(COMMAND[0], [*COMMAND[1:], "inspect", demo], env=env, encoding="utf-8", timeout=TIMEOUT_S)
+    assert ("\x1b" in child.read()) == (not no_color)
 
 
 def test_leaving_with_ctrl_c_twice(terminal: pexpect.spawn) -> None:

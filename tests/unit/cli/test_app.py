@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from pyheadkv.chat.sampling import SETTINGS
 from pyheadkv.cli import chat, first_message, inspect, model
 from pyheadkv.cli.app import app
-from pyheadkv.cli.options import OPTIONS, ChatOptions
+from pyheadkv.cli.options import EXAMPLES, OPTIONS, ChatOptions
 from pyheadkv.errors import NativeError
 from pyheadkv.profile import find as lookup
 
@@ -115,10 +116,37 @@ def test_every_command_has_help_and_runs_with_its_options(
     assert OPTIONS[command].__doc__ in " ".join(run(command, "--help").stdout.split())
 
 
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_has_an_example_that_can_be_run(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(import_module(f"pyheadkv.cli.{command}"), "run", lambda options: None)
+    name, *arguments = shlex.split(EXAMPLES[command])
+    assert name == "pyheadkv" and arguments[0] == command
+    assert run(*arguments).exit_code == 0
+    assert f"Example: {EXAMPLES[command]}" in " ".join(run(command, "--help").stdout.split())
+
+
+def test_help_lists_exit_codes(run: Run) -> None:
+    words = " ".join(run("--help").stdout.split())
+    assert all(code in words for code in ("0 done", "1 an error", "2 a command line", "130 Ctrl-C", "143 SIGTERM"))
+
+
+def test_narrow_terminals(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "44")
+    for arguments in ([], *([command] for command in OPTIONS)):
+        shown = CliRunner().invoke(app, [*arguments, "--help"], terminal_width=50)  # the least that it wraps for
+        assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 52
+    for arguments in ([], ["headkv"]):
+        shown = run("policies", *arguments)
+        assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 44
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["chat"],
+        ["--verbose"],
+        ["--verbose", "chat", "m"],
+        [],
         ["chat", "m", "--foo"],
         ["chat", "m", "-t", "0"],
         ["chat", "m", "-c", "x"],
@@ -181,6 +209,25 @@ def test_standard_input_is_one_text(run: Run, monkeypatch: pytest.MonkeyPatch) -
     Path("a.txt").write_text("a")
     result = run("chat", "model.gguf", "-f", "a.txt", stdin="hello")
     assert result.stderr.startswith("error: a.txt is standard input, where the prompt is expected too")
+    monkeypatch.undo()
+    result = run("chat", "model.gguf", "-f", "-", "-p", "-", stdin="hello")
+    assert result.stderr.startswith("error: - is standard input, where the prompt is expected too")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("chat model.gguf -p x --profile -", "profile -: "),
+        ("chat model.gguf -p x --chat-template -", "the chat template, line 1: "),
+        ("serve model.gguf --api-key-file -", "--api-key-file - has no key"),
+        ("eval model.gguf --text -", "- has 11 characters, at least"),
+        ("eval model.gguf --data -", "-, line 1: Expecting property name"),
+    ],
+)
+def test_a_dash_is_standard_input_wherever_a_text_is_read(run: Run, arguments: str, words: str) -> None:
+    text = "# no key here" if "key" in arguments else "{% for %}#\n"
+    result = run(*arguments.split(), stdin=text)
+    assert result.exit_code == 1 and words in result.stderr, result.output
 
 
 def test_a_context_above_the_trained_one_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

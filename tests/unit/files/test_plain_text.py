@@ -13,7 +13,16 @@ import pytest
 
 from pyheadkv.errors import EvaluationError, HeadKVError, UsageError
 from pyheadkv.files import plain_text
-from pyheadkv.files.plain_text import Limit, TextSource, decode_text, is_terminal, open_stdin, read_text, typed_text
+from pyheadkv.files.plain_text import (
+    Limit,
+    TextSource,
+    decode_text,
+    is_terminal,
+    open_stdin,
+    open_text,
+    read_text,
+    typed_text,
+)
 
 TEXT = "naïve\ncafé 🙂\n"
 BLOCK = plain_text._BLOCK
@@ -125,6 +134,13 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode("utf-8-sig"))))
     assert open_stdin().read() == TEXT
     assert not sys.stdin.closed
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello")))
+    source = open_text("-")
+    assert source.takes_stdin() and source.read() == "hello"
+    monkeypatch.setattr("pyheadkv.files.plain_text.is_terminal", lambda: True)
+    with pytest.raises(UsageError, match="standard input is a terminal: pipe the text in"):
+        open_text("-")
+    monkeypatch.undo()
     monkeypatch.setattr(sys, "stdin", None)
     assert not is_terminal()
     with pytest.raises(UsageError, match="there is no standard input"):
