@@ -28,6 +28,7 @@
 #ifndef HEADKV_H
 #define HEADKV_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -41,7 +42,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 6
+#define HEADKV_ABI_VERSION 7
 
 #ifdef __cplusplus
 extern "C" {
@@ -154,11 +155,43 @@ struct headkv_stats {
     uint64_t n_rows_hot;
     uint64_t n_rows_tail;    // n_cells_used x KV heads
     uint64_t bytes_hot;      // of the buffers of hot rows that exist
-    uint64_t bytes_tail;     // of the tail buffers that exist
-    uint64_t bytes_observed; // of what observing tokens left (until the cache is compressed)
-    uint64_t bytes_peak;     // most of the three together since attach or headkv_stats_reset_peak()
+    uint64_t bytes_tail;     // of the tail buffers that exist; of an archive, what is in memory of it, measured
+    uint64_t bytes_observed; // of what observing tokens left (until the cache is compressed), beside the archive
+    uint64_t bytes_archive;  // that may be written of the archive's file: of the disk
+    uint64_t bytes_peak;     // most of the first three together since attach or headkv_stats_reset_peak(). While an archive is read
+                             // or written, sampled whenever a layer is done with
     uint64_t n_grow;         // times the tail was reallocated to grow
     double   ms_select;      // last compression: read scores, fold, pool, select
+};
+
+// tokens times layers; false: stop
+typedef bool (*headkv_progress)(uint64_t n_done, uint64_t n_total, void * data);
+
+struct headkv_read_params {
+    // as for headkv_observe(): the last of these tokens observe, as many as n_observe, of which n_ahead are decoded later. 0: none,
+    // or those of an observation that has begun
+    uint32_t n_observe;
+    uint32_t n_ahead;
+    int32_t  what; // enum headkv_observe_what
+
+    uint32_t n_last; // the last tokens that are in batches of their own; those that observe are
+
+    // the last tokens whose logits and embeddings are left where llama_get_logits_ith() and llama_get_embeddings_ith() find them, by
+    // their numbers in the last batch, of which they can be all; 0: 1
+    uint32_t n_outputs;
+
+    size_t bytes_hidden; // the tokens are read in blocks whose hidden states take at most so many bytes; 0: 256 MiB
+
+    // folder of the file in which the rows lie until they are compressed, which has no name and is gone with the process; NULL: in
+    // host memory, which they take whole then
+    const char * dir;
+
+    // optional, with n_ahead = 0: compress at once. Each layer as soon as it was read, and no file is made, unless that takes the scores
+    // of other layers (vote_weights), scores made elsewhere, or more than one block
+    const struct headkv_compress_params * compress;
+
+    headkv_progress progress; // or NULL
+    void          * progress_data;
 };
 
 HEADKV_API int32_t headkv_abi_version(void);
@@ -189,6 +222,16 @@ HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 // Only without hot rows. Asking again starts over; n_tokens = 0 ends it and frees what was gathered. Scores by position or
 // by keys need none of it.
 HEADKV_API int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
+
+// "" if tokens can be read layer by layer (headkv_read()), else what of the model stands against it; NULL on failure. Valid
+// until the next call on this thread
+HEADKV_API const char * headkv_read_reason(const struct llama_context * ctx);
+
+// Read tokens behind those in the cache layer by layer, so that the rows of one layer are in memory at a time; those of the others lie
+// in the file. Logits, rows and what is observed are what llama_decode() of the same ubatches leaves: batches of n_batch
+// tokens, and of those that observe. Afterwards the cache is compressed, or, without params->compress, as ever but for where it lies:
+// llama_decode() goes on, slower, and headkv_compress() brings hot rows and tail back to where they belong.
+HEADKV_API int32_t headkv_read(struct llama_context * ctx, const int32_t * tokens, uint32_t n, const struct headkv_read_params * params);
 
 // Attention of the observing tokens in layer i, per query head: softmax attention, mean or maximum over them, neither
 // folded nor pooled. dst: [n_head][n_pos - n_tokens] f32; n = its number of elements.

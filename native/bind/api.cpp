@@ -60,6 +60,12 @@ static void check_index(const char * name, uint32_t i, size_t n) {
     }
 }
 
+static void check_observe_what(int32_t what) {
+    if (what < HEADKV_OBSERVE_ATTN_MEAN || what > HEADKV_OBSERVE_QUERIES) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "what = %d is not an enum headkv_observe_what", what);
+    }
+}
+
 int32_t headkv_abi_version(void) {
     return HEADKV_ABI_VERSION;
 }
@@ -108,10 +114,24 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
 int32_t headkv_observe(llama_context * ctx, uint32_t n_tokens, int32_t what) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
-        if (what < HEADKV_OBSERVE_ATTN_MEAN || what > HEADKV_OBSERVE_QUERIES) {
-            headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "what = %d is not an enum headkv_observe_what", what);
-        }
+        check_observe_what(what);
         store.observe(n_tokens, (headkv_observe_what) what);
+    });
+}
+
+const char * headkv_read_reason(const llama_context * ctx) {
+    static thread_local std::string reason;
+    const int32_t status = guarded([&] { reason = get_store(ctx).sweep_reason(); });
+    return status == HEADKV_STATUS_OK ? reason.c_str() : nullptr;
+}
+
+int32_t headkv_read(llama_context * ctx, const int32_t * tokens, uint32_t n, const headkv_read_params * params) {
+    return guarded([&] {
+        headkv_store & store = get_store(ctx);
+        check_pointer(tokens, "tokens");
+        check_pointer(params, "params");
+        check_observe_what(params->what);
+        store.read(tokens, n, *params);
     });
 }
 
@@ -124,7 +144,7 @@ static void copy_out(const std::vector<float> & values, uint32_t i, float * dst,
 
 int32_t headkv_attention_read(llama_context * ctx, uint32_t i, float * dst, size_t n) {
     return guarded([&] {
-        const headkv_store & store = get_store(ctx);
+        headkv_store & store = get_store(ctx);
         check_pointer(dst, "dst");
         check_index("i", i, store.layers().size());
         copy_out(store.attention(i), i, dst, n);
@@ -133,7 +153,7 @@ int32_t headkv_attention_read(llama_context * ctx, uint32_t i, float * dst, size
 
 int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_params * params, float * dst, size_t n) {
     return guarded([&] {
-        const headkv_store & store = get_store(ctx);
+        headkv_store & store = get_store(ctx);
         check_pointer(params, "params");
         check_pointer(dst, "dst");
         check_index("i", i, store.layers().size());
@@ -143,7 +163,7 @@ int32_t headkv_score_read(llama_context * ctx, uint32_t i, const headkv_score_pa
 
 int32_t headkv_semantics_read(llama_context * ctx, uint32_t i, uint32_t n_top, float * dst, size_t n) {
     return guarded([&] {
-        const headkv_store & store = get_store(ctx);
+        headkv_store & store = get_store(ctx);
         check_pointer(dst, "dst");
         check_index("i", i, store.layers().size());
         copy_out(store.semantics(i, n_top), i, dst, n);

@@ -95,6 +95,10 @@ void headkv_hook_memory(const llama_kv_cache & kv, std::map<ggml_backend_buffer_
     }
 }
 
+ggml_cgraph * headkv_hook_graph(headkv_store & store, llm_graph_result & graph, uint32_t n_tokens) {
+    return store.cut(graph, n_tokens) ? graph.get_gf() : nullptr;
+}
+
 ggml_tensor * headkv_hook_attn(const llm_graph_context & g, ggml_tensor * fa, int il) {
     return g.cparams.headkv->attend(g, fa, il);
 }

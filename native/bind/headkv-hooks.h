@@ -16,6 +16,7 @@
 // | _state_write      | llama_kv_cache::state_write              | throws: a compressed cache cannot be saved yet            |
 // | _state_read       | llama_kv_cache::state_read_meta          | false: the cells cannot be had                            |
 // | _memory           | llama_kv_cache::memory_breakdown         | adds the hot rows                                         |
+// | _graph            | llama_context::process_ubatch            | the graph, or its part that a sweep computes; null: none  |
 // | _attn             | llm_graph_context::build_attn_mha        | observation, attention over hot rows and tail             |
 
 #pragma once
@@ -28,6 +29,8 @@
 #include <map>
 
 class llama_kv_cache;
+class llm_graph_result;
+struct headkv_store;
 struct llama_memory_i;
 struct llm_graph_context;
 
@@ -48,5 +51,7 @@ bool headkv_hook_update     (llama_kv_cache & kv);
 void headkv_hook_state_write(const llama_kv_cache & kv);
 bool headkv_hook_state_read (llama_kv_cache & kv, uint32_t n_cells);
 void headkv_hook_memory     (const llama_kv_cache & kv, std::map<ggml_backend_buffer_type_t, size_t> & sizes);
+
+ggml_cgraph * headkv_hook_graph(headkv_store & store, llm_graph_result & graph, uint32_t n_tokens);
 
 ggml_tensor * headkv_hook_attn(const llm_graph_context & g, ggml_tensor * fa, int il);

@@ -39,22 +39,34 @@ static std::vector<std::vector<float>> given_scores(
     return scores;
 }
 
-// the same, of what was observed or of the rows; not pooled
+// run fn for each layer; what it reads of a layer need not stay in memory afterwards
+static void for_layers(const headkv_view & view, const headkv_compress_params & params, bool is_scoring, const std::function<void(size_t)> & fn) {
+    // a graph on the context's backend has threads of its own, and there is one backend
+    const headkv_scorer & scorer   = headkv_scorer_of(params.score);
+    const bool            is_graph = scorer.is_critical || (is_scoring && !scorer.is_parallel);
+    if (!view.give_back) {
+        headkv_parallel_for(view.layers.size(), is_graph ? 1 : params.n_threads, fn);
+        return;
+    }
+    for (size_t i = 0; i < view.layers.size(); ++i) { // one layer in memory at a time
+        view.prefetch(i, scorer.is_critical || (is_scoring && !scorer.is_parallel));
+        fn(i);
+        view.give_back(i);
+    }
+}
+
+// scores that were observed or are of the rows, of each layer [n_head_kv][n_pos - n_obs]; not pooled
 static std::vector<std::vector<float>> score_layers(const headkv_view & view, const headkv_compress_params & params) {
     std::vector<std::vector<float>> scores(view.layers.size());
-    // a graph on the context's backend has threads of its own, and there is one backend
-    const bool is_parallel = headkv_scorer_of(params.score).is_parallel;
-    headkv_parallel_for(scores.size(), is_parallel ? params.n_threads : 1, [&](size_t i) {
-        scores[i] = headkv_score_layer(view, i, params.score);
-    });
+    for_layers(view, params, /*.is_scoring =*/ true, [&](size_t i) { scores[i] = headkv_score_layer(view, i, params.score); });
     return scores;
 }
 
-// number of each layer's first KV head among those of all layers
-static std::vector<size_t> first_heads(const headkv_view & view) {
-    std::vector<size_t> res = { 0 };
-    for (const auto & layer : view.layers) {
-        res.push_back(res.back() + layer.shape.n_head_kv);
+// number of a layer's first KV head among those of all layers
+static size_t first_head(const headkv_view & view, size_t i) {
+    size_t res = 0;
+    for (size_t j = 0; j < i; ++j) {
+        res += view.layers[j].shape.n_head_kv;
     }
     return res;
 }
@@ -73,35 +85,45 @@ static std::vector<float> vote_of_heads(
     return vote;
 }
 
-headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params) {
-    const size_t n_layer     = view.layers.size();
+// of one layer, whose scores are [n_head_kv][n]
+static std::vector<std::vector<int32_t>> choose(
+        const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params, size_t i, std::vector<float> scores,
+        const std::vector<float> & vote) {
     const size_t n           = plan.n_pos_hot();
     const bool   is_critical = headkv_scorer_of(params.score).is_critical;
-    const auto   first       = first_heads(view);
+    const auto   norms       = is_critical ? headkv_score_projected(view, i, n) : std::vector<float>(); // as the scores
 
-    std::vector<std::vector<float>> scores = params.scores ? given_scores(view, plan, params) : score_layers(view, params);
-    std::vector<std::vector<float>> norms(n_layer); // as the scores
-    for (size_t i = 0; i < n_layer && is_critical; ++i) {
-        norms[i] = headkv_score_projected(view, i, n);
-    }
-    const std::vector<float> vote = params.vote_weights ? vote_of_heads(scores, n, plan, params) : std::vector<float>();
+    std::vector<std::vector<int32_t>> pos;
+    for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
+        const size_t   h      = first_head(view, i) + ih;
+        const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_score_kernel(params.score);
+        const uint32_t n_keep = plan.layers[i].len(ih);
+        float        * score  = scores.data() + ih*n;
 
-    headkv_kept_positions pos(n_layer);
-    headkv_parallel_for(n_layer, params.n_threads, [&](size_t i) {
-        for (uint32_t ih = 0; ih < plan.layers[i].n_head_kv(); ++ih) {
-            const size_t   h      = first[i] + ih;
-            const uint32_t kernel = params.pool_kernels ? params.pool_kernels[h] : headkv_score_kernel(params.score);
-            const uint32_t n_keep = plan.layers[i].len(ih);
-            float        * score  = scores[i].data() + ih*n;
-
-            headkv_pool_row((headkv_pool) params.score.pool, kernel, score, n);
-            if (params.vote_shares && params.vote_shares[h] > 0.0f) {
-                headkv_vote_mix(score, n, plan.n_sink, params.vote_shares[h], vote.data());
-            }
-            pos[i].push_back(is_critical
-                ? headkv_select_critical(score, norms[i].data() + ih*n, n, plan.spans, n_keep)
-                : headkv_select_head(score, n, plan.spans, n_keep));
+        headkv_pool_row((headkv_pool) params.score.pool, kernel, score, n);
+        if (params.vote_shares && params.vote_shares[h] > 0.0f) {
+            headkv_vote_mix(score, n, plan.n_sink, params.vote_shares[h], vote.data());
         }
-    });
+        pos.push_back(is_critical
+            ? headkv_select_critical(score, norms.data() + ih*n, n, plan.spans, n_keep)
+            : headkv_select_head(score, n, plan.spans, n_keep));
+    }
+    return pos;
+}
+
+std::vector<std::vector<int32_t>> headkv_select_layer(
+        const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params, size_t i) {
+    return choose(view, plan, params, i, headkv_score_layer(view, i, params.score), {});
+}
+
+headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params) {
+    headkv_kept_positions pos(view.layers.size());
+    if (!params.scores && !params.vote_weights) {
+        for_layers(view, params, /*.is_scoring =*/ true, [&](size_t i) { pos[i] = headkv_select_layer(view, plan, params, i); });
+        return pos;
+    }
+    auto scores = params.scores ? given_scores(view, plan, params) : score_layers(view, params);
+    const auto vote = params.vote_weights ? vote_of_heads(scores, plan.n_pos_hot(), plan, params) : std::vector<float>();
+    for_layers(view, params, /*.is_scoring =*/ false, [&](size_t i) { pos[i] = choose(view, plan, params, i, std::move(scores[i]), vote); });
     return pos;
 }

@@ -10,5 +10,10 @@
 // refuses parameters that are wrong whatever the plan says
 void headkv_select_check(const headkv_compress_params & params);
 
-// of the positions before the observation window. The context is synchronized
+// of the positions before the observation window, in layer i: [n_head_kv][rows]. For parameters without a vote and without scores that
+// were made elsewhere
+std::vector<std::vector<int32_t>> headkv_select_layer(
+        const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params, size_t i);
+
+// the same in all layers. The context is synchronized
 headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params);

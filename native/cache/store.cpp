@@ -21,16 +21,12 @@
 // every 64 tokens at first, less and less often later
 static constexpr uint32_t N_CELLS_STEP = 64;
 
-// upstream's attention looks at multiples of so many cells. A cache without hot rows keeps to them, so that its sums are
-// split among threads as stock's are, bit for bit
-static constexpr uint32_t N_CELLS_STOCK = 256;
-
-static uint32_t pad_cells(uint32_t n, bool is_stock) {
+uint32_t headkv_store::pad_cells(uint32_t n, bool is_stock) {
     return is_stock && n > N_CELLS_STOCK ? GGML_PAD(n, N_CELLS_STOCK) : GGML_PAD(n, N_CELLS_STEP);
 }
 
 // large caches go back to the system at once; small ones stay in malloc's free lists without this
-static void return_memory_to_system() {
+void headkv_store::return_memory_to_system() {
 #if defined(__GLIBC__)
     malloc_trim(0);
 #endif
@@ -51,7 +47,7 @@ static headkv_layer shape_of(const llama_kv_cache & kv, uint32_t il) {
     return res;
 }
 
-headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), n_cells_max(n_cells_max) {
+headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), n_cells_max(n_cells_max), bufts(headkv_access::bufts(kv)) {
     for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
         const uint32_t il = headkv_access::il(kv, i);
         if (headkv_access::hparams(kv).n_head_kv(il) == 0) {
@@ -66,7 +62,9 @@ headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), 
 void headkv_store::attach(llama_context & ctx) {
     ctx.synchronize();
     if (n_cells_used() == 0 && kv.get_size() > N_CELLS_STEP) {
-        headkv_access::swap_tail(kv, headkv_access::make_tail(kv, N_CELLS_STEP, {}));
+        headkv_tail small = headkv_access::make_tail(kv, bufts, N_CELLS_STEP, {});
+        headkv_access::swap_tail(kv, small);
+        small = {};
         return_memory_to_system();
     }
 
@@ -98,18 +96,45 @@ uint32_t headkv_store::n_pos() const {
     return std::max((uint32_t) (headkv_access::cells(kv).seq_pos_max(0) + 1), hot_rows.n_pos());
 }
 
-headkv_view headkv_store::view() const {
+uint64_t headkv_store::bytes_tail() const {
+    return archive ? archive->bytes_resident() : headkv_access::bytes(kv);
+}
+
+size_t headkv_store::index(size_t i) const { return headkv_access::index(kv, shapes[i].il); }
+
+std::vector<headkv_cut_layer> headkv_store::cut_layers() const {
+    std::vector<headkv_cut_layer> res;
+    for (const auto & layer : shapes) {
+        res.push_back({ headkv_access::k(kv, layer.il), headkv_access::v(kv, layer.il) });
+    }
+    return res;
+}
+
+headkv_bufts headkv_store::cut_bufts() const {
+    headkv_bufts res;
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        res.push_back(bufts[index(i)]);
+    }
+    return res;
+}
+
+headkv_view headkv_store::view() {
     const auto used  = headkv_access::cells_of(kv, 0, n_pos());
     const auto cells = std::make_shared<const std::vector<int32_t>>(used.begin(), used.end());
 
-    headkv_view res { n_pos(), {}, headkv_access::hadamard_v(kv), observation };
-    for (const auto & layer : shapes) {
+    headkv_view res { n_pos(), {}, headkv_access::hadamard_v(kv), observation, {}, {} };
+    if (archive) {
+        res.prefetch  = [this](size_t i, bool is_rows) { prefetch(i, is_rows ? n_pos() : 0); };
+        res.give_back = [this](size_t i) { give_back(i); };
+    }
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        const auto & layer = shapes[i];
         const auto rows_of = [&](ggml_tensor * t) {
             return headkv_rows(headkv_backend_of(lctx->get_sched(), t), t, layer.n_head_kv, cells);
         };
         res.layers.push_back({
             layer,
-            { layer.il, rows_of(headkv_access::k(kv, layer.il)), rows_of(headkv_access::v(kv, layer.il)) },
+            { layer.il, rows_of(headkv_access::k(kv, layer.il)), rows_of(headkv_access::v(kv, layer.il)), bufts[index(i)] },
             headkv_access::model(kv).layers[layer.il].wo,
         });
     }
@@ -117,7 +142,7 @@ headkv_view headkv_store::view() const {
 }
 
 // graphs that were built before the epoch are not used again
-void headkv_store::bump_epoch() {
+void headkv_store::bump_epoch() noexcept {
     if (lctx) {
         const_cast<llama_cparams &>(lctx->get_cparams()).headkv_epoch++;
     }
@@ -125,7 +150,20 @@ void headkv_store::bump_epoch() {
 
 // bytes_extra: buffers that exist at this moment besides those of the store and the tail
 void headkv_store::account(size_t bytes_extra) {
-    bytes_peak = std::max<uint64_t>(bytes_peak, hot_rows.bytes() + headkv_access::bytes(kv) + observation.bytes() + bytes_extra);
+    bytes_peak = std::max<uint64_t>(bytes_peak, hot_rows.bytes() + bytes_tail() + observation.bytes() + bytes_extra);
+}
+
+void headkv_store::prefetch(size_t i, uint32_t n_cells) const noexcept {
+    if (archive) {
+        archive->prefetch(index(i), n_cells);
+    }
+}
+
+void headkv_store::give_back(size_t i, size_t bytes_extra) {
+    if (archive) {
+        account(bytes_extra);
+        archive->give_back(index(i));
+    }
 }
 
 void headkv_store::reset_peak() {
@@ -141,15 +179,16 @@ headkv_stats headkv_store::stats() const {
 
     headkv_stats res = {};
     res.n_pos         = n_pos();
-    res.n_pos_hot  = hot_rows.n_pos();
+    res.n_pos_hot     = hot_rows.n_pos();
     res.n_cells       = kv.get_size();
     res.n_cells_used  = n_cells_used();
     res.n_rows_full   = n_pos()*n_heads;
-    res.n_rows_hot = hot_rows.n_rows();
+    res.n_rows_hot    = hot_rows.n_rows();
     res.n_rows_tail   = n_cells_used()*n_heads;
-    res.bytes_hot  = hot_rows.bytes();
-    res.bytes_tail    = headkv_access::bytes(kv);
-    res.bytes_observed  = observation.bytes();
+    res.bytes_hot     = hot_rows.bytes();
+    res.bytes_tail    = bytes_tail();
+    res.bytes_observed = observation.bytes();
+    res.bytes_archive = archive ? archive->bytes() : 0;
     res.bytes_peak    = bytes_peak;
     res.n_grow        = n_grow;
     res.ms_select     = ms_select;
@@ -178,12 +217,25 @@ void headkv_store::reserve(uint32_t n_cells) {
 
 bool headkv_store::want_cells(uint32_t n_tokens) {
     const uint32_t n_need = n_cells_used() + n_tokens;
-    if (n_need <= kv.get_size() || n_need > n_cells_max) {
+    if (n_need > n_cells_max || (n_need <= kv.get_size() && hold(n_need))) {
         return false;
     }
     // some more than are needed, so that not every token grows the tail
     n_cells_wanted = std::min(pad_cells(n_need + n_need/8, !hot_rows.exist()), n_cells_max);
     return true;
+}
+
+// false: the archive has no room for so many cells
+bool headkv_store::hold(uint32_t n_cells) noexcept {
+    try {
+        if (archive) {
+            archive->hold(n_cells);
+        }
+        return true;
+    } catch (const std::exception & err) {
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+        return false;
+    }
 }
 
 bool headkv_store::update() {
@@ -193,7 +245,7 @@ bool headkv_store::update() {
     const uint32_t n_cells = n_cells_wanted;
     n_cells_wanted = 0;
     try {
-        commit(headkv_transition_grow(kv, n_cells));
+        commit(headkv_transition_grow(kv, bufts, n_cells));
     } catch (const std::exception & err) {
         LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
         return false;
@@ -203,7 +255,7 @@ bool headkv_store::update() {
 }
 
 bool headkv_store::make_room(uint32_t n_cells) {
-    if (n_cells <= kv.get_size()) {
+    if (n_cells <= kv.get_size() && hold(n_cells)) {
         return true;
     }
     if (!is_attached() || n_cells > n_cells_max) {
@@ -227,12 +279,19 @@ void headkv_store::observe(uint32_t n_tokens, headkv_observe_what what) {
         return;
     }
     reserve(n_cells_used() + n_tokens);
+    start_observing({ (int32_t) n_pos(), n_tokens }, what);
+}
+
+void headkv_store::start_observing(headkv_window window, headkv_observe_what what, const headkv_place & place) {
+    const uint32_t n_cells = std::min(kv.get_size(), (uint32_t) GGML_PAD(window.end(), N_CELLS_STOCK));
 
     std::vector<headkv_observed> observed;
-    for (const auto & layer : shapes) {
-        observed.push_back({ layer, headkv_access::k(kv, layer.il) });
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        observed.push_back({ shapes[i], n_cells, bufts[index(i)] });
     }
-    observation.start(n_tokens, what, observed);
+    observation.start(window, what, observed, place ? place : [&](size_t i, ggml_tensor * t) {
+        return archive && ggml_backend_buft_is_host(bufts[index(i)]) && archive->place_observed(index(i), t);
+    });
     account();
     bump_epoch();
 }
@@ -247,25 +306,38 @@ void headkv_store::stop_observing() {
 }
 
 uint32_t headkv_store::n_ubatch_max(uint32_t n_ubatch) const {
-    return observation.is_on() ? headkv_observe_n_ubatch(observation, n_ubatch) : n_ubatch;
+    return observation.is_on() ? headkv_observe_n_ubatch(observation, (int32_t) n_pos(), n_ubatch) : n_ubatch;
 }
 
-std::vector<float> headkv_store::attention(size_t i) const {
+//
+// scores
+//
+
+std::vector<float> headkv_store::attention(size_t i) {
     lctx->synchronize();
-    return headkv_score_attention(view(), i, observation.n_tokens());
+    prefetch(i, 0);
+    auto res = headkv_score_attention(view(), i, observation.window().n);
+    give_back(i);
+    return res;
 }
 
-std::vector<float> headkv_store::scores(size_t i, const headkv_score_params & params) const {
+std::vector<float> headkv_store::scores(size_t i, const headkv_score_params & params) {
     lctx->synchronize();
     if (headkv_scorer_of(params).needs != HEADKV_OBSERVE_ATTN_MEAN) {
         check_can_compress(params.n_obs);
     }
-    return headkv_score_pooled(view(), i, params);
+    prefetch(i, headkv_scorer_of(params).is_parallel ? 0 : n_pos());
+    auto res = headkv_score_pooled(view(), i, params);
+    give_back(i);
+    return res;
 }
 
-std::vector<float> headkv_store::semantics(size_t i, uint32_t n_top) const {
+std::vector<float> headkv_store::semantics(size_t i, uint32_t n_top) {
     lctx->synchronize();
-    return headkv_score_semantics(view(), i, n_top);
+    prefetch(i, n_pos());
+    auto res = headkv_score_semantics(view(), i, n_top);
+    give_back(i);
+    return res;
 }
 
 //
@@ -324,15 +396,23 @@ void headkv_store::keep(
 }
 
 void headkv_store::transition(const headkv_view & now, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads) {
+    headkv_transition fresh = room_for(now, plan);
+    for (size_t i = 0; i < now.layers.size(); ++i) {
+        prefetch(i, n_pos());
+        headkv_transition_fill(fresh, kv, plan, i, std::move(pos[i]), now.layers[i].rows, n_threads);
+        give_back(i, fresh.bytes());
+    }
+    headkv_transition_finish(fresh, kv, plan);
+    commit(std::move(fresh));
+    return_memory_to_system();
+}
+
+headkv_transition headkv_store::room_for(const headkv_view & now, const headkv_plan & plan) const {
     std::vector<headkv_layer_rows> sources;
     for (const auto & layer : now.layers) {
         sources.push_back(layer.rows);
     }
-    const uint32_t n_cells = std::min(pad_cells(plan.n_obs + 1, false), n_cells_max);
-    auto           fresh   = headkv_transition_compress(kv, plan, std::move(pos), sources, n_cells, n_threads);
-
-    commit(std::move(fresh));
-    return_memory_to_system();
+    return headkv_transition_room(kv, bufts, plan, sources, std::min(pad_cells(plan.n_obs + 1, false), n_cells_max));
 }
 
 // nothing fails here. Old graphs are retired before the tensors that they point to are freed
@@ -341,11 +421,16 @@ void headkv_store::commit(headkv_transition fresh) {
     if (fresh.hot) {
         stop_observing();
     }
+    swap(fresh);
+}
+
+void headkv_store::swap(headkv_transition & other) noexcept {
     bump_epoch();
-    if (fresh.hot) {
-        hot_rows = std::move(*fresh.hot);
+    if (other.hot) {
+        std::swap(hot_rows, *other.hot);
     }
-    headkv_access::swap_tail(kv, std::move(fresh.tail));
+    headkv_access::swap_tail(kv, other.tail);
+    std::swap(archive, other.archive);
 }
 
 void headkv_store::clear() {
@@ -353,20 +438,44 @@ void headkv_store::clear() {
         lctx->synchronize();
     }
     stop_observing();
-    if (!hot_rows.exist()) {
+    if (!hot_rows.exist() && !archive) {
         return;
     }
     bump_epoch();
     hot_rows = headkv_hot();
+    if (archive) {
+        leave_archive();
+    }
     return_memory_to_system();
 }
 
+// upstream is about to forget all cells
+void headkv_store::leave_archive() noexcept {
+    try {
+        headkv_transition empty { std::nullopt, headkv_access::make_tail(kv, bufts, N_CELLS_STEP, {}), nullptr };
+        swap(empty);
+    } catch (const std::exception & err) {
+        LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+    }
+}
+
+void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
+    hot_rows.add_memory(sizes);
+    if (archive) { // upstream has counted its addresses
+        size_t & n = sizes[ggml_backend_buffer_get_type(headkv_access::k(kv, shapes[0].il)->buffer)];
+        n = n - archive->bytes_reserved() + archive->bytes_resident();
+    }
+}
+
 bool headkv_store::remove(int32_t p0, int32_t p1) {
+    if (sweep) {
+        return true; // cells alone
+    }
     p0 = std::max(p0, 0); // as upstream reads it
 
     const uint32_t n_pos_hot = hot_rows.n_pos();
     if (p0 >= (int32_t) n_pos_hot) {
-        if (observation.n_seen() > 0 && p0 < (int32_t) n_pos()) {
+        if (observation.has_seen() && p0 < (int32_t) n_pos()) {
             observation.spoil();
         }
         return true;
@@ -394,7 +503,7 @@ ggml_tensor * headkv_store::attend(const llm_graph_context & g, ggml_tensor * fa
         return fa;
     }
     if (observation.is_on()) {
-        headkv_observe_build(*g.res, observation, it->second, fa);
+        headkv_observe_build(*g.res, observation, it->second, fa, g.ubatch);
     }
     return hot_rows.exist() ? headkv_attn_build(*g.res, hot_rows.layer(it->second), fa, is_unfused) : fa;
 }

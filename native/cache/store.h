@@ -11,6 +11,7 @@
 
 #pragma once
 
+#include "cache/sweep.h"
 #include "cache/transition.h"
 #include "headkv.h"
 #include "rows/hot.h"
@@ -45,9 +46,13 @@ struct headkv_store {
 
     void observe(uint32_t n_tokens, headkv_observe_what what); // 0: no more
 
-    std::vector<float> attention(size_t i) const;
-    std::vector<float> scores   (size_t i, const headkv_score_params & params) const;
-    std::vector<float> semantics(size_t i, uint32_t n_top) const;
+    std::string sweep_reason(); // why prompts cannot be read layer by layer, or ""
+
+    void read(const int32_t * tokens, uint32_t n, const headkv_read_params & params);
+
+    std::vector<float> attention(size_t i);
+    std::vector<float> scores   (size_t i, const headkv_score_params & params);
+    std::vector<float> semantics(size_t i, uint32_t n_top);
 
     void compress(const headkv_compress_params & params);
 
@@ -74,12 +79,20 @@ struct headkv_store {
     // makes room for n_cells at once; false: they cannot be had
     bool make_room(uint32_t n_cells);
 
+    // a graph was built for n_tokens; false: it cannot be computed
+    bool cut(llm_graph_result & graph, uint32_t n_tokens) noexcept;
+
     // the node that takes the place of attention node fa of model layer il
     ggml_tensor * attend(const llm_graph_context & g, ggml_tensor * fa, int il);
 
-    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const { hot_rows.add_memory(sizes); }
+    // to upstream's count, which has the tail
+    void add_memory(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
 
 private:
+    // upstream's attention looks at multiples of so many cells. A cache without hot rows keeps to them, so that its sums are
+    // split among threads as stock's are, bit for bit
+    static constexpr uint32_t N_CELLS_STOCK = 256;
+
     llama_kv_cache & kv;
     llama_context  * lctx = nullptr; // set when attached
 
@@ -92,6 +105,12 @@ private:
     headkv_observation observation;
     headkv_hot         hot_rows;
 
+    const headkv_bufts bufts; // of all layers of kv
+
+    std::unique_ptr<headkv_layer_archive> archive; // that the tail lies in; nullptr: it has memory of its own
+
+    headkv_sweep * sweep = nullptr; // while tokens are read by one
+
     bool is_unfused = false;
 
     uint64_t n_grow     = 0;
@@ -100,8 +119,41 @@ private:
 
     uint32_t              n_cells_used() const;
     std::vector<uint32_t> n_head_kv()    const; // [n_layer]
+    uint64_t              bytes_tail()   const; // in memory
 
-    headkv_view view() const;
+    headkv_view view();
+
+    // layers of kv that have KV heads
+    size_t                        index(size_t i) const; // of shapes[i] in kv
+    std::vector<headkv_cut_layer> cut_layers() const;
+    headkv_bufts                  cut_bufts()  const;
+
+    // the first n_cells of shapes[i] and what was observed in it are about to be read
+    void prefetch(size_t i, uint32_t n_cells) const noexcept;
+
+    // what there is of shapes[i] in an archive need not stay in memory
+    void give_back(size_t i, size_t bytes_extra = 0);
+
+    bool hold(uint32_t n_cells) noexcept;
+    void leave_archive() noexcept;
+
+    // place: memory for what is gathered; by default the archive's, where there is one
+    void start_observing(headkv_window window, headkv_observe_what what, const headkv_place & place = {});
+
+    headkv_transition room_for(const headkv_view & now, const headkv_plan & plan) const;
+
+    // store_read.cpp
+    void read_into_archive  (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
+    void read_and_compress  (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
+    void sweep_into_archive (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
+    void run_sweep          (const int32_t * tokens, uint32_t n, const headkv_read_params & params, headkv_sweep_steps steps);
+
+    uint32_t block_size(const headkv_read_params & params) const; // tokens whose hidden states exist at once
+
+    // is_stock: as many as make stock's sums
+    static uint32_t pad_cells(uint32_t n, bool is_stock);
+
+    static void return_memory_to_system();
 
     // throws what speaks against compressing now, n_obs positions left out
     void check_can_compress(uint32_t n_obs) const;
@@ -109,7 +161,8 @@ private:
     void stop_observing();
     void transition(const headkv_view & view, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads);
     void commit(headkv_transition fresh);
+    void swap(headkv_transition & other) noexcept;
 
-    void bump_epoch();
+    void bump_epoch() noexcept;
     void account(size_t bytes_extra = 0);
 };

@@ -1,5 +1,7 @@
 #include "cache/tail.h"
 
+#include "rows/layer_archive.h"
+
 #include "llama-hparams.h"
 
 #include <algorithm>
@@ -67,62 +69,124 @@ static ggml_tensor * view_cells(ggml_context * ctx, ggml_tensor * t) {
     return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], 0) : nullptr;
 }
 
-headkv_tail headkv_access::make_tail(const llama_kv_cache & kv, uint32_t n_cells, const std::vector<uint32_t> & keep) {
-    headkv_tail tail;
+size_t headkv_tail::bytes() const {
+    size_t res = 0;
+    for (const auto & [ctx, buf] : buffers) {
+        res += buf ? ggml_backend_buffer_get_size(buf.get()) : 0;
+    }
+    return res;
+}
 
-    // as upstream: one context and one buffer per buffer type, all layers of a device in one
-    std::vector<ggml_backend_buffer_type_t> bufts;
-
+std::vector<ggml_backend_buffer_type_t> headkv_access::bufts(const llama_kv_cache & kv) {
+    std::vector<ggml_backend_buffer_type_t> res;
     for (const auto & layer : kv.layers) {
-        const auto buft = ggml_backend_buffer_get_type(layer.k->buffer);
+        res.push_back(ggml_backend_buffer_get_type(layer.k->buffer));
+    }
+    return res;
+}
 
-        const size_t ib = std::find(bufts.begin(), bufts.end(), buft) - bufts.begin();
-        if (ib == bufts.size()) {
-            bufts.push_back(buft);
-            tail.buffers.push_back({ ggml_context_ptr(ggml_init({ 4*kv.layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr });
+// tensors of n_cells cells without memory, layer i of them in the context and buffer number of[i]
+static headkv_tail new_tail(const std::vector<headkv_kv> & like, uint32_t n_cells, const std::vector<size_t> & of) {
+    headkv_tail tail;
+    for (size_t i = 0; i < like.size(); ++i) {
+        while (tail.buffers.size() <= of[i]) {
+            tail.buffers.emplace_back(ggml_init({ 4*like.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true }), nullptr);
         }
-        ggml_context * ctx = tail.buffers[ib].ctx.get();
+        ggml_context * ctx = tail.buffers[of[i]].first.get();
 
-        ggml_tensor * k = new_cells(ctx, layer.k, n_cells);
-        ggml_tensor * v = new_cells(ctx, layer.v, n_cells);
+        ggml_tensor * k = new_cells(ctx, like[i].k, n_cells);
+        ggml_tensor * v = new_cells(ctx, like[i].v, n_cells);
         tail.layers.push_back({ k, v, view_cells(ctx, k), view_cells(ctx, v) });
     }
-
-    for (size_t ib = 0; ib < bufts.size(); ++ib) {
-        tail.buffers[ib].buf = headkv_alloc(tail.buffers[ib].ctx.get(), bufts[ib]);
-    }
-
-    const auto runs = find_runs(keep);
-    for (size_t i = 0; i < kv.layers.size(); ++i) {
-        copy_runs(runs, kv.layers[i].k, tail.layers[i].k);
-        if (kv.layers[i].v) {
-            copy_runs(runs, kv.layers[i].v, tail.layers[i].v);
-        }
-    }
-
-    tail.cells.resize(n_cells);
-    tail.cells.set(0, cells(kv).cp(keep));
-    tail.head = (uint32_t) keep.size();
-
     return tail;
 }
 
-std::vector<headkv_buffer> headkv_access::swap_tail(llama_kv_cache & kv, headkv_tail tail) noexcept {
-    // the two vectors of buffers have one element per buffer type: the same number
-    for (size_t i = 0; i < kv.ctxs_bufs.size(); ++i) {
-        std::swap(kv.ctxs_bufs[i].first,  tail.buffers[i].ctx);
-        std::swap(kv.ctxs_bufs[i].second, tail.buffers[i].buf);
+std::vector<headkv_kv> headkv_access::rows(const llama_kv_cache & kv) {
+    std::vector<headkv_kv> res;
+    for (const auto & layer : kv.layers) {
+        res.push_back({ layer.k, layer.v });
     }
+    return res;
+}
 
+void headkv_access::copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to) {
+    const auto runs = find_runs(cells);
+    copy_runs(runs, from.k, to.k);
+    if (from.v) {
+        copy_runs(runs, from.v, to.v);
+    }
+}
+
+void headkv_access::set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells_kept) {
+    tail.cells.resize(tail.layers[0].k->ne[1]);
+    tail.cells.set(0, cells(kv).cp(cells_kept));
+    tail.head = (uint32_t) cells_kept.size();
+}
+
+// all of the given cells, in every layer
+static void fill_tail(const llama_kv_cache & kv, const std::vector<uint32_t> & keep, headkv_tail & tail) {
+    const auto rows = headkv_access::rows(kv);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        headkv_access::copy_cells(rows[i], keep, { tail.layers[i].k, tail.layers[i].v });
+    }
+    headkv_access::set_cells(tail, kv, keep);
+}
+
+headkv_tail headkv_access::make_tail(
+        const llama_kv_cache & kv, const std::vector<ggml_backend_buffer_type_t> & bufts, uint32_t n_cells, const std::vector<uint32_t> & keep) {
+    // as upstream: one context and one buffer per buffer type, all layers of a device in one
+    std::vector<ggml_backend_buffer_type_t> all;
+    std::vector<size_t> of;
+    for (const auto buft : bufts) {
+        of.push_back(std::find(all.begin(), all.end(), buft) - all.begin());
+        if (of.back() == all.size()) {
+            all.push_back(buft);
+        }
+    }
+    headkv_tail tail = new_tail(rows(kv), n_cells, of);
+    for (size_t ib = 0; ib < all.size(); ++ib) {
+        tail.buffers[ib].second = headkv_alloc(tail.buffers[ib].first.get(), all[ib]);
+    }
+    fill_tail(kv, keep, tail);
+    return tail;
+}
+
+headkv_tail headkv_access::make_tail(const llama_kv_cache & kv, headkv_layer_archive & archive, const std::vector<uint32_t> & keep) {
+    headkv_tail tail = new_tail(rows(kv), archive.n_cells(), std::vector<size_t>(kv.layers.size(), 0));
+    tail.buffers[0].second = archive.buffer();
+    archive.hold((uint32_t) keep.size());
     for (size_t i = 0; i < kv.layers.size(); ++i) {
-        kv.layers[i].k           = tail.layers[i].k;
-        kv.layers[i].v           = tail.layers[i].v;
-        kv.layers[i].k_stream[0] = tail.layers[i].k_stream;
-        kv.layers[i].v_stream[0] = tail.layers[i].v_stream;
+        const auto & layer = tail.layers[i];
+        archive.place(i, layer.k, layer.v);
+        ggml_backend_view_init(layer.k_stream);
+        if (layer.v) {
+            ggml_backend_view_init(layer.v_stream);
+        }
     }
+    fill_tail(kv, keep, tail);
+    return tail;
+}
 
+headkv_tail headkv_access::make_tail(
+        const llama_kv_cache & kv, const headkv_scratch & scratch, uint32_t n_cells, const std::vector<uint32_t> & keep) {
+    headkv_tail tail;
+    for (size_t i = 0; i < kv.layers.size(); ++i) {
+        tail.layers.push_back({ scratch.at(i).k, scratch.at(i).v, nullptr, nullptr });
+    }
+    tail.cells.resize(n_cells);
+    tail.cells.set(0, cells(kv).cp(keep));
+    tail.head = (uint32_t) keep.size();
+    return tail;
+}
+
+void headkv_access::swap_tail(llama_kv_cache & kv, headkv_tail & tail) noexcept {
+    std::swap(kv.ctxs_bufs, tail.buffers);
+    for (size_t i = 0; i < kv.layers.size(); ++i) {
+        std::swap(kv.layers[i].k,           tail.layers[i].k);
+        std::swap(kv.layers[i].v,           tail.layers[i].v);
+        std::swap(kv.layers[i].k_stream[0], tail.layers[i].k_stream);
+        std::swap(kv.layers[i].v_stream[0], tail.layers[i].v_stream);
+    }
     std::swap(kv.v_cells[0], tail.cells);
-    kv.v_heads[0] = tail.head;
-
-    return std::move(tail.buffers);
+    std::swap(kv.v_heads[0], tail.head);
 }

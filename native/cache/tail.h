@@ -5,13 +5,16 @@
 #pragma once
 
 #include "rows/buffer.h"
+#include "rows/scratch.h"
 
 #include "llama-kv-cache.h"
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
+class headkv_layer_archive;
 struct headkv_store;
 
 // a stretch of cells that are neighbours before and after
@@ -29,10 +32,13 @@ struct headkv_tail {
         ggml_tensor * v_stream;
     };
 
-    std::vector<headkv_buffer> buffers;
-    std::vector<layer>         layers;
-    llama_kv_cells             cells;
-    uint32_t                   head = 0; // where the search for a free cell starts
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> buffers; // as upstream has them
+
+    std::vector<layer> layers;
+    llama_kv_cells     cells;
+    uint32_t           head = 0; // where the search for a free cell starts
+
+    size_t bytes() const; // of the buffers
 };
 
 struct headkv_access {
@@ -43,8 +49,9 @@ struct headkv_access {
 
     static bool is_plain(const llama_kv_cache & kv); // one stream, not shared, V not transposed, no sliding window
 
-    static size_t        n_layer(const llama_kv_cache & kv)           { return kv.layers.size(); }
-    static uint32_t      il     (const llama_kv_cache & kv, size_t i) { return kv.layers[i].il; }
+    static size_t        n_layer(const llama_kv_cache & kv)              { return kv.layers.size(); }
+    static uint32_t      il     (const llama_kv_cache & kv, size_t i)    { return kv.layers[i].il; }
+    static size_t        index  (const llama_kv_cache & kv, uint32_t il) { return kv.map_layer_ids.at(il); }
 
     // of model layer il, which has a cache
     static ggml_tensor * k(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].k; }
@@ -58,11 +65,36 @@ struct headkv_access {
     // cells of positions [p0, p1) in position order
     static std::vector<uint32_t> cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1);
 
+    static std::vector<headkv_kv> rows(const llama_kv_cache & kv); // of all layers
+
     static size_t bytes(const llama_kv_cache & kv);
 
-    // a tail of n_cells cells that holds the given cells of kv, in this order; throws headkv_error
-    static headkv_tail make_tail(const llama_kv_cache & kv, uint32_t n_cells, const std::vector<uint32_t> & keep);
+    // where the cache of each layer belongs
+    static std::vector<ggml_backend_buffer_type_t> bufts(const llama_kv_cache & kv);
 
-    // the old buffers come back, so that the caller decides when they are freed
-    static std::vector<headkv_buffer> swap_tail(llama_kv_cache & kv, headkv_tail tail) noexcept;
+    // a tail of n_cells cells that holds the given cells of kv, in this order, each layer where it belongs; throws headkv_error
+    static headkv_tail make_tail(
+            const llama_kv_cache & kv, const std::vector<ggml_backend_buffer_type_t> & bufts, uint32_t n_cells, const std::vector<uint32_t> & keep);
+
+    // the same in an archive, with all its cells
+    static headkv_tail make_tail(const llama_kv_cache & kv, headkv_layer_archive & archive, const std::vector<uint32_t> & keep);
+
+    // the same in a scratch of n_cells, which has memory for one layer at a time: the rows are not copied
+    static headkv_tail make_tail(
+            const llama_kv_cache & kv, const headkv_scratch & scratch, uint32_t n_cells, const std::vector<uint32_t> & keep);
+
+    // layer i of kv lies there from now on: for graphs that are built, and as long as nobody asks for its memory
+    static void set_rows(llama_kv_cache & kv, size_t i, const headkv_kv & rows) noexcept {
+        kv.layers[i].k = rows.k;
+        kv.layers[i].v = rows.v;
+    }
+
+    // the tail of kv and another change places
+    static void swap_tail(llama_kv_cache & kv, headkv_tail & tail) noexcept;
+
+    // the given cells of a layer become the first ones of another
+    static void copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to);
+
+    // the cells of a tail are the given ones of kv, in this order
+    static void set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells);
 };

@@ -12,18 +12,26 @@ void headkv_alloc_fail(int32_t n) {
     n_alloc_until_failure = n;
 }
 
-ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
-    const bool is_failing = n_alloc_until_failure > 0 && --n_alloc_until_failure == 0;
+static bool is_failing() {
+    return n_alloc_until_failure > 0 && --n_alloc_until_failure == 0;
+}
 
-    ggml_backend_buffer_ptr buf { is_failing ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft) };
-    if (!buf) {
-        const size_t size = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
+static ggml_backend_buffer_ptr zeroed(ggml_backend_buffer_t buffer, size_t n_bytes, ggml_backend_buffer_type_t buft) {
+    if (!buffer) {
         headkv_fail(HEADKV_STATUS_NO_MEMORY,
-            "out of memory: %.1f MiB could not be allocated on %s", size/1024.0/1024.0, ggml_backend_buft_name(buft));
+            "out of memory: %.1f MiB could not be allocated on %s", n_bytes/1024.0/1024.0, ggml_backend_buft_name(buft));
     }
-    ggml_backend_buffer_clear(buf.get(), 0);
+    ggml_backend_buffer_clear(buffer, 0);
+    return ggml_backend_buffer_ptr(buffer);
+}
 
-    return buf;
+ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft) {
+    const size_t n_bytes = ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft);
+    return zeroed(is_failing() ? nullptr : ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft), n_bytes, buft);
+}
+
+ggml_backend_buffer_ptr headkv_alloc(size_t n_bytes, ggml_backend_buffer_type_t buft) {
+    return zeroed(is_failing() ? nullptr : ggml_backend_buft_alloc_buffer(buft, n_bytes), n_bytes, buft);
 }
 
 size_t headkv_buffer::size() const {
@@ -38,9 +46,8 @@ size_t headkv_bytes(const std::vector<headkv_buffer> & buffers) {
     return res;
 }
 
-ggml_context * headkv_buffers::ctx_beside(const ggml_tensor * t) {
-    const auto   buft = ggml_backend_buffer_get_type(t->buffer);
-    const size_t i    = std::find(bufts.begin(), bufts.end(), buft) - bufts.begin();
+ggml_context * headkv_buffers::ctx_on(ggml_backend_buffer_type_t buft) {
+    const size_t i = std::find(bufts.begin(), bufts.end(), buft) - bufts.begin();
     if (i == bufts.size()) {
         bufts.push_back(buft);
         buffers.push_back({ ggml_context_ptr(ggml_init({ n_tensors_max*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr });
@@ -50,7 +57,9 @@ ggml_context * headkv_buffers::ctx_beside(const ggml_tensor * t) {
 
 std::vector<headkv_buffer> headkv_buffers::alloc() {
     for (size_t i = 0; i < buffers.size(); ++i) {
-        buffers[i].buf = headkv_alloc(buffers[i].ctx.get(), bufts[i]);
+        if (ggml_backend_alloc_ctx_tensors_from_buft_size(buffers[i].ctx.get(), bufts[i]) > 0) {
+            buffers[i].buf = headkv_alloc(buffers[i].ctx.get(), bufts[i]);
+        }
     }
     return std::move(buffers);
 }

@@ -21,10 +21,10 @@ class headkv_buffers {
 public:
     explicit headkv_buffers(size_t n_tensors_max) : n_tensors_max(n_tensors_max) {}
 
-    // the context for tensors that shall lie where t does
-    ggml_context * ctx_beside(const ggml_tensor * t);
+    // the context for tensors that shall lie there
+    ggml_context * ctx_on(ggml_backend_buffer_type_t buft);
 
-    // all tensors made so far; throws headkv_error NO_MEMORY
+    // those of the tensors made so far that have no memory; throws headkv_error NO_MEMORY
     std::vector<headkv_buffer> alloc();
 
 private:
@@ -38,6 +38,9 @@ size_t headkv_bytes(const std::vector<headkv_buffer> & buffers);
 
 // allocate all tensors of ctx; throws headkv_error NO_MEMORY. Zeroed, so that rows nobody wrote hold no NaN
 ggml_backend_buffer_ptr headkv_alloc(ggml_context * ctx, ggml_backend_buffer_type_t buft);
+
+// memory without tensors; throws headkv_error NO_MEMORY. Zeroed too
+ggml_backend_buffer_ptr headkv_alloc(size_t n_bytes, ggml_backend_buffer_type_t buft);
 
 // the scheduler's own backend for the device on which t lies; throws headkv_error UNSUPPORTED
 ggml_backend_t headkv_backend_of(ggml_backend_sched_t sched, const ggml_tensor * t);

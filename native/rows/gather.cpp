@@ -15,14 +15,11 @@ std::string headkv_gather_reason(size_t row_bytes) {
     return "";
 }
 
-void headkv_gather_host(const std::vector<headkv_gather> & pairs, const std::vector<int32_t> & index) {
-    for (const auto & pair : pairs) {
-        const char * from = (const char *) pair.src->data;
-        char       * to   = (char *) pair.dst->data;
-        for (const int32_t i : index) {
-            memcpy(to, from + i*pair.row_bytes, pair.row_bytes);
-            to += pair.row_bytes;
-        }
+void headkv_gather_host(const ggml_tensor * src, size_t row_bytes, const std::vector<int32_t> & index, char * dst) {
+    const char * rows = (const char *) src->data;
+    for (const int32_t i : index) {
+        memcpy(dst, rows + i*row_bytes, row_bytes);
+        dst += row_bytes;
     }
 }
 

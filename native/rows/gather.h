@@ -23,8 +23,8 @@ struct headkv_gather {
     size_t        row_bytes;
 };
 
-// dst row i = src row index[i], for each of the pairs, all of them in main memory
-void headkv_gather_host(const std::vector<headkv_gather> & pairs, const std::vector<int32_t> & index);
+// dst row i = src row index[i], in host memory
+void headkv_gather_host(const ggml_tensor * src, size_t row_bytes, const std::vector<int32_t> & index, char * dst);
 
 // the same on the backend's device; throws headkv_error NO_MEMORY, COMPUTE
 void headkv_gather_device(ggml_backend_t backend, const std::vector<headkv_gather> & pairs, const std::vector<int32_t> & index);

@@ -16,50 +16,66 @@ static void make_tensors(ggml_context * ctx, headkv_hot_layer & layer, const hea
     ggml_format_name(layer.row_ptr, "headkv_row_ptr_l%u", source.il);
 }
 
-// rows of the source in the order of the hot rows
-static std::vector<int32_t> row_index(const headkv_hot_layer & layer, const headkv_rows & source) {
-    std::vector<int32_t> res;
-    res.reserve(layer.rows.n_rows());
-    for (uint32_t ih = 0; ih < layer.rows.n_head_kv(); ++ih) {
-        for (const int32_t p : layer.pos[ih]) {
-            res.push_back(source.row(ih, p));
-        }
-    }
-    return res;
-}
-
-headkv_hot::headkv_hot(
-        const headkv_plan & plan, headkv_kept_positions pos, const std::vector<headkv_layer_rows> & sources, uint32_t n_threads) :
+headkv_hot::headkv_hot(const headkv_plan & plan, const std::vector<headkv_layer_rows> & sources) :
     n_pos_hot(plan.n_pos_hot()), layers(sources.size()) {
     headkv_buffers fresh(3*layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
         layers[i].rows = plan.layers[i];
-        layers[i].pos  = std::move(pos[i]);
-        make_tensors(fresh.ctx_beside(sources[i].k.tensor), layers[i], sources[i]);
+        make_tensors(fresh.ctx_on(sources[i].buft), layers[i], sources[i]);
     }
     buffers = fresh.alloc();
-
-    const auto pairs = [&](size_t i) -> std::vector<headkv_gather> {
-        const headkv_layer_rows & source = sources[i];
-        return {
-            { source.k.tensor, layers[i].k, source.k.row_bytes() },
-            { source.v.tensor, layers[i].v, source.v.row_bytes() },
-        };
-    };
-    const auto is_host = [&](size_t i) { return ggml_backend_buffer_is_host(layers[i].k->buffer); };
-
-    headkv_parallel_for(layers.size(), n_threads, [&](size_t i) {
-        if (is_host(i)) {
-            headkv_gather_host(pairs(i), row_index(layers[i], sources[i].k));
-        }
-    });
-    for (size_t i = 0; i < layers.size(); ++i) {
-        if (!is_host(i)) {
-            headkv_gather_device(sources[i].k.backend, pairs(i), row_index(layers[i], sources[i].k));
-        }
-        const auto & row_ptr = layers[i].rows.data();
-        ggml_backend_tensor_set(layers[i].row_ptr, row_ptr.data(), 0, row_ptr.size()*sizeof(row_ptr[0]));
+    for (const auto & layer : layers) {
+        const auto & row_ptr = layer.rows.data();
+        ggml_backend_tensor_set(layer.row_ptr, row_ptr.data(), 0, row_ptr.size()*sizeof(row_ptr[0]));
     }
+}
+
+// numbers of the source's rows, of one KV head or, as the hot rows have them, of all
+static void add_rows(const headkv_rows & source, uint32_t ih, const std::vector<int32_t> & pos, std::vector<int32_t> & index) {
+    for (const int32_t p : pos) {
+        index.push_back(source.row(ih, p));
+    }
+}
+
+// rows of all heads at pos, from host memory to host memory
+static void fill_host(const headkv_rows & source, const headkv_row_ptr & rows, const std::vector<std::vector<int32_t>> & pos, char * dst, uint32_t n_threads) {
+    headkv_parallel_for(pos.size(), n_threads, [&](size_t ih) {
+        std::vector<int32_t> index;
+        add_rows(source, ih, pos[ih], index);
+        headkv_gather_host(source.tensor, source.row_bytes(), index, dst + rows.begin(ih)*source.row_bytes());
+    });
+}
+
+static bool is_host(const ggml_tensor * t) { return ggml_backend_buffer_is_host(t->buffer); }
+
+// from host memory, to wherever dst lies
+static void fill_from_host(
+        const headkv_rows & source, const headkv_row_ptr & rows, const std::vector<std::vector<int32_t>> & pos, ggml_tensor * dst, uint32_t n_threads) {
+    if (is_host(dst)) {
+        fill_host(source, rows, pos, (char *) dst->data, n_threads);
+        return;
+    }
+    std::vector<char> bytes(rows.n_rows()*source.row_bytes());
+    fill_host(source, rows, pos, bytes.data(), n_threads);
+    ggml_backend_tensor_set(dst, bytes.data(), 0, bytes.size());
+}
+
+void headkv_hot::fill(size_t i, std::vector<std::vector<int32_t>> pos, const headkv_layer_rows & source, uint32_t n_threads) {
+    headkv_hot_layer & layer = layers[i];
+    if (is_host(source.k.tensor)) {
+        fill_from_host(source.k, layer.rows, pos, layer.k, n_threads);
+        fill_from_host(source.v, layer.rows, pos, layer.v, n_threads);
+    } else {
+        std::vector<int32_t> index;
+        for (size_t ih = 0; ih < pos.size(); ++ih) {
+            add_rows(source.k, ih, pos[ih], index);
+        }
+        headkv_gather_device(source.k.backend, {
+            { source.k.tensor, layer.k, source.k.row_bytes() },
+            { source.v.tensor, layer.v, source.v.row_bytes() },
+        }, index);
+    }
+    layer.pos = std::move(pos);
 }
 
 uint64_t headkv_hot::n_rows() const {

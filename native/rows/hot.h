@@ -31,6 +31,8 @@ struct headkv_layer_rows {
     uint32_t    il;
     headkv_rows k;
     headkv_rows v;
+
+    ggml_backend_buffer_type_t buft; // where its hot rows belong
 };
 
 class headkv_hot {
@@ -38,8 +40,11 @@ public:
     // none
     headkv_hot() = default;
 
-    // copies of the rows at pos, one element of sources and pos a layer; throws headkv_error NO_MEMORY, COMPUTE, UNSUPPORTED
-    headkv_hot(const headkv_plan & plan, headkv_kept_positions pos, const std::vector<headkv_layer_rows> & sources, uint32_t n_threads);
+    // room for the rows of a plan; sources: one for each layer, only their shapes matter. Throws headkv_error NO_MEMORY
+    headkv_hot(const headkv_plan & plan, const std::vector<headkv_layer_rows> & sources);
+
+    // copies of the rows at pos [n_head_kv][rows] of layer i; throws headkv_error NO_MEMORY, COMPUTE, UNSUPPORTED
+    void fill(size_t i, std::vector<std::vector<int32_t>> pos, const headkv_layer_rows & source, uint32_t n_threads);
 
     bool     exist() const { return n_pos_hot > 0; }
     uint32_t n_pos() const { return n_pos_hot; } // they stand for the positions [0, n_pos)

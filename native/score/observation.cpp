@@ -11,37 +11,44 @@ static ggml_tensor * new_gathered(ggml_context * ctx, const headkv_observed & la
     const int64_t n_head = layer.shape.n_head;
     switch (what) {
         case HEADKV_OBSERVE_QUERY_STATS: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, d + 1, n_head);
-        case HEADKV_OBSERVE_QUERIES: return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, n_head, n_tokens);
-        default:                    return ggml_new_tensor_2d(ctx, GGML_TYPE_F32, layer.k->ne[1], n_head);
+        case HEADKV_OBSERVE_QUERIES:     return ggml_new_tensor_3d(ctx, GGML_TYPE_F32, d, n_head, n_tokens);
+        default:                         return ggml_new_tensor_2d(ctx, GGML_TYPE_F32, layer.n_cells, n_head);
     }
 }
 
-void headkv_observation::start(uint32_t n_tokens, headkv_observe_what what, const std::vector<headkv_observed> & observed) {
+void headkv_observation::start(
+        headkv_window window, headkv_observe_what what, const std::vector<headkv_observed> & observed, const headkv_place & place) {
     headkv_buffers     fresh(observed.size());
     std::vector<layer> fresh_layers(observed.size());
     for (size_t i = 0; i < observed.size(); ++i) {
-        fresh_layers[i].gathered = new_gathered(fresh.ctx_beside(observed[i].k), observed[i], what, n_tokens);
-        ggml_format_name(fresh_layers[i].gathered, "headkv_observed_l%u", observed[i].shape.il);
+        ggml_tensor * t = new_gathered(fresh.ctx_on(observed[i].buft), observed[i], what, window.n);
+        ggml_format_name(t, "headkv_observed_l%u", observed[i].shape.il);
+        fresh_layers[i].gathered = t;
+        if (place) {
+            place(i, t);
+        }
     }
-    buffers  = fresh.alloc();
-    layers   = std::move(fresh_layers);
-    n_wanted = n_tokens;
-    kind     = what;
+    buffers = fresh.alloc();
+    layers  = std::move(fresh_layers);
+    all     = window;
+    kind    = what;
 }
 
 void headkv_observation::stop() {
     layers.clear();
     buffers.clear();
-    n_wanted  = 0;
-    n_done    = 0;
-    pos_first = -1;
+    all        = {};
+    n_done     = 0;
+    is_spoiled = false;
 }
 
 void headkv_observation::see(int32_t pos, uint32_t n) {
-    if (n_done == 0) {
-        pos_first = pos;
+    const int32_t next = all.begin + (int32_t) n_done;
+    if (pos == next) {
+        n_done += n;
+    } else if (pos < all.begin || pos + (int32_t) n > next) { // tokens between are missing
+        spoil();
     }
-    n_done += n;
 }
 
 static const char * name_of(headkv_observe_what what) {
@@ -53,10 +60,10 @@ static const char * name_of(headkv_observe_what what) {
 }
 
 void headkv_observation::check_complete(uint32_t n_pos, headkv_observe_what needed) const {
-    if (n_wanted == 0 || n_done != n_wanted || pos_first + (int32_t) n_wanted != (int32_t) n_pos) {
+    if (all.n == 0 || is_spoiled || n_done != all.n || all.end() != (int32_t) n_pos) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE,
-            "the last %u positions were not all observed: %u of %u tokens were decoded, from position %d on",
-            n_wanted, n_done, n_wanted, pos_first);
+            "the last %u positions were not all observed: %u of %u tokens were decoded, from position %d on%s",
+            all.n, n_done, all.n, all.begin, is_spoiled ? ", and some of them removed" : "");
     }
     if (strcmp(name_of(kind), name_of(needed)) != 0) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "observed for %s, but these scores need %s", name_of(kind), name_of(needed));

@@ -12,6 +12,10 @@ static constexpr int64_t N_QUERIES_AT_ONCE = 64;
 // each of these matrices takes some nodes in every layer, and upstream's limit of nodes leaves room for two
 static constexpr int64_t N_QUERIES_MAX = 2*N_QUERIES_AT_ONCE;
 
+static int32_t first_pos(const llama_ubatch & ubatch) {
+    return *std::min_element(ubatch.pos, ubatch.pos + ubatch.n_tokens);
+}
+
 // counts the observing tokens as they are evaluated: a graph that is reused is built once and evaluated more often
 class headkv_input_observed : public llm_graph_input_i {
 public:
@@ -19,14 +23,13 @@ public:
 
     void set_input(const llama_ubatch * ubatch) override {
         if (ubatch) {
-            observation.see(*std::min_element(ubatch->pos, ubatch->pos + ubatch->n_tokens), ubatch->n_tokens);
+            observation.see(first_pos(*ubatch), ubatch->n_tokens);
         }
     }
 
     bool can_reuse(const llm_graph_params & params) override {
         // kept queries have a place of their own each
-        return observation.what() != HEADKV_OBSERVE_QUERIES &&
-            observation.n_seen() + params.ubatch.n_tokens <= observation.n_tokens();
+        return observation.what() != HEADKV_OBSERVE_QUERIES && observation.window().has(first_pos(params.ubatch), params.ubatch.n_tokens);
     }
 
 private:
@@ -187,11 +190,13 @@ static bool is_attention(headkv_observe_what what) {
     return what == HEADKV_OBSERVE_ATTN_MEAN || what == HEADKV_OBSERVE_ATTN_MAX;
 }
 
-uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, uint32_t n_ubatch) {
-    return is_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
+uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch) {
+    const bool is_observing = observation.window().has(pos, 1);
+    return is_observing && is_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
 }
 
-void headkv_observe_build(llm_graph_result & graph, headkv_observation & observation, size_t i, const ggml_tensor * fa) {
+void headkv_observe_build(
+        llm_graph_result & graph, headkv_observation & observation, size_t i, const ggml_tensor * fa, const llama_ubatch & ubatch) {
     headkv_observation::layer & layer = observation.at(i);
 
     ggml_tensor * q = fa->src[HEADKV_SRC_Q];
@@ -199,9 +204,9 @@ void headkv_observe_build(llm_graph_result & graph, headkv_observation & observa
     const int64_t n_tokens = q->ne[1];
     const int64_t n_kv     = fa->src[HEADKV_SRC_K]->ne[1];
 
-    // more tokens than are to observe (the caller's batch is too long): nothing is gathered, which scorers notice; so it is when a
-    // worst-case graph is being reserved
-    if (observation.n_seen() + n_tokens > observation.n_tokens()) {
+    // tokens before the window; or such that lie in it in part (the caller's batch is too long), whose loss scorers notice
+    const int32_t pos = first_pos(ubatch);
+    if (!observation.window().has(pos, n_tokens)) {
         return;
     }
     if (is_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n_tokens > N_QUERIES_MAX)) {
@@ -220,7 +225,7 @@ void headkv_observe_build(llm_graph_result & graph, headkv_observation & observa
     layer.logits = { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] };
 
     if (observation.what() == HEADKV_OBSERVE_QUERIES) {
-        build_queries(graph, layer.gathered, q, observation.n_seen());
+        build_queries(graph, layer.gathered, q, pos - observation.window().begin);
         return;
     }
     ggml_tensor * unrotated = find_unrotated(q, layer.rotation);

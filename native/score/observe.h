@@ -14,9 +14,11 @@
 #include <cstdint>
 
 class llm_graph_result;
+struct llama_ubatch;
 
-// how many tokens may observe in one graph: n_ubatch at most
-uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, uint32_t n_ubatch);
+// how many tokens from position pos on may lie in one graph: n_ubatch at most
+uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch);
 
-// fa: the FLASH_ATTN_EXT node of layer i of the cache, which carries q, k, mask, sinks and scale. The observation is on
-void headkv_observe_build(llm_graph_result & graph, headkv_observation & observation, size_t i, const ggml_tensor * fa);
+// fa: the FLASH_ATTN_EXT node of the ubatch in layer i of the cache, which carries q, k, mask, sinks and scale. The observation is on
+void headkv_observe_build(
+        llm_graph_result & graph, headkv_observation & observation, size_t i, const ggml_tensor * fa, const llama_ubatch & ubatch);

@@ -16,8 +16,8 @@ static void check_finite(const headkv_view & view, size_t i, const std::vector<f
 }
 
 static void check_window(const headkv_view & view, uint32_t n_obs) {
-    if (n_obs > view.observation.n_tokens()) {
-        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_obs = %u, but %u tokens were scored", n_obs, view.observation.n_tokens());
+    if (n_obs > view.observation.window().n) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_obs = %u, but %u tokens were scored", n_obs, view.observation.window().n);
     }
 }
 
@@ -35,7 +35,7 @@ std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, ui
     const auto      raw     = observation.read(i);
     const size_t    n_cells = raw.size()/n_head;
 
-    const float scale = observation.what() == HEADKV_OBSERVE_ATTN_MEAN ? 1.0f / observation.n_tokens() : 1.0f;
+    const float scale = observation.what() == HEADKV_OBSERVE_ATTN_MEAN ? 1.0f / observation.window().n : 1.0f;
 
     std::vector<float> attn;
     attn.reserve(n_head*n);
@@ -108,7 +108,7 @@ static std::vector<float> score_by_expectation(const headkv_view & view, size_t 
     }
     const uint32_t n_head_kv    = layer.shape.n_head_kv;
     const uint32_t n_gqa        = layer.shape.n_head/n_head_kv;
-    const uint32_t n_observed   = view.observation.n_tokens();
+    const uint32_t n_observed   = view.observation.window().n;
     const uint32_t n_unobserved = view.n_pos - n_observed;
 
     const headkv_moments  moments  { layer.shape.n_embd_head_k, layer.shape.n_head, n_observed, view.observation.read(i) };
@@ -154,7 +154,7 @@ static std::vector<float> score_by_worst_case(const headkv_view & view, size_t i
 
     const auto   & layer   = view.layers[i];
     const uint32_t n_gqa   = layer.shape.n_head/layer.shape.n_head_kv;
-    const uint32_t n_obs   = observation.n_tokens();
+    const uint32_t n_obs   = observation.window().n;
     const uint32_t n       = view.n_pos - params.n_obs;
     const auto     queries = observation.read(i);
     const auto     norms   = headkv_score_projected(view, i, n);

@@ -24,7 +24,7 @@ struct headkv_scorer {
 
     int32_t needs; // what must have been observed: enum headkv_observe_what (the mean stands for the maximum too), or -1
 
-    bool is_parallel; // computed from arrays on the host, so that layers may be scored at the same time
+    bool is_parallel; // computed from what was observed alone, on the host, so that layers may be scored at the same time
     bool is_pooled;   // made of pooled rows already: not pooled again
 
     // half of the evictable rows are selected by these scores, the others by these times what the values do to the output

@@ -7,6 +7,7 @@
 #include "score/observation.h"
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 struct headkv_layer_view {
@@ -24,4 +25,10 @@ struct headkv_view {
     std::vector<float> hadamard_v;
 
     const headkv_observation & observation;
+
+    // to be called before something of layer i is read: what was observed, and its rows if is_rows. May be empty
+    std::function<void(size_t i, bool is_rows)> prefetch;
+
+    // to be called when all that is needed of layer i was read: its rows need not stay in memory. May be empty
+    std::function<void(size_t i)> give_back;
 };

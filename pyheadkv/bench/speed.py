@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyheadkv.bench.setup import Setup, finish, no_memory
 from pyheadkv.cache.prefill import Prefill
-from pyheadkv.cache.select import begin_observation
+from pyheadkv.cache.select import begin_observation, observed
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.engine.llama import cut
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -167,7 +167,7 @@ class Race:
         """Milliseconds to read the last tokens again, scored as the plan wants it, if any."""
         self.prefill.go_back(len(last))
         if plan:
-            begin_observation(self.prefill.native, plan)
+            begin_observation(self.prefill.native, observed(plan))
         start = time.perf_counter()
         self.prefill.read(last)
         finish(self.ours)

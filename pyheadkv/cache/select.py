@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native, Observe
 from pyheadkv.policy.allocators import get_allocator
 from pyheadkv.policy.allocators.inputs import distances_from_centre
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -36,25 +36,32 @@ def attention_of(native: Native, read: Callable[[list[int]], None], tokens: Sequ
     return [native.attention_read(i, len(tokens)) for i in range(len(native.layers()))]
 
 
-def begin_observation(native: Native, plan: Plan) -> None:
-    """Have the tokens that are read from here on observe, as the plan's scorer wants it, and its lookahead after them.
+def begin_observation(native: Native, observe: Observe | None) -> None:
+    """Have the tokens that are read from here on observe, if any shall.
 
     Parameters
     ----------
     native
-        the prompt was read up to the last tokens, ``plan.n_last`` of them
-    plan
-        of the whole prompt
+        the prompt was read up to the last tokens
+    observe
+        as `observed` has it of the plan
 
     Raises
     ------
     NativeError
         there is no memory for what is gathered
     """
-    if gathers := plan.policy.scorer.gathers:
-        native.observe(plan.n_last + plan.policy.lookahead, gathers)
+    if observe:
+        native.observe(observe.n_tokens, observe.what)
     else:
         native.observe(0)
+
+
+def observed(plan: Plan) -> Observe | None:
+    """What the plan's scorer gathers, of the last tokens of the prompt and those of the lookahead."""
+    n_ahead = plan.policy.lookahead
+    what = plan.policy.scorer.gathers
+    return Observe(plan.n_last + n_ahead, what, n_ahead) if what else None
 
 
 def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Floats] | None = None) -> Plan:
@@ -82,15 +89,32 @@ def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Fl
         nothing has changed then
     """
     expected = draft.expected
-    n_ahead = expected.policy.lookahead
-    scorer = replace(expected.policy.scorer, n_obs=expected.policy.n_obs + n_ahead)
+    scorer = _late_scorer(expected)
     allocator = get_allocator(expected.policy.allocator)
     scores = _token_scores(native, expected, scorer, made) if allocator.needs_token_scores else None
     plan = draft.finish(scores, _head_distances(native, expected) if allocator.needs_semantics else None)
     if scores is not None and plan.scoring is None:  # they need not be made again
         made, scorer = scores, replace(scorer, pool_kernel=1)
-    native.compress(
-        plan.flat_rows() + n_ahead,
+    native.compress(_compression(plan, scorer, n_threads, made))
+    return plan
+
+
+def early_compression(draft: DraftPlan, n_threads: int) -> Compression | None:
+    """How a prompt is compressed while it is read; None where that takes its scores, or tokens behind it."""
+    plan = draft.expected
+    if get_allocator(plan.policy.allocator).needs_prompt or plan.policy.lookahead:
+        return None
+    return _compression(plan, plan.policy.scorer, n_threads, None)
+
+
+def _late_scorer(plan: Plan) -> Scorer:
+    """The plan's, its window with the tokens of the lookahead."""
+    return replace(plan.policy.scorer, n_obs=plan.policy.n_obs + plan.policy.lookahead)
+
+
+def _compression(plan: Plan, scorer: Scorer, n_threads: int, made: Sequence[Floats] | None) -> Compression:
+    return Compression(
+        plan.flat_rows() + plan.policy.lookahead,
         scorer,
         plan.policy.n_sink,
         n_threads,
@@ -99,7 +123,6 @@ def compress(native: Native, draft: DraftPlan, n_threads: int, made: Sequence[Fl
         plan.protected,
         plan.n_evictable,
     )
-    return plan
 
 
 def _token_scores(native: Native, plan: Plan, scorer: Scorer, made: Sequence[Floats] | None) -> list[Floats]:

@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -74,9 +74,25 @@ struct headkv_stats {
     uint64_t bytes_hot;
     uint64_t bytes_tail;
     uint64_t bytes_observed;
+    uint64_t bytes_archive;
     uint64_t bytes_peak;
     uint64_t n_grow;
     double   ms_select;
+};
+
+typedef bool (*headkv_progress)(uint64_t n_done, uint64_t n_total, void * data);
+
+struct headkv_read_params {
+    uint32_t n_observe;
+    uint32_t n_ahead;
+    int32_t  what;
+    uint32_t n_last;
+    uint32_t n_outputs;
+    size_t bytes_hidden;
+    const char * dir;
+    const struct headkv_compress_params * compress;
+    headkv_progress progress;
+    void          * progress_data;
 };
 
 int32_t headkv_abi_version(void);
@@ -87,6 +103,9 @@ uint32_t headkv_n_layer(const struct llama_context * ctx);
 int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
 int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
+const char * headkv_read_reason(const struct llama_context * ctx);
+int32_t headkv_read(
+    struct llama_context * ctx, const int32_t * tokens, uint32_t n, const struct headkv_read_params * params);
 int32_t headkv_attention_read(struct llama_context * ctx, uint32_t i, float * dst, size_t n);
 int32_t headkv_score_read(
     struct llama_context * ctx, uint32_t i, const struct headkv_score_params * params, float * dst, size_t n);

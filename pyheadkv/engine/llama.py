@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,18 @@ def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
     """
     llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
     llama.n_tokens = n_tokens
+
+
+def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
+    """Tokens were read after those that are there, and not by ``llama.eval``; their logits are where it leaves them."""
+    n_past, n_tokens = llama.n_tokens, len(tokens)
+    llama.input_ids[n_past : n_past + n_tokens] = tokens
+    llama.n_tokens += n_tokens
+
+
+def wants_all_logits(llama: llama_cpp.Llama) -> bool:
+    """Whether the logits of every token are kept."""
+    return bool(llama._logits_all)
 
 
 def logits(llama: llama_cpp.Llama) -> npt.NDArray[np.float32]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import cffi
@@ -30,6 +32,7 @@ from pyheadkv.engine.abi import (
     STATUS_COMPUTE,
     STATUS_OK,
     STATUS_UNSUPPORTED,
+    STATUS_WRONG_STATE,
     UPSTREAM_CDEF,
 )
 from pyheadkv.engine.llama import context_of, loaded_library
@@ -58,9 +61,22 @@ class Stats:
     bytes_hot: int
     bytes_tail: int
     bytes_observed: int
+    bytes_archive: int
     bytes_peak: int
     n_grow: int
     ms_select: float
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Tokens that observe: the last n_tokens of those that are read, of which n_ahead are read later.
+
+    ``what`` is gathered, one of `OBSERVES`.
+    """
+
+    n_tokens: int
+    what: str = "attn_mean"
+    n_ahead: int = 0
 
 
 class ScoreParams(Protocol):
@@ -96,6 +112,65 @@ class HeadParams(Protocol):
 
     @property
     def vote_kernel(self) -> int: ...  # pooling of the vote
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Rows that each KV head keeps, and how they are chosen: ``struct headkv_compress_params``.
+
+    Parameters
+    ----------
+    rows
+        of each KV head, layer-major, sinks and window included: uint32 [sum of n_head_kv]
+    scorer
+        how positions are rated; its last tokens observed what it gathers
+    n_sink
+        first positions that are always kept
+    n_threads
+        for selection and gather
+    scoring
+        pooling and vote of each KV head's scores, where heads differ
+    scores
+        for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
+        those of the observed window
+    spans
+        protected positions [first, end), kept by every KV head beside the sinks: behind these, before the
+        window, in order, none overlapping
+    n_forced_max
+        as in `Native.score_read`
+    """
+
+    rows: npt.NDArray[np.uint32]
+    scorer: ScoreParams
+    n_sink: int
+    n_threads: int = 1
+    scoring: HeadParams | None = None
+    scores: Sequence[npt.NDArray[np.float32]] | None = None
+    spans: Sequence[tuple[int, int]] = ()
+    n_forced_max: int = 0
+
+    @contextmanager
+    def params(self) -> Iterator[Any]:
+        """The struct, as long as the block lasts."""
+        rows = np.ascontiguousarray(self.rows, dtype=np.uint32)
+        params = _ffi.new("struct headkv_compress_params *")
+        params.score = _score_params(self.scorer, self.n_forced_max)
+        params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
+        params.n_rows_size = rows.size
+        params.n_sink = self.n_sink
+        params.n_threads = self.n_threads
+        flat_spans = _ffi.new("uint32_t[]", [position for span in self.spans for position in span])
+        params.spans, params.n_spans = flat_spans, len(self.spans)
+        if self.scoring is not None:
+            kernels = _ffi.new("uint32_t[]", list(self.scoring.pool_kernels))
+            weights = _ffi.new("float[]", list(self.scoring.vote_weights))
+            shares = _ffi.new("float[]", list(self.scoring.vote_shares))
+            params.pool_kernels, params.vote_weights, params.vote_shares = kernels, weights, shares
+            params.vote_kernel = self.scoring.vote_kernel
+        if self.scores is not None:
+            flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in self.scores])
+            params.scores, params.n_scores = _ffi.from_buffer("float[]", flat), flat.size
+        yield params
 
 
 def llama_bindings() -> Any:
@@ -268,6 +343,70 @@ class Native:
         """
         _check(self._lib.headkv_observe(self._ctx, n_tokens, OBSERVES[what]))
 
+    def read_reason(self) -> str:
+        """Why `read` cannot read layer by layer on this model, or ""."""
+        reason = self._lib.headkv_read_reason(self._ctx)
+        if reason == _ffi.NULL:
+            raise NativeError(_text(self._lib.headkv_last_error()), STATUS_WRONG_STATE)
+        return _text(reason)
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        *,
+        observe: Observe | None = None,
+        n_last: int = 0,
+        n_outputs: int = 1,
+        folder: Path | None = None,
+        compression: Compression | None = None,
+        bytes_hidden: int = 0,
+        on_progress: Callable[[int, int], None] = lambda n_done, n_total: None,
+    ) -> None:
+        """Read tokens after those in the cache layer by layer: the rows of the other layers lie in a file.
+
+        Logits and rows are those that llama_decode leaves of the same ubatches: batches of n_batch tokens, those that
+        observe in batches of their own. The cache stays in the file until it is compressed.
+
+        Parameters
+        ----------
+        observe
+            which tokens observe; by default those of an observation that has begun
+        n_last
+            tokens at the end that are in batches of their own; those that observe are
+        n_outputs
+            tokens at the end whose logits are left, as llama_decode leaves them; all of them in the last batch
+        folder
+            where the file lies, which has no name and is gone with the process; by default the rows lie in memory
+        compression
+            at once: of each layer as soon as it was read, unless that takes the scores of others; without tokens ahead
+        bytes_hidden
+            of hidden states that exist at once, at most; 0: 256 MiB
+        on_progress
+            called with (tokens times layers done, in all); what it raises stops the reading, and is raised here
+        """
+        raised: list[BaseException] = []
+
+        def report(n_done: int, n_total: int, _: Any) -> bool:
+            try:
+                on_progress(n_done, n_total)
+            except BaseException as error:
+                raised.append(error)
+            return not raised
+
+        values = np.ascontiguousarray(tokens, dtype=np.int32)
+        params = _ffi.new("struct headkv_read_params *", {"bytes_hidden": bytes_hidden, "n_last": n_last})
+        params.n_outputs = n_outputs
+        if observe is not None:
+            params.n_observe, params.n_ahead, params.what = observe.n_tokens, observe.n_ahead, OBSERVES[observe.what]
+        directory = _ffi.new("char[]", os.fsencode(folder)) if folder else _ffi.NULL
+        progress = _ffi.callback("headkv_progress", report)
+        params.dir, params.progress = directory, progress
+        with compression.params() if compression else nullcontext(_ffi.NULL) as params.compress:
+            status = self._lib.headkv_read(self._ctx, _ffi.from_buffer("int32_t[]", values), values.size, params)
+        if raised:
+            raise raised[0]
+        _check(status)
+
     def attention_read(self, i: int, n_obs: int) -> npt.NDArray[np.float32]:
         """Attention of all n_obs observing tokens in layer i, f32 [n_head, n_pos - n_obs]; not folded, not pooled."""
         n_head = self.layers()[i].n_head
@@ -295,59 +434,10 @@ class Native:
         _check(function(self._ctx, *arguments, _ffi.from_buffer("float[]", values), values.size))
         return values
 
-    def compress(
-        self,
-        rows: npt.NDArray[np.uint32],
-        scorer: ScoreParams,
-        n_sink: int,
-        n_threads: int = 1,
-        scoring: HeadParams | None = None,
-        scores: Sequence[npt.NDArray[np.float32]] | None = None,
-        spans: Sequence[tuple[int, int]] = (),
-        n_forced_max: int = 0,
-    ) -> None:
-        """Keep rows[k] rows of each KV head (layer-major, sinks and window included) and free the full cache.
-
-        Parameters
-        ----------
-        rows
-            uint32 [sum of n_head_kv]
-        scorer
-            how positions are rated; its last tokens observed what it gathers
-        n_sink
-            first positions that are always kept
-        n_threads
-            for selection and gather
-        scoring
-            pooling and vote of each KV head's scores, where heads differ
-        scores
-            for each layer f32 [n_head_kv, n_pos - n_obs], folded but not pooled, made elsewhere; by default
-            those of the observed window
-        spans
-            protected positions [first, end), kept by every KV head beside the sinks: behind these, before the
-            window, in order, none overlapping
-        n_forced_max
-            as in `score_read`
-        """
-        rows = np.ascontiguousarray(rows, dtype=np.uint32)
-        params = _ffi.new("struct headkv_compress_params *")
-        params.score = _score_params(scorer, n_forced_max)
-        params.n_rows = _ffi.from_buffer("uint32_t[]", rows)
-        params.n_rows_size = rows.size
-        params.n_sink = n_sink
-        params.n_threads = n_threads
-        flat_spans = _ffi.new("uint32_t[]", [position for span in spans for position in span])
-        params.spans, params.n_spans = flat_spans, len(spans)
-        if scoring is not None:
-            kernels = _ffi.new("uint32_t[]", list(scoring.pool_kernels))
-            weights = _ffi.new("float[]", list(scoring.vote_weights))
-            shares = _ffi.new("float[]", list(scoring.vote_shares))
-            params.pool_kernels, params.vote_weights, params.vote_shares = kernels, weights, shares
-            params.vote_kernel = scoring.vote_kernel
-        if scores is not None:
-            flat = np.concatenate([np.asarray(layer, dtype=np.float32).ravel() for layer in scores])
-            params.scores, params.n_scores = _ffi.from_buffer("float[]", flat), flat.size
-        _check(self._lib.headkv_compress(self._ctx, params))
+    def compress(self, compression: Compression) -> None:
+        """Keep rows of each KV head and free the full cache."""
+        with compression.params() as params:
+            _check(self._lib.headkv_compress(self._ctx, params))
 
     def keep(self, positions: Sequence[npt.ArrayLike], n_obs: int, n_threads: int = 1) -> None:
         """Keep exactly these positions of each KV head; the last n_obs positions stay in the tail.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.reconstruct import Reconstruction
-from pyheadkv.cache.select import Floats, begin_observation
+from pyheadkv.cache.select import Floats, begin_observation, observed
 from pyheadkv.engine.llama import cut, tokens_of
 from pyheadkv.policy.allocators import get_allocator
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -78,6 +78,6 @@ class Engine(Prefill):
         self.restore(snapshot, n_before)
         if scorer.needs_reconstruction:
             return Reconstruction(self.llama, snapshot.tokens[:n_before]).scores(self.native, self.read, scorer)
-        begin_observation(self.native, plan)
+        begin_observation(self.native, observed(plan))
         self.read(snapshot.tokens[n_before:])
         return [self.native.score_read(i, scorer) for i in range(len(plan.rows))]

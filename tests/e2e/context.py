@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyheadkv.engine.llama import count_read
+from pyheadkv.engine.llama import logits as computed_logits
 from pyheadkv.engine.native import Native, context_cells
 from pyheadkv.model.shape import CACHE_TYPES
 
@@ -81,6 +84,25 @@ class Context:
     def decode_each(self, tokens: Sequence[int]) -> Logits:
         """Evaluate tokens one by one."""
         return np.concatenate([self.decode([token]) for token in tokens])
+
+    def read(self, tokens: Sequence[int], **options: Any) -> None:
+        """Read the next tokens layer by layer, as `Native.read` does."""
+        self.native.read(tokens, **options)
+        count_read(self.llama, tokens)
+
+    def last_logits(self) -> Logits:
+        """Logits of the last token, f32 [n_vocab]."""
+        return computed_logits(self.llama).copy()
+
+    def state(self) -> npt.NDArray[np.uint8]:
+        """All cells, K and V as llama.cpp writes them; of a context that is not attached too."""
+        from llama_cpp import llama_cpp as bindings
+
+        context = self.llama._ctx.ctx
+        state = np.empty(bindings.llama_state_seq_get_size(context, 0), dtype=np.uint8)
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        assert bindings.llama_state_seq_get_data(context, pointer, state.size, 0) == state.size
+        return state
 
     def arm_and_decode(self, tokens: Sequence[int], n_obs: int) -> Logits:
         """Evaluate a prompt whose last n_obs tokens are the observation window."""

@@ -1,7 +1,10 @@
 """Every architecture of the pinned llama.cpp is loaded and compressed, loaded and said why not, or refused.
 
 Nothing crashes, with a cache that starts small and with one of full size, and what pyheadkv says of a file's keys is
-what the native side says of its cache. One architecture of each family is tried in every run, all of them with -m slow.
+what the native side says of its cache. What is compressed is read layer by layer too, as stock reads it, or says why
+not. One architecture of each family is tried in every run, all of them with -m slow.
+
+    pytest tests/e2e/test_architectures.py -m slow --update-golden      writes the table in native/README.md anew
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from typing import Any
 
 import pytest
 
+from pyheadkv.errors import HeadKVError
+from pyheadkv.files.measured import Block
 from tests import architectures
 from tests.conftest import ROOT
 
 TREE = ROOT / "build" / "release" / "upstream"
+README, TABLE = ROOT / "native" / "README.md", "layers"
 LIMIT_S = 600
 MAX_ERROR = 1e-2  # every row is kept; only the order of sums differs
 
@@ -69,6 +75,8 @@ def check(report: dict[str, Any]) -> None:
             assert start["layers"] == report["layers"]
             assert start["error"] < MAX_ERROR
             assert start["n_rows_hot"] > 0
+            assert start.get("differs", []) == []
+            assert start["crosses"] == small["crosses"]
         else:
             assert report["reason"], f"the native side says {start['words']}"
             assert start["words"]
@@ -85,6 +93,54 @@ def test_one_of_each_family(tree: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_all(library: None, name: str) -> None:
     check(tried(ALL)[name])
+
+
+# ---- the table of what is read layer by layer ----
+
+
+def swept_as(reports: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Of each architecture that is compressed: what crosses between its layers, or ""."""
+    starts = {name: report["small"] for name, report in reports.items()}
+    return {name: start["crosses"] for name, start in starts.items() if start["outcome"] == "compressed"}
+
+
+def table_of(swept: dict[str, str]) -> str:
+    """Architectures by what stands against cutting their graphs, those that can be cut first."""
+    by_reason: dict[str, list[str]] = {"": []}
+    for name in sorted(swept):
+        by_reason.setdefault(swept[name], []).append(name.replace(", ", ": "))
+    lines = [f"| {reason or 'nothing'} | {', '.join(names)} |" for reason, names in by_reason.items()]
+    return "\n".join(["| what crosses beside the hidden states | architectures |", "|---|---|", *lines])
+
+
+def written_table() -> dict[str, str]:
+    """As `swept_as`, from native/README.md."""
+    text = (
+        README.read_text(encoding="utf-8")
+        .partition(f"<!-- measured: {TABLE} -->")[2]
+        .partition("<!-- /measured -->")[0]
+    )
+    rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines()[2:]]
+    return {
+        name.replace(": ", ", "): "" if reason == "nothing" else reason
+        for reason, names in rows
+        for name in names.split(", ")
+    }
+
+
+def test_table_tells_of_each_family(tree: Path) -> None:
+    names = (*FAMILIES, *FAMILY_VARIANTS)
+    swept, written = swept_as(tried(names)), written_table()
+    assert swept == {name: reason for name, reason in written.items() if name in names}
+    assert set(swept.values()) > {""}, "one of them cannot be cut"
+
+
+@pytest.mark.slow
+def test_table_tells_of_all(tree: Path, update_golden: bool) -> None:
+    swept = swept_as(tried(ALL))
+    if update_golden:
+        Block(README, TABLE).write(table_of(swept), HeadKVError)
+    assert swept == written_table()
 
 
 def test_what_cannot_be_made_is_known_to_llama_cpp_and_refused(tree: Path) -> None:

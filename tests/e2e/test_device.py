@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import ModelError
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -102,7 +103,7 @@ def test_only_scores_travel_when_rows_are_chosen(device: None, open_context: Mak
     context.native.observe(N_OBS)
     assert count_decode(context, N_OBS).bytes_to_host == N_OBS * TINY.n_vocab * F32
     with count_traffic() as traffic:
-        context.native.compress(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(n_obs=N_OBS), 2)
+        context.native.compress(Compression(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(n_obs=N_OBS), 2))
     assert 0 < traffic.bytes_to_host <= sum(TINY.n_head) * N_CTX * F32
     assert all(name.startswith("headkv_observed") for name in traffic.names.split(", ")), traffic.names
 
@@ -111,7 +112,7 @@ def test_only_scores_travel_when_rows_are_chosen(device: None, open_context: Mak
 def test_keys_are_rated_where_they_lie(device: None, open_context: MakeContext, name: str) -> None:
     context = read_prompt(open_device(open_context))
     with count_traffic() as traffic:
-        context.native.compress(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(name, n_obs=N_OBS), 2)
+        context.native.compress(Compression(np.full(N_HEADS, N_OBS + 9, dtype=np.uint32), Scorer(name, n_obs=N_OBS), 2))
     means = N_HEADS * TINY.head_size * F32  # of the keys' directions
     assert traffic.bytes_to_host == N_HEADS * N_PROMPT * F32 + (means if name == "keydiff" else 0), traffic.names
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.engine.abi import STATUS_COMPUTE, STATUS_NO_MEMORY
-from pyheadkv.engine.native import Native, debug_alloc_fail
+from pyheadkv.engine.native import Compression, Native, debug_alloc_fail
 from pyheadkv.errors import NativeError
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -46,7 +46,7 @@ Step = Callable[[Context], Any]
 STEPS: dict[str, tuple[Step, Step]] = {  # what is done before, and the step that fails
     "reserve": (prompt, lambda c: c.native.reserve(450)),
     "observe": (prompt, lambda c: c.native.observe(8)),
-    "compress": (scored_prompt, lambda c: c.native.compress(ROWS, HOW, 4)),
+    "compress": (scored_prompt, lambda c: c.native.compress(Compression(ROWS, HOW, 4))),
     "keep": (prompt, lambda c: c.native.keep(flat(KEPT), N_OBS)),
 }
 
@@ -178,7 +178,7 @@ def test_scores_that_are_not_finite_are_refused(open_context: MakeContext, tmp_p
     assert np.isfinite(context.native.score_read(0, HOW)).all()
     before = context.native.stats()
     with pytest.raises(NativeError, match="the scores of layer 1 are not finite") as error:
-        context.native.compress(ROWS, HOW, 4)
+        context.native.compress(Compression(ROWS, HOW, 4))
     assert error.value.status == STATUS_COMPUTE
     assert context.native.stats() == before
     context.native.keep(flat(KEPT), N_OBS)  # needs no scores

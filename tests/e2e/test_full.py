@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -32,7 +33,7 @@ def compress_all(context: Context, tokens: list[int], attention: str) -> None:
     """Read the prompt and keep every row of every head."""
     context.arm_and_decode(tokens, SCORER.n_obs)
     n_heads = sum(layer.n_head_kv for layer in context.native.layers())
-    context.native.compress(np.full(n_heads, len(tokens)), SCORER, 4)
+    context.native.compress(Compression(np.full(n_heads, len(tokens)), SCORER, 4))
     context.native.attention_set(attention)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -65,7 +65,7 @@ def test_peak_holds_both_caches_while_rows_are_moved(open_context: MakeContext) 
     context, tokens, how = open_context(UNEQUAL), chat_tokens(UNEQUAL), Scorer(n_obs=16)
     context.arm_and_decode(tokens[:N_POS], how.n_obs)
     before = context.native.stats()
-    context.native.compress(np.full(7, 60), how, 4)
+    context.native.compress(Compression(np.full(7, 60), how, 4))
     after = context.native.stats()
     assert after.bytes_peak >= before.bytes_tail + after.bytes_hot + after.bytes_tail
     context.native.reset_peak()
@@ -86,7 +86,7 @@ def test_process_gives_the_full_cache_back(open_context: MakeContext) -> None:
     context = open_context(wide, cache_type="f32", n_ctx=1024, n_cells=64)
     context.arm_and_decode(make_tokens(n_pos, wide.n_vocab), how.n_obs)
     before, stats_before = resident_bytes(), context.native.stats()
-    context.native.compress(np.full(64, n_kept), how, 4)
+    context.native.compress(Compression(np.full(64, n_kept), how, 4))
     freed, stats = before - resident_bytes(), context.native.stats()
 
     bytes_full = n_pos * sum(row_bytes(context.native))
@@ -159,7 +159,7 @@ def test_compressing_again_and_again_leaks_nothing(open_context: MakeContext) ->
     stats, logits = [], []
     for _ in range(4):
         context.arm_and_decode(tokens[:N_POS], how.n_obs)
-        context.native.compress(np.full(7, 60), how, 4)
+        context.native.compress(Compression(np.full(7, 60), how, 4))
         logits.append(context.decode_each(tokens[N_POS : N_POS + 80]))
         stats.append(replace(context.native.stats(), n_grow=0, ms_select=0))
         assert context.seq_rm(0)

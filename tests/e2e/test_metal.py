@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.engine.library import library_dir
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native
 from pyheadkv.errors import ModelError
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -81,7 +81,7 @@ def test_selection_is_that_of_the_cpu(open_context: MakeContext) -> None:
     for is_device in (False, True):
         context = on_device(open_context, "f16", is_device)
         context.arm_and_decode(tokens, N_OBS)
-        context.native.compress(np.full(N_HEADS, N_OBS + 12, dtype=np.uint32), Scorer(n_obs=N_OBS), 2)
+        context.native.compress(Compression(np.full(N_HEADS, N_OBS + 12, dtype=np.uint32), Scorer(n_obs=N_OBS), 2))
         heads = chain.from_iterable(((i, ih) for ih in range(n)) for i, n in enumerate(TINY.n_head_kv))
         chosen.append({(i, ih, int(pos)) for i, ih in heads for pos in context.native.positions(i, ih)})
     assert len(chosen[0] & chosen[1]) >= SAME_ROWS * len(chosen[0]) > 0
@@ -124,7 +124,7 @@ def test_demo_model_answers_as_on_the_cpu(open_context: MakeContext, demo_path: 
         tokens = context.llama.tokenize(PROMPT.encode())
         context.arm_and_decode(tokens, N_OBS)
         n_heads = sum(layer.n_head_kv for layer in context.native.layers())
-        context.native.compress(np.full(n_heads, N_OBS + 8, dtype=np.uint32), Scorer(n_obs=N_OBS), 2)
+        context.native.compress(Compression(np.full(n_heads, N_OBS + 8, dtype=np.uint32), Scorer(n_obs=N_OBS), 2))
         answer = [int(context.llama.scores[context.n_pos - 1].argmax())]
         while len(answer) < N_ANSWER:
             answer.append(int(context.decode(answer[-1:])[0].argmax()))

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import NativeError
 from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
@@ -47,7 +48,7 @@ def test_criticalkv_keeps_the_best_in_two_stages(
     context = open_context(shape, cache_type=cache_type, n_threads=n_threads)
     observe(context, tokens, CRITICAL)
     scores = [context.native.score_read(i, CRITICAL).astype(np.float64) for i in range(shape.n_layer)]
-    context.native.compress(np.array(WANTED), CRITICAL, N_SINK, n_threads)
+    context.native.compress(Compression(np.array(WANTED), CRITICAL, N_SINK, n_threads))
     truth = forward(shape, make_weights(shape), tokens, is_f16=True)
     rows_of = iter(WANTED)
     for il, layer in enumerate(context.kept()):
@@ -84,7 +85,7 @@ def test_defensive_rows_are_the_highest_scores(open_context: MakeContext) -> Non
     context = open_context(tiny, n_ubatch=5)  # the window lies in two ubatches
     observe(context, tokens, DEFENSIVE)
     scores = [context.native.score_read(i, DEFENSIVE, 20) for i in range(tiny.n_layer)]
-    context.native.compress(np.array(WANTED), DEFENSIVE, N_SINK, n_forced_max=20)
+    context.native.compress(Compression(np.array(WANTED), DEFENSIVE, N_SINK, n_forced_max=20))
     rows_of = iter(WANTED)
     for il, layer in enumerate(context.kept()):
         for ih, kept in enumerate(layer):
@@ -132,8 +133,8 @@ def test_vote_by_defensive_scores_is_refused(open_context: MakeContext, scorer: 
     observe(context, make_tokens(N_POS, 64), scorer)
     scoring = HeadScoring((1,) * 7, (1.0,) * 7, (0.5,) * 7, 3)
     if scorer is CRITICAL:
-        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, scoring)
+        context.native.compress(Compression(np.full(7, 50), scorer, N_SINK, 1, scoring))
         return
     with pytest.raises(NativeError, match="heads cannot vote by defensive scores"):
-        context.native.compress(np.full(7, 50), scorer, N_SINK, 1, scoring)
+        context.native.compress(Compression(np.full(7, 50), scorer, N_SINK, 1, scoring))
     assert context.native.stats().n_pos_hot == 0

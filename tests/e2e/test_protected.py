@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import NativeError
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -25,7 +26,7 @@ def test_every_head_keeps_the_spans_and_chooses_the_rest(open_context: MakeConte
     context = open_context(SHAPES["unequal"])
     context.arm_and_decode(make_tokens(N_POS, 64), SCORER.n_obs)
     scores = [head for i in range(3) for head in context.native.score_read(i, SCORER)]
-    context.native.compress(np.array(ROWS), SCORER, N_SINK, n_threads, spans=SPANS)
+    context.native.compress(Compression(np.array(ROWS), SCORER, N_SINK, n_threads, spans=SPANS))
     always = [*range(N_SINK), *(p for span in SPANS for p in range(*span))]
     for kept, score, rows in zip((head for layer in context.kept() for head in layer), scores, ROWS, strict=True):
         lifted = score.astype(np.float64)
@@ -48,9 +49,9 @@ def test_wrong_spans_are_refused(open_context: MakeContext, spans: tuple[tuple[i
     context = open_context(SHAPES["unequal"])
     context.arm_and_decode(make_tokens(N_POS, 64), SCORER.n_obs)
     with pytest.raises(NativeError, match=message):
-        context.native.compress(np.array(ROWS), SCORER, N_SINK, spans=spans)
+        context.native.compress(Compression(np.array(ROWS), SCORER, N_SINK, spans=spans))
     assert context.native.stats().n_pos_hot == 0
-    context.native.compress(np.array(ROWS), SCORER, N_SINK, spans=SPANS)
+    context.native.compress(Compression(np.array(ROWS), SCORER, N_SINK, spans=SPANS))
 
 
 @pytest.mark.parametrize("policy", ["task-kv", "task-kv:beta=0.6", "task-kv:lookahead=4"])

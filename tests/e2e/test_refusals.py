@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import ModelError, NativeError
 from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
@@ -143,38 +144,41 @@ def with_head(position: int, positions: list[int]) -> list[Any]:
 
 INVALID: dict[str, tuple[Callable[[Context], Any], str]] = {
     "fewer rows than sinks and window": (
-        lambda c: c.native.compress(rows(60, 60, 60, 11, 60, 60), HOW, 4),
+        lambda c: c.native.compress(Compression(rows(60, 60, 60, 11, 60, 60), HOW, 4)),
         "layer 1 kv head 1: 11 rows are outside [12, 150]",
     ),
     "more rows than positions": (
-        lambda c: c.native.compress(rows(151, 60, 60, 60, 60, 60), HOW, 4),
+        lambda c: c.native.compress(Compression(rows(151, 60, 60, 60, 60, 60), HOW, 4)),
         "layer 0 kv head 0: 151 rows are outside [12, 150]",
     ),
-    "too few heads": (lambda c: c.native.compress(rows(60, 60), HOW, 4), "n_rows has 2 elements, the model has 6"),
+    "too few heads": (
+        lambda c: c.native.compress(Compression(rows(60, 60), HOW, 4)),
+        "n_rows has 2 elements, the model has 6",
+    ),
     "no window": (lambda c: c.native.keep([[1]] * N_HEADS, 0), "n_obs = 0 is outside [1, 149]"),
     "window of everything": (lambda c: c.native.keep([[1]] * N_HEADS, N_POS), "n_obs = 150 is outside [1, 149]"),
     "window that was not scored": (
-        lambda c: c.native.compress(rows(), Scorer(n_obs=9), 4),
+        lambda c: c.native.compress(Compression(rows(), Scorer(n_obs=9), 4)),
         "n_obs = 9, but 8 tokens were scored",
     ),
     "even pooling of a head": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1, 2) * 3, (0.5,) * 6, (0.5,) * 6, 1)),
+        lambda c: c.native.compress(Compression(rows(), HOW, 4, 1, HeadScoring((1, 2) * 3, (0.5,) * 6, (0.5,) * 6, 1))),
         "pool_kernels = 2 is not an odd number",
     ),
     "even pooling of the vote": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4)),
+        lambda c: c.native.compress(Compression(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (0.5,) * 6, 4))),
         "vote_kernel = 4 is not an odd number",
     ),
     "too few scores": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, None, [np.zeros((6, N_PREFIX - 1))]),
+        lambda c: c.native.compress(Compression(rows(), HOW, 4, 1, None, [np.zeros((6, N_PREFIX - 1))])),
         f"n_scores = {6 * (N_PREFIX - 1)}, expected 6 heads x {N_PREFIX} positions",
     ),
     "scores that are none": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, None, [np.full((6, N_PREFIX), np.nan)]),
+        lambda c: c.native.compress(Compression(rows(), HOW, 4, 1, None, [np.full((6, N_PREFIX), np.nan)])),
         "scores holds a value that is not finite",
     ),
     "share above 1": (
-        lambda c: c.native.compress(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1)),
+        lambda c: c.native.compress(Compression(rows(), HOW, 4, 1, HeadScoring((1,) * 6, (0.5,) * 6, (1.5,) * 6, 1))),
         "vote_shares holds a value outside 0 to 1",
     ),
     "position in the window": (
@@ -202,13 +206,13 @@ def test_invalid_argument_names_value_and_limit(open_context: MakeContext, what:
     assert "\n" not in str(error.value)
     assert context.native.stats() == before
     for each in (undisturbed, context):
-        each.native.compress(rows(), HOW, 4)
+        each.native.compress(Compression(rows(), HOW, 4))
     np.testing.assert_array_equal(go_on(context), go_on(undisturbed))
 
 
 WRONG_STATE: dict[str, Callable[[Context], Any]] = {
     "observe again": lambda c: c.native.observe(8),
-    "compress again": lambda c: c.native.compress(rows(), HOW, 4),
+    "compress again": lambda c: c.native.compress(Compression(rows(), HOW, 4)),
     "keep again": lambda c: c.native.keep([[1]] * N_HEADS, 2),
     "read scores": lambda c: c.native.score_read(0, HOW),
 }
@@ -252,7 +256,7 @@ def test_scores_of_another_window_are_not_used(open_context: MakeContext, what: 
     UNSCORED[what](context)
     for n_obs in (6, 10, 12):
         with pytest.raises(NativeError) as error:
-            context.native.compress(rows(), Scorer(n_obs=n_obs), 4)
+            context.native.compress(Compression(rows(), Scorer(n_obs=n_obs), 4))
         assert error.value.status in (STATUS_WRONG_STATE, STATUS_INVALID_ARGUMENT)
     assert context.native.stats().n_pos_hot == 0
     if what != "half of it twice":  # that one cut the batch in two, which adds up in another order

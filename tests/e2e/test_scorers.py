@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import NativeError
 from pyheadkv.policy.policy import Policy, policy_names
 from pyheadkv.policy.scorers import SCORERS, Scorer
@@ -127,7 +128,7 @@ def test_kept_positions_are_sinks_and_best_scores(open_context: MakeContext, nam
     scores = [context.native.score_read(i, scorer) for i in range(tiny.n_layer)]
     plain = [context.native.score_read(i, replace(scorer, pool_kernel=1)) for i in range(tiny.n_layer)]
     wanted = [30, 50, 25, 60, 100, 210, 77]
-    context.native.compress(np.array(wanted), scorer, N_SINK, n_threads)
+    context.native.compress(Compression(np.array(wanted), scorer, N_SINK, n_threads))
     rows_of = iter(wanted)
     for il, layer in enumerate(context.kept()):
         np.testing.assert_array_equal(scores[il], pool_positions(plain[il], 3, "max"))
@@ -180,7 +181,7 @@ def test_wrong_observation_is_refused(open_context: MakeContext, observed: str |
         context.native.observe(N_POS, observed)
     context.decode(tokens)
     with pytest.raises(NativeError, match=message):
-        context.native.compress(np.full(7, 50), scorer_of(name), N_SINK)
+        context.native.compress(Compression(np.full(7, 50), scorer_of(name), N_SINK))
     context.decode(tokens[:3])
 
 

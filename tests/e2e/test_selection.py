@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
@@ -131,7 +132,7 @@ def test_kept_positions_are_sinks_and_best_scores(
     context = open_context(tiny)
     scores = scored(context, tokens, how)
     wanted = [min(n, N_POS) for n in ROWS[rows](sum(tiny.n_head_kv), n_sink + how.n_obs)]
-    context.native.compress(np.array(wanted), how, n_sink, n_threads)
+    context.native.compress(Compression(np.array(wanted), how, n_sink, n_threads))
 
     rows_of = iter(wanted)
     for il, layer in enumerate(context.kept()):
@@ -169,7 +170,7 @@ def test_heads_heed_the_vote(open_context: MakeContext, scorer: str, roles: str,
     vote_shares = np.array(who.vote_shares) if any(who.vote_weights) else np.zeros(7)
     scores = mix_vote(raw, weights, vote_shares, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool)
     wanted = [30, 50, 25, 60, 100, 210, 77]
-    context.native.compress(np.array(wanted), how, n_sink, n_threads, who)
+    context.native.compress(Compression(np.array(wanted), how, n_sink, n_threads, who))
     rows_of = iter(wanted)
     for il, layer in enumerate(context.kept()):
         for ih, kept in enumerate(layer):
@@ -193,7 +194,7 @@ def test_scores_made_elsewhere(open_context: MakeContext, is_observed: bool) -> 
         raw, np.array(who.vote_weights), vote_shares, list(who.pool_kernels), who.vote_kernel, n_sink, how.pool
     )
     wanted = [30, 50, 25, 60, 100, 210, 77]
-    context.native.compress(np.array(wanted), how, n_sink, 1, who, raw)
+    context.native.compress(Compression(np.array(wanted), how, n_sink, 1, who, raw))
     rows_of = iter(wanted)
     for il, layer in enumerate(context.kept()):
         for ih, kept in enumerate(layer):
@@ -205,7 +206,7 @@ def test_compressed_by_scores_is_kept_by_positions(open_context: MakeContext) ->
     tiny, tokens, how = SHAPES["unequal"], make_tokens(N_POS + 40, 64), SCORERS["snapkv"]
     chosen, given = open_context(tiny), open_context(tiny)
     scored(chosen, tokens[:N_POS], how)
-    chosen.native.compress(np.array([30, 50, 20, 20, 100, 210, 77]), how, 4)
+    chosen.native.compress(Compression(np.array([30, 50, 20, 20, 100, 210, 77]), how, 4))
     given.arm_and_decode(tokens[:N_POS], how.n_obs)
     given.native.keep([head for layer in chosen.kept() for head in layer], how.n_obs)
     np.testing.assert_array_equal(given.decode_each(tokens[N_POS:]), chosen.decode_each(tokens[N_POS:]))
@@ -219,6 +220,6 @@ def test_equal_scores_go_to_the_lower_position(open_context: MakeContext, tmp_pa
     context = open_context(write_tiny(tmp_path / "constant.gguf", tiny, weights))
     scores = scored(context, make_tokens(N_POS, 64), SCORERS["plain"])
     assert all((layer == layer[0, 0]).all() for layer in scores)
-    context.native.compress(np.array([20, 36, 117, 210]), SCORERS["plain"], 4)
+    context.native.compress(Compression(np.array([20, 36, 117, 210]), SCORERS["plain"], 4))
     for kept, n in zip((head for layer in context.kept() for head in layer), (4, 20, 101, 194), strict=True):
         np.testing.assert_array_equal(kept, np.arange(n))

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pyheadkv.engine.native import Compression
 from pyheadkv.policy.scorers import SCORERS, Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, make_tokens
@@ -49,7 +50,7 @@ def scores_and_kept(
     observe(context, tokens, scorer, N_SINK)
     layers = context.native.layers()
     scores = [head for i in range(len(layers)) for head in context.native.score_read(i, scorer)]
-    context.native.compress(np.full(len(scores), n_rows), scorer, N_SINK, n_threads)
+    context.native.compress(Compression(np.full(len(scores), n_rows), scorer, N_SINK, n_threads))
     return scores, [head for layer in context.kept() for head in layer]
 
 

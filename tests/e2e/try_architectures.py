@@ -5,7 +5,9 @@
 Prints a JSON line for each: what pyheadkv says of the file's keys, and how it went with a cache that starts small and
 with one of full size. "outcome" is
 
-    "compressed"  attached, and with every row kept in the prefix the logits that follow are `error` away from stock's
+    "compressed"  attached, and with every row kept in the prefix the logits that follow are `error` away from stock's;
+                  read layer by layer, logits and rows are those of stock (`differs` is empty), or `crosses` says what
+                  stands against it
     "whole"       loaded and evaluated; `words` say why its cache cannot be compressed
     "refused"     not loaded; `words` say why
     "crashed"     the process ended; `words` name the signal
@@ -31,10 +33,12 @@ from pyheadkv.errors import ModelError
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata, unsupported_reason
 from tests import architectures
-from tests.e2e.context import make_tokens, relative_error
+from tests.e2e.context import Context, make_tokens, relative_error
+from tests.e2e.sweep import differences
 
 N_CELLS = 64  # of a cache that starts small
 N_PROMPT, N_OBS, N_NEXT = 300, 8, 4
+N_BATCH = 128  # where it is read layer by layer
 LIMIT_S = 60
 
 
@@ -68,6 +72,7 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
         kept = headkv.native.stats().n_rows_hot
     return {
         "outcome": "compressed",
+        **swept(path, n_cells, tokens),
         "layers": [asdict(layer) for layer in layers],
         "error": error,
         "is_finite": is_finite,
@@ -132,6 +137,17 @@ def examined(path: Path, name: str) -> dict[str, Any]:
         report["small"], report["full"] = (tried(path, n_cells) for n_cells in (N_CELLS, 0))
     path.unlink()
     return report
+
+
+def swept(path: Path, n_cells: int, tokens: list[int]) -> dict[str, Any]:
+    """Read the prompt as stock does and layer by layer, if that can be, and a token more."""
+    options: dict[str, Any] = {"n_ctx": 512, "n_batch": N_BATCH, "logits_all": False}
+    stock, ours = Context(path, **options, attach=False), Context(path, **options, n_cells=n_cells)
+    if reason := ours.native.read_reason():
+        return {"crosses": reason}
+    stock.llama.eval(tokens[:N_PROMPT])
+    ours.read(tokens[:N_PROMPT])
+    return {"crosses": "", "differs": differences(stock, ours, tokens[N_PROMPT])}
 
 
 def main() -> None:

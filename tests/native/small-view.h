@@ -44,20 +44,24 @@ struct small_view {
 
     headkv_layer_rows rows(uint32_t i) const {
         const auto all = std::make_shared<const std::vector<int32_t>>(cells);
-        return { 10 + i, headkv_rows(backend, k[i]->t, N_HEAD_KV, all), headkv_rows(backend, v[i]->t, N_HEAD_KV, all) };
+        return { 10 + i, headkv_rows(backend, k[i]->t, N_HEAD_KV, all), headkv_rows(backend, v[i]->t, N_HEAD_KV, all), ggml_backend_cpu_buffer_type() };
     }
 
     headkv_view view() const {
-        headkv_view res { N_POS, {}, {}, observation };
+        headkv_view res { N_POS, {}, {}, observation, {} };
         for (uint32_t i = 0; i < N_LAYER; ++i) {
             res.layers.push_back({ shape(i), rows(i), nullptr });
         }
         return res;
     }
 
+    static std::vector<headkv_observed> observed() {
+        return { { shape(0), N_CELLS, ggml_backend_cpu_buffer_type() }, { shape(1), N_CELLS, ggml_backend_cpu_buffer_type() } };
+    }
+
     void observe(uint32_t n_tokens, headkv_observe_what what) {
         observation.stop();
-        observation.start(n_tokens, what, { { shape(0), k[0]->t }, { shape(1), k[1]->t } });
+        observation.start({ (int32_t) (N_POS - n_tokens), n_tokens }, what, observed(), {});
         observation.see((int32_t) (N_POS - n_tokens), n_tokens);
     }
 };

@@ -37,7 +37,8 @@ static void test_type(ggml_backend_t backend, ggml_type type, int64_t n_embd_hea
     const int64_t n = n_rows + 1; // one row is left alone
     held_tensor k_device(type, n_embd_head, n), v_device(type, n_embd_head, n), k_host(type, n_embd_head, n), v_host(type, n_embd_head, n);
     headkv_gather_device(backend, { { k.t, k_device.t, row_bytes }, { v.t, v_device.t, row_bytes } }, index);
-    headkv_gather_host({ { k.t, k_host.t, row_bytes }, { v.t, v_host.t, row_bytes } }, index);
+    headkv_gather_host(k.t, row_bytes, index, k_host.data<char>());
+    headkv_gather_host(v.t, row_bytes, index, v_host.data<char>());
     CHECK(bytes(k_device) == bytes(k_host));
     CHECK(bytes(v_device) == bytes(v_host));
     for (int64_t i = 0; i < n_rows; i++) {

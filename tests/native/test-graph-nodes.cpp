@@ -23,7 +23,13 @@ struct attention_graph {
     ggml_gallocr_ptr     alloc;
     ggml_tensor        * q, * mask, * fa;
 
-    attention_graph(small_view & x, ggml_type type, int64_t n_tok = 3) : backend(x.backend), n_tok(n_tok) {
+    std::vector<llama_pos> pos;
+    llama_ubatch           ubatch = {};
+
+    attention_graph(small_view & x, ggml_type type, int64_t n_tok = 3) : backend(x.backend), n_tok(n_tok), pos(n_tok) {
+        std::iota(pos.begin(), pos.end(), 3);
+        ubatch.n_tokens = n_tok;
+        ubatch.pos      = pos.data();
         result.reset();
         ggml_context * ctx = result.get_ctx();
         q    = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, small_view::D, n_tok, small_view::N_HEAD);
@@ -51,11 +57,6 @@ struct attention_graph {
         for (int64_t i = 0; i < N_KV*n_tok; ++i) { seen[i] = ggml_fp32_to_fp16(i % 5 == 3 ? -INFINITY : 0.0f); }
         ggml_backend_tensor_set(mask, seen.data(), 0, ggml_nbytes(mask));
 
-        llama_ubatch ubatch = {};
-        std::vector<llama_pos> pos(n_tok);
-        std::iota(pos.begin(), pos.end(), 3);
-        ubatch.n_tokens = n_tok;
-        ubatch.pos      = pos.data();
         result.set_inputs(&ubatch);
         CHECK(ggml_backend_graph_compute(backend, result.get_gf()) == GGML_STATUS_SUCCESS);
         std::vector<float> res(ggml_nelements(out));
@@ -75,7 +76,9 @@ static void test_unfused_is_fused() {
     const uint32_t n_kept[] = { 3, 1, 0, 0 };
     const int32_t  pos[]    = { 0, 1, 3, 2 };
     const auto plan = headkv_plan_make_explicit(small_view::N_POS, 2, { 2, 2 }, n_kept, 4, pos, 4);
-    const headkv_hot hot(plan, { { { 0, 1, 3 }, { 2 } }, { {}, {} } }, { x.rows(0), x.rows(1) }, 1);
+    headkv_hot hot(plan, { x.rows(0), x.rows(1) });
+    hot.fill(0, { { 0, 1, 3 }, { 2 } }, x.rows(0), 1);
+    hot.fill(1, { {}, {} }, x.rows(1), 1);
 
     const auto run = [&](size_t i, bool is_unfused) {
         attention_graph g(x, GGML_TYPE_F32);
@@ -96,9 +99,9 @@ static void test_observed_attention(int64_t n_tok) {
     small_view x;
     for (const headkv_observe_what what : { HEADKV_OBSERVE_ATTN_MEAN, HEADKV_OBSERVE_ATTN_MAX }) {
         x.observation.stop();
-        x.observation.start(n_tok, what, { { small_view::shape(0), x.k[0]->t } });
+        x.observation.start({ 3, (uint32_t) n_tok }, what, small_view::observed(), {});
         attention_graph g(x, GGML_TYPE_F32, n_tok);
-        headkv_observe_build(g.result, x.observation, 0, g.fa);
+        headkv_observe_build(g.result, x.observation, 0, g.fa, g.ubatch);
         g.compute(g.fa);
         x.observation.check_complete(3 + (uint32_t) n_tok, HEADKV_OBSERVE_ATTN_MEAN); // tokens from 3 on were seen
 
@@ -128,11 +131,11 @@ static void test_observed_attention(int64_t n_tok) {
 
 static void test_too_many_tokens_are_noticed() {
     small_view x;
-    x.observation.start(2, HEADKV_OBSERVE_ATTN_MEAN, { { small_view::shape(0), x.k[0]->t } });
+    x.observation.start({ 3, 2 }, HEADKV_OBSERVE_ATTN_MEAN, small_view::observed(), {});
     attention_graph g(x, GGML_TYPE_F32);
-    headkv_observe_build(g.result, x.observation, 0, g.fa);
+    headkv_observe_build(g.result, x.observation, 0, g.fa, g.ubatch);
     g.compute(g.fa);
-    CHECK_EQUAL(x.observation.n_seen(), 0u);
+    CHECK(!x.observation.has_seen());
 }
 
 int main() {

@@ -15,7 +15,10 @@ static headkv_plan plan() {
 
 static void test_rows(uint32_t n_threads) {
     small_view x;
-    const headkv_hot hot(plan(), KEPT, { x.rows(0), x.rows(1) }, n_threads);
+    headkv_hot hot(plan(), { x.rows(0), x.rows(1) });
+    for (uint32_t i = 0; i < small_view::N_LAYER; ++i) {
+        hot.fill(i, KEPT[i], x.rows(i), n_threads);
+    }
 
     CHECK(hot.exist());
     CHECK_EQUAL(hot.n_pos(), 4u);
@@ -47,6 +50,6 @@ int main() {
 
     small_view x;
     headkv_alloc_fail(1);
-    CHECK_REFUSED(headkv_hot(plan(), KEPT, { x.rows(0), x.rows(1) }, 1), HEADKV_STATUS_NO_MEMORY, "out of memory");
+    CHECK_REFUSED(headkv_hot(plan(), { x.rows(0), x.rows(1) }), HEADKV_STATUS_NO_MEMORY, "out of memory");
     return n_failed != 0;
 }

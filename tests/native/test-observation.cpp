@@ -35,7 +35,7 @@ static void test_completeness() {
     };
     check(HEADKV_OBSERVE_ATTN_MEAN, "the last 0 positions were not all observed");
 
-    o.start(3, HEADKV_OBSERVE_ATTN_MAX, { { small_view::shape(0), x.k[0]->t } });
+    o.start({ 3, 3 }, HEADKV_OBSERVE_ATTN_MAX, small_view::observed(), {});
     check(HEADKV_OBSERVE_ATTN_MEAN, "0 of 3 tokens were decoded");
     o.see(3, 1);
     check(HEADKV_OBSERVE_ATTN_MEAN, "1 of 3 tokens were decoded, from position 3 on");
@@ -46,7 +46,37 @@ static void test_completeness() {
 
     CHECK_REFUSED((o.check_complete(small_view::N_POS + 1, HEADKV_OBSERVE_ATTN_MEAN), 0), HEADKV_STATUS_WRONG_STATE, "not all observed"); // a token more
     o.spoil();
-    check(HEADKV_OBSERVE_ATTN_MEAN, "from position -1 on");
+    check(HEADKV_OBSERVE_ATTN_MEAN, "some of them removed");
+
+    o.stop();
+    o.start({ 3, 3 }, HEADKV_OBSERVE_ATTN_MEAN, small_view::observed(), {});
+    for (int layer = 0; layer < 2; ++layer) { // each layer tells of all tokens
+        o.see(3, 2);
+        o.see(5, 1);
+    }
+    o.check_complete(small_view::N_POS, HEADKV_OBSERVE_ATTN_MEAN);
+    o.see(7, 1); // one was left out
+    check(HEADKV_OBSERVE_ATTN_MEAN, "some of them removed");
+
+    o.stop();
+    o.start({ 3, 3 }, HEADKV_OBSERVE_ATTN_MEAN, small_view::observed(), {});
+    o.see(2, 4); // begins before the window
+    check(HEADKV_OBSERVE_ATTN_MEAN, "0 of 3 tokens were decoded");
+}
+
+// memory that is not the observation's own
+static void test_place() {
+    small_view  x;
+    held_tensor elsewhere(GGML_TYPE_F32, small_view::N_CELLS, small_view::N_HEAD);
+    x.observation.start({ 3, 3 }, HEADKV_OBSERVE_ATTN_MEAN, small_view::observed(), [&](size_t i, ggml_tensor * t) {
+        if (i == 1) {
+            ggml_backend_tensor_alloc(elsewhere.t->buffer, t, elsewhere.t->data);
+        }
+        return i == 1;
+    });
+    CHECK(x.observation.at(1).gathered->data == elsewhere.t->data);
+    CHECK(x.observation.at(0).gathered->data != nullptr);
+    CHECK(x.observation.bytes() < 2*ggml_nbytes(elsewhere.t));
 }
 
 static void test_no_memory() {
@@ -60,6 +90,7 @@ static void test_no_memory() {
 int main() {
     test_shapes();
     test_completeness();
+    test_place();
     test_no_memory();
     return n_failed != 0;
 }

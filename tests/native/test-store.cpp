@@ -86,7 +86,7 @@ static std::vector<headkv_layer_rows> sources(small_cache & c, ggml_backend_t ba
     const auto cells = std::make_shared<const std::vector<int32_t>>(used.begin(), used.end());
     std::vector<headkv_layer_rows> res;
     for (uint32_t il = 0; il < n_head_kv.size(); ++il) {
-        res.push_back({ il, { backend, headkv_access::k(*c.kv, il), n_head_kv[il], cells }, { backend, headkv_access::v(*c.kv, il), n_head_kv[il], cells } });
+        res.push_back({ il, { backend, headkv_access::k(*c.kv, il), n_head_kv[il], cells }, { backend, headkv_access::v(*c.kv, il), n_head_kv[il], cells }, ggml_backend_cpu_buffer_type() });
     }
     return res;
 }
@@ -101,16 +101,22 @@ static void test_transition() {
     const auto plan = headkv_plan_make_explicit(20, 4, { 2, 1 }, n_kept, 3, pos, 6);
     const headkv_kept_positions kept = { { { 0, 9 }, { 4 } }, { { 1, 2, 15 } } };
 
+    const auto from = sources(c, backend, 20, { 2, 1 });
+    const auto room = [&] { return headkv_transition_room(*c.kv, headkv_access::bufts(*c.kv), plan, from, 8); };
     for (int n = 1; n <= 2; ++n) { // hot rows, tail: one buffer each
         headkv_alloc_fail(n);
-        CHECK_REFUSED(headkv_transition_compress(*c.kv, plan, kept, sources(c, backend, 20, { 2, 1 }), 8, 1), HEADKV_STATUS_NO_MEMORY, "out of memory");
+        CHECK_REFUSED(room(), HEADKV_STATUS_NO_MEMORY, "out of memory");
         CHECK(c.holds(0, 20));
     }
 
-    headkv_transition made = headkv_transition_compress(*c.kv, plan, kept, sources(c, backend, 20, { 2, 1 }), 8, 1);
+    headkv_transition made = room();
+    for (uint32_t il = 0; il < 2; ++il) {
+        headkv_transition_fill(made, *c.kv, plan, il, kept[il], from[il], 1);
+    }
+    headkv_transition_finish(made, *c.kv, plan);
     CHECK(c.holds(0, 20)); // nothing was swapped
     CHECK_EQUAL(made.hot->n_pos(), 16u);
-    CHECK_EQUAL(made.bytes(), headkv_bytes(made.tail.buffers) + made.hot->bytes());
+    CHECK_EQUAL(made.bytes(), made.tail.bytes() + made.hot->bytes());
     for (uint32_t il = 0; il < 2; ++il) {
         const auto & layer = made.hot->layer(il);
         for (uint32_t ih = 0; ih < layer.rows.n_head_kv(); ++ih) {
@@ -120,7 +126,8 @@ static void test_transition() {
             }
         }
     }
-    headkv_access::swap_tail(*c.kv, std::move(made.tail));
+    headkv_access::swap_tail(*c.kv, made.tail);
+    CHECK_EQUAL(made.tail.cells.size(), 64u); // what there was
     CHECK_EQUAL(c.kv->get_size(), 8u);
     CHECK(c.holds(16, 4));
     CHECK_EQUAL(c.kv->seq_pos_min(0), 16);

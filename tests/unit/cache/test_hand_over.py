@@ -12,7 +12,7 @@ from pyheadkv.cache import stats
 from pyheadkv.cache.select import compress
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.abi import FOLDS, POOLS, SCORES, STATUS_OK
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.plan import DraftPlan, draft_plan
 from pyheadkv.policy.scorers import Scorer
@@ -29,14 +29,14 @@ class RecordingNative:
     """Has scores, and remembers with what it was asked to compress."""
 
     def __init__(self) -> None:
-        self.asked: tuple[Any, ...] = ()
+        self.asked: Compression | None = None
 
     def score_read(self, i: int, scorer: Scorer, n_forced_max: int = 0) -> np.ndarray:
         rng = np.random.default_rng(i)
         return rng.random((SHAPE.n_head_kv[i], N_PROMPT - scorer.n_obs), dtype=np.float32)
 
-    def compress(self, *arguments: Any) -> None:
-        self.asked = arguments
+    def compress(self, compression: Compression) -> None:
+        self.asked = compression
 
 
 def draft_of(text: str) -> DraftPlan:
@@ -46,11 +46,10 @@ def draft_of(text: str) -> DraftPlan:
 
 
 def handed_over(draft: DraftPlan) -> dict[str, Any]:
-    """Arguments of Native.compress by their names."""
+    """Of the compression, by their names."""
     native: Any = RecordingNative()
     compress(native, draft, 3)
-    names = ("rows", "scorer", "n_sink", "n_threads", "scoring", "scores", "spans", "n_forced_max")
-    return dict(zip(names, native.asked, strict=True))
+    return vars(native.asked)
 
 
 def test_all_that_the_plan_says() -> None:
@@ -107,7 +106,7 @@ def test_numbers_of_the_struct(monkeypatch: pytest.MonkeyPatch, scorer: Scorer, 
     native: Any = object.__new__(Native)
     native._lib = FakeLibrary()
     native._llama = SimpleNamespace(_ctx=SimpleNamespace(ctx=1))
-    native.compress(np.array([30, 40]), scorer, 4, 2, n_forced_max=11)
+    native.compress(Compression(np.array([30, 40]), scorer, 4, 2, n_forced_max=11))
     expected = {"n_obs": 9, "pool_kernel": 5, "pool": POOLS["avg"], "fold": FOLDS[fold], "n_forced_max": 11}
     assert native._lib.score == expected | {"kind": SCORES[scorer.kind]}
     assert native._lib.others == ([30, 40], 4, 2)

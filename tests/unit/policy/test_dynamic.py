@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.cache.select import compress
+from pyheadkv.engine.native import Compression
 from pyheadkv.errors import PolicyError
 from pyheadkv.model.shape import LayerShape, ModelShape
 from pyheadkv.policy.budget import Budget
@@ -81,17 +82,15 @@ def test_compress_reads_scores_only_when_they_are_needed() -> None:
 
 
 def test_scores_that_were_read_are_not_made_again() -> None:
-    given: list[tuple[object, ...]] = []
+    given: list[Compression] = []
     dynamic = draft_of("layer-defensive")
     scores = scores_of(dynamic.expected, loud=1)
-    native = SimpleNamespace(
-        score_read=lambda i, scorer, n_forced_max: scores[i], compress=lambda *arguments: given.append(arguments)
-    )
+    native = SimpleNamespace(score_read=lambda i, scorer, n_forced_max: scores[i], compress=given.append)
     final = compress(native, dynamic, 1)  # type: ignore[arg-type]
-    _, scorer, _, _, scoring, made, spans, n_forced_max = given[0]
-    assert made is not None and [id(a) for a in made] == [id(a) for a in scores]  # type: ignore[attr-defined]
-    assert (scorer.pool_kernel, scoring, spans) == (1, None, ())  # type: ignore[attr-defined]
-    assert n_forced_max == final.n_evictable == 60 - 36
+    asked = given[0]
+    assert asked.scores is not None and [id(a) for a in asked.scores] == [id(a) for a in scores]
+    assert (asked.scorer.pool_kernel, asked.scoring, asked.spans) == (1, None, ())
+    assert asked.n_forced_max == final.n_evictable == 60 - 36
 
 
 def test_heads_are_told_apart_by_what_they_see() -> None:
