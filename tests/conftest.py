@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write tests/e2e/golden/ anew instead of comparing")
+    parser.addoption(
+        "--update-golden", action="store_true", help="write golden files and tables anew instead of comparing"
+    )
 
 
 @pytest.fixture(scope="session")
 def update_golden(request: pytest.FixtureRequest) -> bool:
-    """Whether golden files are written anew."""
+    """Whether golden files, and tables that tests make, are written anew."""
     return bool(request.config.getoption("--update-golden"))
 
 

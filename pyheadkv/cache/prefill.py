@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.cache.reconstruct import Reconstruction
-from pyheadkv.cache.select import Floats, begin_observation, compress
+from pyheadkv.cache.select import Floats, begin_observation, compress, early_compression, observed
 from pyheadkv.cache.stats import TurnTimer
+from pyheadkv.cache.sweep import Sweep
 from pyheadkv.engine.abi import STATUS_COMPUTE
 from pyheadkv.engine.interrupt import interruptible
 from pyheadkv.engine.llama import cut, logits, tokens_of
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native, Observe
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.policy.plan import DraftPlan, Plan
 
@@ -61,6 +62,8 @@ class Prefill:
         of a HeadKV: the Llama's native side and its own eval
     on_progress
         called with (tokens read, tokens to read) while a prompt is read
+    sweep
+        reads prompts layer by layer, where that can be done; by default they are read batch by batch
 
     Attributes
     ----------
@@ -81,6 +84,7 @@ class Prefill:
         native: Native | None = None,
         evaluate: Callable[[list[int]], None] | None = None,
         on_progress: Callable[[int, int], None] = lambda n_done, n_total: None,
+        sweep: Sweep | None = None,
     ) -> None:
         if evaluate is None and "eval" in vars(llama):
             raise UsageError("this Llama has a HeadKV: close that one before measuring")
@@ -89,6 +93,7 @@ class Prefill:
         self.turn = TurnTimer()
         self._evaluate = evaluate
         self._on_progress = on_progress
+        self._sweep = sweep
         self._stage = Stage.WHOLE
         self._draft: DraftPlan | None = None  # for which is observed
         self._scores: list[Floats] | None = None  # of the prompt, that the library does not make
@@ -117,23 +122,51 @@ class Prefill:
         KeyboardInterrupt
             Ctrl-C, soon after it
         """
-        for start in range(0, len(tokens), self.llama.n_batch):
-            batch = list(tokens[start : start + self.llama.n_batch])
-            try:
-                with interruptible(self.native) if len(tokens) > 1 else nullcontext():
-                    self._eval(batch)
-            except BaseException:
-                cut(self.llama, self.llama.n_tokens)  # some ubatches of the batch may be in the cache
-                raise
-            self.turn.n_read += len(batch)
-            self._n_done += len(batch)
-            self._on_progress(self._n_done, self._n_total)
+        if not (self._sweep and self._sweep.is_open and self._read_by_layers(tokens)):
+            for start in range(0, len(tokens), self.llama.n_batch):
+                self._read_batch(list(tokens[start : start + self.llama.n_batch]))
         self.compress_if_due()
+
+    def _read_batch(self, batch: list[int]) -> None:
+        try:
+            with interruptible(self.native) if len(batch) > 1 else nullcontext():
+                self._eval(batch)
+        except BaseException:
+            cut(self.llama, self.llama.n_tokens)  # some ubatches of the batch may be in the cache
+            raise
+        self._count(len(batch))
+
+    def _read_by_layers(
+        self,
+        tokens: Sequence[int],
+        observe: Observe | None = None,
+        n_last: int = 0,
+        compression: Compression | None = None,
+    ) -> bool:
+        """Read tokens layer by layer; false: there is no room for their file, and nothing was read."""
+        if self._sweep is None or not tokens:
+            return False
+        n_before = self._n_done
+
+        def on_progress(n_done: int, n_all: int) -> None:  # a layer of all tokens is a share of the reading
+            self._on_progress(n_before + n_done * len(tokens) // n_all, self._n_total)
+
+        with interruptible(self.native):
+            is_read = self._sweep.read(tokens, on_progress, observe, n_last, compression)
+        if is_read:
+            self._count(len(tokens))
+        return is_read
+
+    def _count(self, n_tokens: int) -> None:
+        self.turn.n_read += n_tokens
+        self._n_done += n_tokens
+        self._on_progress(self._n_done, self._n_total)
 
     def decode(self, tokens: list[int]) -> None:
         """Read tokens that were generated; `compress_if_due` is to be called after them."""
         with self.turn.decode(len(tokens)):
-            self._eval(tokens)
+            if not (self._sweep and self._sweep.is_open and self._sweep.read(tokens)):
+                self._eval(tokens)
 
     def go_back(self, n_tokens: int) -> None:
         """Forget the last tokens, none of which has hot rows; there are no logits until one is read."""
@@ -178,24 +211,49 @@ class Prefill:
         """
         plan = draft.expected
         n_head = len(tokens) - (plan.n_last if scores is None else plan.policy.n_obs)
-        head, last = tokens[:n_head], tokens[n_head:]
+        head, last = list(tokens[:n_head]), list(tokens[n_head:])
         reconstruction = None
         if plan.policy.scorer.needs_reconstruction and scores is None:
             reconstruction = Reconstruction(self.llama, [*tokens_of(self.llama), *head])
         self.start_progress(len(tokens) + (reconstruction.n_tokens if reconstruction else 0))
-        self.read(head)
+        by_layers = self._sweep is not None and self._sweep.suits(len(tokens))
         try:
             if reconstruction:
+                if not (by_layers and self._read_by_layers(head)):
+                    self._read_by_batches(head, len(tokens))
                 scores = self._reconstruct(reconstruction, plan)
             self._stage, self._draft, self._scores = Stage.OBSERVING, draft, scores
-            if scores is None:
-                begin_observation(self.native, plan)
-            self.read(last)
-            self._stage = Stage.LOOKING_AHEAD
-            self.compress_if_due()
+            if reconstruction:
+                self.read(last)
+            else:
+                self._read_observing(head, last, draft, by_layers)
+            if self._draft:
+                self._stage = Stage.LOOKING_AHEAD
+                self.compress_if_due()
         except BaseException:
             self.stop_observing()
             raise
+
+    def _read_observing(self, head: list[int], last: list[int], draft: DraftPlan, by_layers: bool) -> None:
+        """Read tokens of which the last ones observe, if any does; layer by layer they may be compressed at once."""
+        observe, compression = None, None
+        if self._scores is None:
+            observe = observed(draft.expected)
+            compression = early_compression(draft, int(self.llama.n_threads_batch))
+        if by_layers and self._read_by_layers([*head, *last], observe, len(last), compression):
+            if compression:
+                self.turn.ms_select += self.native.stats().ms_select
+                self._plan = draft.expected
+                self._forget_draft()
+            return
+        self._read_by_batches(head, len(head) + len(last))
+        begin_observation(self.native, observe)
+        self.read(last)
+
+    def _read_by_batches(self, tokens: list[int], n_cells: int) -> None:
+        """Read tokens, with room for as many as n_cells made at once."""
+        self.native.reserve(self.llama.n_tokens + n_cells)
+        self.read(tokens)
 
     def compress_if_due(self) -> None:
         """Compress when the last token that observes is in the cache."""

@@ -90,8 +90,8 @@ class Turns:
         """Read a prompt onto a cache that is not compressed, and compress it if there is something to gain."""
         prompt = tokens_of(self._llama) + tokens
         draft = self._make_plan(prompt) if len(prompt) >= self._min_prompt else None
-        self._native.reserve(len(prompt))
         if draft is None:
+            self._native.reserve(len(prompt))
             self._read(tokens)
             return
         # the last tokens of the cache are taken back where the new ones are fewer than those that observe

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
+from pyheadkv.cache.sweep import Sweep
 from pyheadkv.cache.turns import Turns
 from pyheadkv.engine.llama import context_length, n_ctx_train, piece, replace_freed
 from pyheadkv.engine.load import load
@@ -96,6 +97,9 @@ class HeadKV:
     stop_when
         called with each token of an answer; what it says is true of is the last one. `pyheadkv.chat.loops.LoopWatch`
         watches one answer; the attribute of this name can be set before each
+    sweep
+        read long prompts layer by layer, so that one layer of the whole cache exists at a time, beside a file in the
+        cache folder; otherwise the whole cache exists while a prompt is read
 
     Raises
     ------
@@ -120,6 +124,7 @@ class HeadKV:
         on_notice: Callable[[str], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         stop_when: Callable[[int], bool] | None = None,
+        sweep: bool = True,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
@@ -136,7 +141,8 @@ class HeadKV:
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
-        self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress)
+        by_layers = Sweep(llama, self.native, self.on_notice) if sweep else None
+        self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress, by_layers)
         self._turns = Turns(self._prefill, self._make_plan, min_prompt=min_prompt, on_notice=self.on_notice)
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))

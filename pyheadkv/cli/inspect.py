@@ -19,6 +19,7 @@ from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
 from pyheadkv.model.weights import slow_weights_note, weight_types
 from pyheadkv.plots.heatmap import HeatMap
+from pyheadkv.policy.peak import peak
 from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, format_mix, mix_profile
@@ -104,7 +105,7 @@ def inspect_model(options: InspectOptions) -> Inspection:
     inspection = Inspection(report | _shape_report(shape, options), shape)
     _add_profile(inspection, options, path, metadata)
     if reason is None:
-        _add_plan(inspection, options)
+        _add_plan(inspection, options, int(str(metadata[f"{shape.architecture}.embedding_length"])))
     return inspection
 
 
@@ -123,7 +124,7 @@ def _add_profile(inspection: Inspection, options: InspectOptions, path: Path, me
         inspection.report["profile"] = asdict(inspection.profile)
 
 
-def _add_plan(inspection: Inspection, options: InspectOptions) -> None:
+def _add_plan(inspection: Inspection, options: InspectOptions, n_embd: int) -> None:
     shape, profile, report = inspection.shape, inspection.profile, inspection.report
     assert shape is not None
     policy, budget = parse_policy(options.policy), choose_budget(options.budget, profile)
@@ -136,7 +137,8 @@ def _add_plan(inspection: Inspection, options: InspectOptions) -> None:
     check_budget(shape, policy, budget, n_prompt, profile=profile, **types)
     inspection.plan = make_plan(shape, policy, budget, n_prompt, profile=profile, **types)
     if inspection.plan:
-        report["plan"] = _plan_report(inspection.plan)
+        peaks = peak(shape, inspection.plan, **types, n_embd=n_embd)
+        report["plan"] = {**_plan_report(inspection.plan), "peak_bytes": asdict(peaks)}
     else:
         report["plan_note"] = "the cache stays whole"
 
@@ -161,6 +163,11 @@ def _plan_report(plan: Plan) -> dict[str, Any]:
     heads = [n for layer in plan.rows for n in layer]
     spread = {"min": min(heads), "median": statistics.median(heads), "max": max(heads)}
     return {**plan.to_json(), "rows_spread": spread}
+
+
+def _peak_line(peaks: dict[str, int]) -> str:
+    by_layers = f"{mib(peaks['by_layers'])} MiB layer by layer, with {mib(peaks['hidden_states'])} MiB of hidden states"
+    return f"while reading    {by_layers}; {mib(peaks['whole'])} MiB with --no-sweep"
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -194,6 +201,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"rows kept        {plan['rows_kept']} of {plan['rows_full']} ({100 * budget['keep_ratio']:.3g} %)",
             f"rows per head    min {spread['min']}, median {spread['median']:g}, max {spread['max']}",
             f"KV bytes         {mib(plan['bytes_kept'])} of {mib(plan['bytes_full'])} MiB",
+            _peak_line(plan["peak_bytes"]),
         ]
     elif report.get("plan_note"):
         lines.append(f"plan             none: {report['plan_note']}")

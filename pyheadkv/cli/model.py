@@ -130,6 +130,7 @@ class FoundModel:
             protect=[*protect, *self.choice.protect],
             on_notice=note,
             on_progress=on_progress,
+            sweep=not self.choice.options.no_sweep,
         )
 
 

@@ -86,6 +86,9 @@ class ModelOptions:
         None, "Keep this text whole, as the system prompt of chat is; repeatable.", metavar="TEXT"
     )
     lookahead: int = _option(0, "First tokens of an answer that observe on the whole cache.", min=0, max=256)
+    no_sweep: bool = _option(
+        False, "Read prompts batch by batch: the whole cache of a prompt exists before it is compressed.", "--no-sweep"
+    )
     verbose: bool = _option(False, "Show llama.cpp's own log.", "--verbose")
 
 

@@ -98,6 +98,9 @@ def test_all(library: None, name: str) -> None:
 # ---- the table of what is read layer by layer ----
 
 
+WRITER = "`pytest tests/e2e/test_architectures.py -m slow --update-golden` (a tiny model of each architecture)"
+
+
 def swept_as(reports: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Of each architecture that is compressed: what crosses between its layers, or ""."""
     starts = {name: report["small"] for name, report in reports.items()}
@@ -110,7 +113,7 @@ def table_of(swept: dict[str, str]) -> str:
     for name in sorted(swept):
         by_reason.setdefault(swept[name], []).append(name.replace(", ", ": "))
     lines = [f"| {reason or 'nothing'} | {', '.join(names)} |" for reason, names in by_reason.items()]
-    return "\n".join(["| what crosses beside the hidden states | architectures |", "|---|---|", *lines])
+    return "\n".join([WRITER, "", "| what crosses beside the hidden states | architectures |", "|---|---|", *lines])
 
 
 def written_table() -> dict[str, str]:
@@ -120,7 +123,7 @@ def written_table() -> dict[str, str]:
         .partition(f"<!-- measured: {TABLE} -->")[2]
         .partition("<!-- /measured -->")[0]
     )
-    rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines()[2:]]
+    rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines() if line.startswith("|")][2:]
     return {
         name.replace(": ", ", "): "" if reason == "nothing" else reason
         for reason, names in rows

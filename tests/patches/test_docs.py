@@ -127,9 +127,12 @@ def test_measured_tables_name_their_command(name: str) -> None:
     blocks = MEASURED.findall(text)
     assert len(blocks) == text.count("<!-- measured:") == len({block for block, _ in blocks})
     for _, body in blocks:
-        line = re.match(r"`(pyheadkv (?:eval|bench) [^`]*)` \(", body)
+        line = re.match(r"`(pyheadkv (?:eval|bench) [^`]*|pytest ([^ `]+)[^`]*)` \(", body)
         assert line, f"no command above the table: {body[:80]}"
-        parse_command(line[1])
+        if line[2]:
+            assert (ROOT / line[2]).is_file()
+        else:
+            parse_command(line[1])
     assert not ERROR.search(MEASURED.sub("", text)), "a table of figures without marks"
 
 

@@ -16,10 +16,9 @@ import pytest
 
 from pyheadkv.chat import session
 from pyheadkv.engine.abi import STATUS_WRONG_STATE
-from pyheadkv.engine.native import Stats
+from pyheadkv.engine.native import Compression, Observe, Stats
 from pyheadkv.errors import NativeError
 from pyheadkv.model.shape import LayerShape
-from pyheadkv.policy.scorers import Scorer
 
 LAYERS = (LayerShape(0, 4, 2, 64, 64), LayerShape(1, 4, 2, 64, 64))
 N_HEADS = 4
@@ -86,30 +85,31 @@ class FakeNative:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
         self.memory.observing = self.memory.window_left = n_obs
 
+    def read_reason(self) -> str:
+        return ""
+
+    def read(self, tokens: list[int], *, observe: Observe | None, compression: Compression | None, **_: object) -> None:
+        self.memory.call("read", len(tokens))
+        self.memory.decode(tokens, len(self.memory.tokens))
+        if observe:
+            self.memory.observing, self.memory.window_left = observe.n_tokens, observe.n_ahead
+        if compression:
+            self.compress(compression)
+
     def attention_read(self, i: int, n_obs: int) -> np.ndarray:
         self.memory.call("attention_read")
         if self.memory.observing != n_obs or self.memory.window_left:
             raise NativeError("the repetition was not all observed", STATUS_WRONG_STATE)
         return np.zeros((LAYERS[i].n_head, len(self.memory.tokens) - n_obs), dtype=np.float32)
 
-    def compress(
-        self,
-        rows: np.ndarray,
-        scorer: Scorer,
-        n_sink: int,
-        n_threads: int,
-        scoring: object,
-        scores: object,
-        spans: object,
-        n_forced_max: int,
-    ) -> None:
+    def compress(self, how: Compression) -> None:
         memory = self.memory
-        memory.spans = spans
+        memory.spans = how.spans
         memory.call("compress")
-        if scores is None and (not memory.observing or memory.window_left):
+        if how.scores is None and (not memory.observing or memory.window_left):
             raise NativeError("the observation window is not full", STATUS_WRONG_STATE)
-        memory.rows = rows
-        memory.n_prefix = len(memory.tokens) - scorer.n_obs
+        memory.rows = how.rows
+        memory.n_prefix = len(memory.tokens) - how.scorer.n_obs
         memory.observing = 0
 
     def stats(self) -> Stats:
@@ -127,6 +127,7 @@ class FakeNative:
             bytes_hot=prefix * ROW_BYTES,
             bytes_tail=tail * ROW_BYTES,
             bytes_observed=0,
+            bytes_archive=0,
             bytes_peak=n_pos * N_HEADS * ROW_BYTES,
             n_grow=0,
             ms_select=0.0,
@@ -144,6 +145,7 @@ class FakeLlama:
         self.n_tokens = 0
         self.input_ids = np.zeros(n_ctx, dtype=np.intc)
         self.cache = None
+        self._logits_all = False
         self.metadata = {"general.architecture": "llama", "general.name": "fake"}
         self.context_params = SimpleNamespace(type_k=1, type_v=1, embeddings=False)
         self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0, n_params=lambda: 134515008)

@@ -284,12 +284,18 @@ def test_inspect_as_json(run: Run) -> None:
     assert report["bytes_per_token"] == 3 * (2 * 34 + 80 * 2)
     assert report["plan"]["rows_kept"] == 300 == sum(map(sum, report["plan"]["rows_per_head"]))
     assert report["plan"]["rows_spread"] == {"min": 100, "median": 100, "max": 100}
+    row = 2 * 34 + 80 * 2
+    kept, peaks = 300 * row, report["plan"]["peak_bytes"]
+    assert peaks["by_layers"] == 1000 * 2 * row + kept  # the larger of its layers has two heads
+    assert peaks["whole"] == 1000 * 3 * row + kept
+    assert peaks["hidden_states"] % (1000 * 4) == 0 < peaks["hidden_states"]
 
 
 def test_inspect_as_text(run: Run) -> None:
     text = run("inspect", "model.gguf").stdout
     assert "KV heads         1 to 2 in a layer, 3 in all" in text
     assert "rows kept        1536 of 6144 (25 %)" in text
+    assert "MiB with --no-sweep\n" in text
     assert "supported        yes" in text
     assert "weights          Q4_1 90 %, F32 10 %\n                 Q4_1 has no fast matrix kernel" in text
 

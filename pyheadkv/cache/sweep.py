@@ -1,0 +1,105 @@
+"""Reading tokens layer by layer: the rows of one layer are in memory at a time, those of the others lie in a file.
+
+    memory   | layer 7: K, V of all tokens | hidden states |        file   | layers 0 .. 6 ...... | 7 | ... |
+
+What comes out is what reading them batch by batch gives, bit for bit (native/README.md says how). The file lies in the
+user's cache folder, has no name there, and is gone when the cache is compressed or the process ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pyheadkv.engine.abi import STATUS_COMPUTE
+from pyheadkv.engine.llama import count_read, cut, wants_all_logits
+from pyheadkv.engine.native import Compression, Native, Observe
+from pyheadkv.errors import ModelError, NativeError, UsageError
+from pyheadkv.files.cache_folder import cache_folder
+
+if TYPE_CHECKING:
+    import llama_cpp
+
+MIN_TOKENS = 512  # fewer take less memory than what is needed beside them
+
+
+class Sweep:
+    """Reads tokens onto the cache of a Llama layer by layer, where that can be done.
+
+    Parameters
+    ----------
+    llama, native
+        the model
+    on_notice
+        called with one line where it cannot be done
+    min_tokens
+        fewer are not read so
+    """
+
+    def __init__(
+        self,
+        llama: llama_cpp.Llama,
+        native: Native,
+        on_notice: Callable[[str], None],
+        min_tokens: int = MIN_TOKENS,
+    ) -> None:
+        self._llama, self._native = llama, native
+        self._notify = on_notice
+        self._min_tokens = min_tokens
+        self._was_used = False
+
+    @cached_property
+    def _is_possible(self) -> bool:
+        reason = "logits of all tokens are wanted" if wants_all_logits(self._llama) else self._native.read_reason()
+        if reason:
+            self._notify(f"the whole cache exists while a prompt is read, not one layer of it at a time: {reason}")
+        return not reason
+
+    def suits(self, n_tokens: int) -> bool:
+        """Whether a prompt, of which so many tokens are to be read, is read layer by layer."""
+        return n_tokens >= self._min_tokens and self._is_possible
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rows lie in a file now: whatever is read then is best read layer by layer."""
+        return self._was_used and self._native.stats().bytes_archive > 0
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        on_progress: Callable[[int, int], None] = lambda n_done, n_total: None,
+        observe: Observe | None = None,
+        n_last: int = 0,
+        compression: Compression | None = None,
+    ) -> bool:
+        """Read tokens after those that are there; arguments as of `Native.read`.
+
+        Returns
+        -------
+        false: there is no room for the file, which was said; nothing was read
+
+        Raises
+        ------
+        NativeError
+            a computation failed; the cache is as it was
+        """
+        cut(self._llama, self._llama.n_tokens)
+        try:
+            with cache_folder(UsageError) as folder:
+                self._native.read(
+                    tokens,
+                    observe=observe,
+                    n_last=n_last,
+                    folder=folder,
+                    compression=compression,
+                    on_progress=on_progress,
+                )
+        except (NativeError, ModelError, UsageError) as error:
+            if isinstance(error, NativeError) and error.status == STATUS_COMPUTE:
+                raise
+            self._notify(f"the whole cache exists while this prompt is read, not one layer of it at a time: {error}")
+            return False
+        self._was_used = True
+        count_read(self._llama, tokens)
+        return True
