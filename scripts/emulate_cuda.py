@@ -134,7 +134,8 @@ MUTANTS = (
 
 # what tests/cuda/faults.cu does wrong, and how it is noticed: "wrong" are the program's own numbers
 NUMBERS = "wrong: element"
-LATE, CHECKED, TWO = {"CUDAEMU_LATE": "1"}, {"CUDAEMU_CHECK": "1"}, {"CUDAEMU_DEVICES": "2"}
+LATE, TWO = {"CUDAEMU_LATE": "1"}, {"CUDAEMU_DEVICES": "2"}
+CHECKED = {"CUDAEMU_CHECK": "1", "CUDAEMU_REPORTS": "100"}
 FAULTS: dict[str, tuple[dict[str, str], str]] = {
     "bounds": ({}, "0 bytes behind an allocation of 4096"),
     "alignment": ({}, "not aligned"),
