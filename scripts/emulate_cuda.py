@@ -13,36 +13,41 @@ seconds of a core for each; later runs compile what changed.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from compile_cuda import FA_PAIRS, FA_TYPES, SkipError, find_nvcc
+from compile_cuda import SkipError, find_nvcc
+from cuda_emulator import (
+    ARCHS,
+    BUILD,
+    EMULATOR,
+    FAST_ARCHS,
+    HERE,
+    OURS,
+    TREE,
+    build,
+    build_backend,
+    build_emulator,
+    build_faults,
+    call,
+    make_ptx,
+    nvcc_command,
+    translate,
+)
 from patches import PatchError, make_tree
 from pin import PinError
 from prepare import BUILD as BUILD_ROOT
-from prepare import LIBRARY_DIR, ROOT, SetupError, find_tools
+from prepare import LIBRARY_DIR, PYTHON, ROOT, SetupError
 
-HERE = ROOT / "tests" / "cuda"
-BUILD = BUILD_ROOT / "cuda"
-TREE = BUILD / "upstream"
-CMAKE_FOLDER = BUILD / "emulator"
-CACHE = BUILD / "kernels"
-OURS = ROOT / "native" / "attend" / "cuda"
-TYPES = ("f16", "bf16", "q8_0", "q4_0")
-FAST_ARCHS, ARCHS = ("75", "80"), ("75", "80", "90")
-# as ggml's CMake files have them; PTX alone, uncompressed
-NVCC_FLAGS = ("-std=c++17", "-use_fast_math", "-extended-lambda", "-Wno-deprecated-gpu-targets", "-lineinfo")
 CASES = 400  # of tests/native/cuda-cases.h
+DEVICE_CASES = 500  # of tests/native/test-device.cpp
+TEST_DEVICE = BUILD_ROOT / "release" / "tests" / "native" / "test-device"
 ORDERS = ("rev", "rand:1")
-N_JOBS = os.cpu_count() or 1
-LIMIT_S = 3600
 
 
 @dataclass(frozen=True)
@@ -165,107 +170,12 @@ FAULTS: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-# ---- building ----
-
-
-def call(command: Sequence[str | Path], **settings: str) -> tuple[int, str]:
-    """(exit code, all output)."""
-    stock = {key: value for key, value in os.environ.items() if not key.startswith("CUDAEMU_")}
-    done = subprocess.run(
-        list(map(str, command)),
-        env=stock | {"CUDAEMU_CACHE": str(CACHE)} | settings,
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=LIMIT_S,
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
-def build(*command: str | Path) -> None:
-    """A command that must succeed."""
-    code, said = call(command)
-    if code != 0:
-        raise SetupError(f"{Path(command[0]).name} failed:\n{said[-4000:]}")
-
-
-def toolkit(nvcc: Path) -> Path:
-    """The folder that holds the toolkit's include and bin; nvcc may be a script that calls the real one."""
-    said = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
-    if not found:
-        raise SkipError(f"{nvcc} does not say where its toolkit is")
-    return Path(found[1]).resolve()
-
-
-def build_emulator(nvcc: Path) -> None:
-    """The emulator and the programs over it."""
-    options = {
-        "CUDA_INCLUDE": toolkit(nvcc) / "include",
-        "GGML_SOURCE": TREE,
-        "GGML_LIBRARIES": LIBRARY_DIR,
-    }
-    cmake = find_tools()
-    defined = [f"-D{name}={value}" for name, value in options.items()]
-    build(cmake, "-S", HERE, "-B", CMAKE_FOLDER, "-G", "Ninja", *defined)
-    build(cmake, "--build", CMAKE_FOLDER, "--parallel", str(N_JOBS))
-
-
-def nvcc_command(nvcc: Path, kernels: Path) -> list[str]:
-    """The compiler's call for any of ggml's or our files, with our kernels in folder `kernels`."""
-    folders = [HERE / "include", kernels, TREE / "ggml" / "include", TREE / "ggml" / "src", ROOT / "native"]
-    pairs = [f"-DGGML_CUDA_FA_{k}_{v}={int(f'{k}-{v}' in FA_PAIRS)}" for k in FA_TYPES for v in FA_TYPES]
-    return [str(nvcc), *NVCC_FLAGS, *(f"-I{folder}" for folder in folders), *pairs]
-
-
-def make_ptx(nvcc: Path, kernels: Path, arch: str, target: Path, types: Sequence[str] = TYPES) -> Path:
-    """PTX of the kernels in a folder, a file a cache type, in folder `target`; what is newer than them is kept."""
-    target.mkdir(parents=True, exist_ok=True)
-    newest = max(path.stat().st_mtime for path in kernels.iterdir())
-
-    def make(cache_type: str) -> None:
-        ptx = target / f"{cache_type}.ptx"
-        if ptx.is_file() and ptx.stat().st_mtime > newest:
-            return
-        source = kernels / f"headkv-cuda-{cache_type}.cu"
-        build(*nvcc_command(nvcc, kernels), f"-arch=compute_{arch}", "-ptx", "-o", f"{ptx}.tmp", source)
-        Path(f"{ptx}.tmp").replace(ptx)
-
-    with ThreadPoolExecutor(N_JOBS) as pool:
-        list(pool.map(make, types))
-    return target
-
-
-def translate(folder: Path) -> None:
-    """Compile all kernels of a folder of PTX, on all cores."""
-    files = sorted(folder.glob("*.ptx"))
-    parts = [[CMAKE_FOLDER / "translate", str(part), str(N_JOBS), *files] for part in range(N_JOBS)]
-    with ThreadPoolExecutor(N_JOBS) as pool:
-        list(pool.map(lambda command: build(*command), parts))
-
-
-def build_faults(nvcc: Path) -> Path:
-    """tests/cuda/faults.cu as a program over the emulated runtime."""
-    program, source = BUILD / "faults", HERE / "faults.cu"
-    library = CMAKE_FOLDER / "libcudart.so"
-    if program.is_file() and program.stat().st_mtime > max(source.stat().st_mtime, library.stat().st_mtime):
-        return program
-    codes = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in FAST_ARCHS]
-    link = ["-cudart", "none", str(library), "-Xlinker", "-rpath", "-Xlinker", str(CMAKE_FOLDER)]
-    build(nvcc, "-std=c++17", "-lineinfo", "--no-compress", *codes, "-o", program, source, *link)
-    return program
-
-
 # ---- steps; each returns what went wrong, "" if nothing did ----
 
 
 def run_cases(folder: Path, *cases: int, **settings: str) -> str:
     """Cases of test-ptx, of one architecture."""
-    code, said = call([CMAKE_FOLDER / "test-ptx", folder, *map(str, cases)], **settings)
+    code, said = call([EMULATOR / "test-ptx", folder, *map(str, cases)], **settings)
     print(f"sm_{folder.name}: {said.strip().splitlines()[-1] if said else code}", flush=True)
     return "" if code == 0 else said
 
@@ -296,6 +206,44 @@ def check_runtime(nvcc: Path) -> str:
 def check_kernels(nvcc: Path) -> str:
     """Every third case."""
     return "".join(run_cases(kernels_of(nvcc, arch)) for arch in FAST_ARCHS)
+
+
+def run_device(nvcc: Path, n_cases: int, **settings: str) -> str:
+    """Cases of test-device: our kernels with their launch code, as ggml-cuda's patched dispatch calls them."""
+    library = build_backend(nvcc)
+    code, said = call([TEST_DEVICE, "CUDA0", "0", str(n_cases)], LD_LIBRARY_PATH=str(library), **settings)
+    print(said.strip().splitlines()[-1] if said else code, flush=True)
+    return "" if code == 0 else said
+
+
+def run_models(nvcc: Path, *arguments: str, **settings: str) -> str:
+    """End-to-end tests with the emulated device."""
+    library = build_backend(nvcc)
+    code, said = call([PYTHON, "-m", "pytest", "--color=no", "-q", *arguments], HEADKV_LIB_DIR=str(library), **settings)
+    print(said.strip().splitlines()[-1], flush=True)
+    return "" if code == 0 else said
+
+
+def check_device(nvcc: Path) -> str:
+    """A part of the cases; all that is asynchronous as late as it may be."""
+    return run_device(nvcc, DEVICE_CASES // 5, **LATE)
+
+
+def check_models(nvcc: Path) -> str:
+    """Tiny models, and the demo model with all layers on the device; recorded graphs are replayed."""
+    small = "not demo or (f16 and whole)"
+    return run_models(nvcc, "tests/e2e/test_cuda.py", "tests/e2e/test_device.py", "-k", small)
+
+
+def check_device_cases(nvcc: Path) -> str:
+    """All cases, with all work done at once."""
+    return run_device(nvcc, DEVICE_CASES)
+
+
+def check_conversations(nvcc: Path) -> str:
+    """Every test of a model: late on two devices, and without recorded graphs."""
+    tests = ("tests/e2e/test_cuda.py", "tests/e2e/test_device.py")
+    return run_models(nvcc, *tests, **LATE, **TWO) + run_models(nvcc, *tests, GGML_CUDA_DISABLE_GRAPHS="1")
 
 
 def check_cases(nvcc: Path) -> str:
@@ -340,23 +288,27 @@ def check_mutants(nvcc: Path) -> str:
         source = folder / "source"
         build(*nvcc_command(nvcc, source), "-arch=compute_80", "-ptx", "-o", folder / "f16.ptx", HERE / "small.cu")
         settings = {} if mutant.by == WRONG else CHECKED
-        said = [call([CMAKE_FOLDER / "test-ptx", folder, str(case)], **settings)[1] for case in MUTANT_CASES]
+        said = [call([EMULATOR / "test-ptx", folder, str(case)], **settings)[1] for case in MUTANT_CASES]
         n = sum(mutant.by in text for text in said)
         print(f"mutant: {mutant.what}: noticed in {n} of {len(said)} cases", flush=True)
         missed += [] if n else [f"{mutant.what}: not noticed"]
     return "\n".join(missed)
 
 
-# the first two are the fast part
+# the first four are the fast part
 STEPS: dict[str, Callable[[Path], str]] = {
     "runtime": check_runtime,
     "kernels": check_kernels,
+    "device": check_device,
+    "models": check_models,
     "cases": check_cases,
     "orders": check_orders,
     "races": check_races,
+    "device-cases": check_device_cases,
+    "conversations": check_conversations,
     "mutants": check_mutants,
 }
-N_FAST = 2
+N_FAST = 4
 
 
 def run_steps(nvcc: Path, names: Sequence[str]) -> list[str]:

@@ -137,3 +137,15 @@ def make_tokens(n: int, n_vocab: int, seed: int = 0) -> list[int]:
     """Random token ids."""
     tokens: list[int] = np.random.default_rng(seed).integers(0, n_vocab, n).tolist()
     return tokens
+
+
+def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def mean_kl(logits: Logits, truth: Logits) -> float:
+    """Kullback-Leibler divergence of the next token's distribution, mean over tokens, nats."""
+    p, q = _log_softmax(truth), _log_softmax(logits)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())

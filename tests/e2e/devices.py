@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 
 LIBRARY = ROOT / "build" / "release" / "tests" / "native" / "libtest-devices.so"
 GPU = 1  # enum ggml_backend_dev_type
+SPLIT_NONE, SPLIT_LAYER, SPLIT_TENSOR = 0, 1, 3  # enum llama_split_mode
 REFUSE_NOTHING, REFUSE_PREFIX, REFUSE_ATTENTION = range(3)  # what a fake device cannot compute
 
 
@@ -50,7 +51,16 @@ def _test_library() -> ctypes.CDLL:
 def _ggml() -> ctypes.CDLL:
     library = ctypes.CDLL(str(next(path for path in prepare().iterdir() if path.stem == "libggml")))
     library.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    library.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    library.ggml_backend_dev_count.restype = ctypes.c_size_t
     return library
+
+
+def n_devices() -> int:
+    """GPUs, and emulated ones."""
+    devices = (_ggml().ggml_backend_dev_get(i) for i in range(_ggml().ggml_backend_dev_count()))
+    return sum(_ggml().ggml_backend_dev_type(ctypes.c_void_p(device)) == GPU for device in devices)
 
 
 def has_device() -> bool:

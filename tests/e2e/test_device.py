@@ -16,6 +16,9 @@ from tests.e2e.context import Context, make_tokens, relative_error
 from tests.e2e.devices import (
     REFUSE_ATTENTION,
     REFUSE_PREFIX,
+    SPLIT_LAYER,
+    SPLIT_NONE,
+    SPLIT_TENSOR,
     Traffic,
     count_traffic,
     fake_devices,
@@ -30,8 +33,6 @@ N_PROMPT, N_OBS, N_CTX = 80, 8, 512
 TOKENS = make_tokens(N_PROMPT + 300, TINY.n_vocab, seed=3)
 KEPT = [[], [0], [1, 5, 40], list(range(60)), [7, 8, 9], list(range(0, 70, 2)), [71], list(range(30, 50))]
 F32 = 4
-
-SPLIT_NONE, SPLIT_LAYER, SPLIT_TENSOR = 0, 1, 3  # enum llama_split_mode
 
 # upstream's kernels round activations to f16; other rows move the answer by 0.2 and more (test_ragged.py)
 DEVICE_ERROR = 2e-2

@@ -12,7 +12,7 @@ from pyheadkv.engine.native import Compression
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
-from tests.e2e.context import Context, Logits, make_tokens, relative_error
+from tests.e2e.context import Context, Logits, make_tokens, mean_kl, relative_error
 from tests.e2e.ragged import N_POS, chat_tokens, decode_batches
 from tests.reference.llama import forward
 from tests.tiny import Tiny, make_weights
@@ -56,18 +56,6 @@ def test_all_rows_are_stock(open_context: MakeContext, cache_type: str, attentio
     compress_all(ours, tokens[:N_POS], attention)
     error = relative_error(decode_batches(ours, tokens), decode_batches(stock, tokens))
     assert error < STOCK_ERROR.get(cache_type, STOCK_ERROR_LOW_BITS)
-
-
-def log_softmax(logits: Logits) -> np.ndarray:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
-
-def mean_kl(logits: Logits, truth: Logits) -> float:
-    """Kullback-Leibler divergence of the next token's distribution, mean over tokens, nats."""
-    p, q = log_softmax(truth), log_softmax(logits)
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def text_tokens(context: Context, n: int) -> list[int]:

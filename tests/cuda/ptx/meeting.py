@@ -104,11 +104,10 @@ class Meeting(Operands):
         code = " ".join(
             f"t->in[{8 * j + i}] = {self.value(x, 'b32')};" for j, v in enumerate(vectors[1:4]) for i, x in enumerate(v)
         )
-        kinds = f"{MMA_TYPES[types[0]]} << 8 | {MMA_TYPES[types[1]]} << 12"
-        if n != 8 or m > 16 or k > 32:
+        if n != 8:
             raise ValueError
-        size = f"{m // 8} << 16 | {k // 4} << 22"
-        code += f" meet(t, OP_MMA | {kinds} | {size}, 0xffffffff, {self.site()}); "
+        number = f"mma_code({MMA_TYPES[types[0]]}, {MMA_TYPES[types[1]]}, {m}, {k})"
+        code += f" meet(t, {number}, 0xffffffff, {self.site()}); "
         return code + " ".join(self.store(d, "b32", f"t->out[{i}]") for i, d in enumerate(vectors[0]))
 
     def op_mma(self, s: list[str], a: list[str]) -> str:

@@ -7,6 +7,7 @@
 #include "api.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 namespace emu {
@@ -29,6 +30,8 @@ cudaError_t replay(const Nodes & nodes) {
     }
     return sticky();
 }
+
+std::atomic<uint64_t> n_graphs{0}; // launched
 
 // what the update of a graph must leave alone
 cudaGraphExecUpdateResult difference(const Nodes & old, const Nodes & now) {
@@ -93,9 +96,11 @@ cudaError_t CUDARTAPI cudaGraphExecUpdate(cudaGraphExec_t e, cudaGraph_t g, cuda
 }
 cudaError_t CUDARTAPI cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     if (stream_of(s).capture) { return refuse(cudaErrorNotSupported, "a graph within a graph: not emulated"); }
+    n_graphs++;
     const auto nodes = e->nodes; // an update changes later launches only
     return enqueue(s, { Kind::KERNEL, 0, [nodes] { return replay(*nodes); } });
 }
+unsigned long long cudaemu_n_graphs() { return n_graphs; } // for tests
 cudaError_t CUDARTAPI cudaGraphDestroy(cudaGraph_t g) { delete g; return done(cudaSuccess); }
 cudaError_t CUDARTAPI cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; return done(cudaSuccess); }
 

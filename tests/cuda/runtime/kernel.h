@@ -33,6 +33,9 @@ enum { REDUX_ADD, REDUX_MIN, REDUX_MAX, REDUX_AND, REDUX_OR, REDUX_XOR, REDUX_MI
 enum { TYPE_F16, TYPE_F32, TYPE_BF16, TYPE_TF32, TYPE_S32, TYPE_S8, TYPE_U8 };
 static constexpr uint32_t op_code(uint32_t op, uint32_t a = 0, uint32_t b = 0, uint32_t c = 0) { return op | a << 8 | b << 16 | c << 24; }
 
+// of D = A B + C: type of the factors, of the sums, rows of A, columns of A; B has 8 columns
+static constexpr uint32_t mma_code(uint32_t factors, uint32_t sums, uint32_t m, uint32_t k) { return OP_MMA | factors << 8 | sums << 12 | m << 16 | k << 24; }
+
 enum Fault : uint32_t { FAULT_GLOBAL, FAULT_SHARED, FAULT_LOCAL, FAULT_GENERIC, FAULT_ALIGN, FAULT_TRAP, FAULT_READONLY };
 
 enum Bar : uint32_t { BAR_PLAIN, BAR_AND, BAR_OR, BAR_POPC };

@@ -130,7 +130,7 @@ using Lanes = Lane * [WARP]; // null: not there
 // matrix.cpp; all 32 lanes
 void do_ldmatrix(Lanes & x, uint32_t n, bool trans);
 void do_movmatrix(Lanes & x);
-void do_mma(Lanes & x, uint32_t code);
+bool do_mma(Lanes & x, uint32_t code); // D = A B + C; false: a shape that is not known
 
 // of struct Rt
 void      rt_collective(Thread * t, uint32_t op, uint32_t mask, uint32_t site);

@@ -92,7 +92,9 @@ void Run::complete(Warp & warp, uint32_t w, uint32_t members) {
         case OP_SYNCWARP:  warp.syncs++; break;
         case OP_LDMATRIX:  do_ldmatrix(x, a, code >> 16 & 255); break;
         case OP_MOVMATRIX: do_movmatrix(x); break;
-        case OP_MMA:       do_mma(x, code); break;
+        case OP_MMA:
+            if (!do_mma(x, code)) { fail("a matrix instruction of a shape that is not emulated: " + place(*some, some->site)); }
+            break;
     }
     for (uint32_t m = members; m; m &= m - 1) { lanes[w*WARP + __builtin_ctz(m)].state = READY; }
     warp.waiting &= ~members;

@@ -1,0 +1,238 @@
+"""Build the emulated CUDA runtime (tests/cuda) and what runs over it: a part of scripts/emulate_cuda.py.
+
+Of upstream's ggml-cuda only what the demo model and the tiny models of the tests need is compiled; who calls anything
+else is told the name of what is missing, and ends. Matrix products of f16 and f32 go to the emulated cuBLAS
+where upstream has kernels of its own (mmf.cu, whose many instances would take longer to compile than all the rest).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from compile_cuda import FA_PAIRS, FA_TYPES, SkipError
+from prepare import BUILD as BUILD_ROOT
+from prepare import LIBRARY_DIR, ROOT, SetupError, find_tools
+
+HERE = ROOT / "tests" / "cuda"
+BUILD = BUILD_ROOT / "cuda"
+TREE = BUILD / "upstream"
+GGML = TREE / "ggml" / "src"
+EMULATOR = BUILD / "emulator"
+EMULATED_LIBRARY = BUILD / "lib"
+CACHE = BUILD / "kernels"
+OURS = ROOT / "native" / "attend" / "cuda"
+TYPES = ("f16", "bf16", "q8_0", "q4_0")
+ARCH = "80"  # of the backend
+FAST_ARCHS, ARCHS = ("75", "80"), ("75", "80", "90")  # of our kernels
+N_JOBS = os.cpu_count() or 1
+LIMIT_S = 3600
+# as ggml's CMake files have them; PTX alone, uncompressed
+NVCC_FLAGS = ("-std=c++17", "-use_fast_math", "-extended-lambda", "-Wno-deprecated-gpu-targets", "-lineinfo")
+
+GGML_SOURCES = (
+    "ggml-cuda.cu",
+    *("binbcast.cu", "clamp.cu", "concat.cu", "convert.cu", "cpy.cu", "fattn.cu", "getrows.cu", "mean.cu", "mmvf.cu"),
+    *(
+        "mmq.cu",
+        "mmvq.cu",
+        "norm.cu",
+        "pool2d.cu",
+        "quantize.cu",
+        "rope.cu",
+        "scale.cu",
+        "set-rows.cu",
+        "softmax.cu",
+        "sumrows.cu",
+    ),
+    *("unary.cu", "fwht.cu"),
+    *(f"template-instances/mmq-instance-{name}.cu" for name in ("q4_1", "q8_0")),  # the demo model and how it comes
+    *(f"template-instances/fattn-vec-instance-{name}-{name}.cu" for name in TYPES),
+    *(
+        f"template-instances/fattn-mma-f16-instance-ncols1_{n1}-ncols2_{n2}.cu"
+        for n1, n2 in ((8, 1), (16, 1), (32, 1), (64, 1), (4, 2), (8, 2), (16, 2), (32, 2))
+    ),
+)
+OUR_SOURCES = (
+    "headkv-cuda.cu",
+    "headkv-cuda-f16.cu",
+    "headkv-cuda-bf16.cu",
+    "headkv-cuda-q8_0.cu",
+    "headkv-cuda-q4_0.cu",
+)
+DEFINES = (
+    *("GGML_BACKEND_BUILD", "GGML_BACKEND_SHARED", "GGML_SHARED", "GGML_CUDA_NO_VMM", "GGML_CUDA_USE_GRAPHS", "NDEBUG"),
+    *("GGML_CUDA_PEER_MAX_BATCH_SIZE=128", "GGML_SCHED_MAX_COPIES=4"),
+)
+
+
+def call(command: Sequence[str | Path], **settings: str) -> tuple[int, str]:
+    """(exit code, all output)."""
+    stock = {key: value for key, value in os.environ.items() if not key.startswith("CUDAEMU_")}
+    done = subprocess.run(
+        list(map(str, command)),
+        env=stock | {"CUDAEMU_CACHE": str(CACHE)} | settings,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=LIMIT_S,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def build(*command: str | Path) -> None:
+    """A command that must succeed."""
+    code, said = call(command)
+    if code != 0:
+        raise SetupError(f"{Path(command[0]).name} failed:\n{said[-4000:]}")
+
+
+def toolkit(nvcc: Path) -> Path:
+    """The folder that holds the toolkit's include and bin; nvcc may be a script that calls the real one."""
+    said = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
+    if not found:
+        raise SkipError(f"{nvcc} does not say where its toolkit is")
+    return Path(found[1]).resolve()
+
+
+def build_emulator(nvcc: Path) -> None:
+    """The emulator and the programs over it."""
+    options = {
+        "CUDA_INCLUDE": toolkit(nvcc) / "include",
+        "GGML_SOURCE": TREE,
+        "GGML_LIBRARIES": LIBRARY_DIR,
+    }
+    cmake = find_tools()
+    defined = [f"-D{name}={value}" for name, value in options.items()]
+    build(cmake, "-S", HERE, "-B", EMULATOR, "-G", "Ninja", *defined)
+    build(cmake, "--build", EMULATOR, "--parallel", str(N_JOBS))
+
+
+def nvcc_command(nvcc: Path, kernels: Path) -> list[str]:
+    """The compiler's call for any of ggml's or our files, with our kernels in folder `kernels`."""
+    folders = [HERE / "include", kernels, TREE / "ggml" / "include", TREE / "ggml" / "src", ROOT / "native"]
+    pairs = [f"-DGGML_CUDA_FA_{k}_{v}={int(f'{k}-{v}' in FA_PAIRS)}" for k in FA_TYPES for v in FA_TYPES]
+    return [str(nvcc), *NVCC_FLAGS, *(f"-I{folder}" for folder in folders), *pairs]
+
+
+def make_ptx(nvcc: Path, kernels: Path, arch: str, target: Path, types: Sequence[str] = TYPES) -> Path:
+    """PTX of the kernels in a folder, a file a cache type, in folder `target`; what is newer than them is kept."""
+    target.mkdir(parents=True, exist_ok=True)
+    newest = max(path.stat().st_mtime for path in kernels.iterdir())
+
+    def make(cache_type: str) -> None:
+        ptx = target / f"{cache_type}.ptx"
+        if ptx.is_file() and ptx.stat().st_mtime > newest:
+            return
+        source = kernels / f"headkv-cuda-{cache_type}.cu"
+        build(*nvcc_command(nvcc, kernels), f"-arch=compute_{arch}", "-ptx", "-o", f"{ptx}.tmp", source)
+        Path(f"{ptx}.tmp").replace(ptx)
+
+    with ThreadPoolExecutor(N_JOBS) as pool:
+        list(pool.map(make, types))
+    return target
+
+
+def translate(folder: Path) -> None:
+    """Compile all kernels of a folder of PTX, on all cores."""
+    files = sorted(folder.glob("*.ptx"))
+    parts = [[EMULATOR / "translate", str(part), str(N_JOBS), *files] for part in range(N_JOBS)]
+    with ThreadPoolExecutor(N_JOBS) as pool:
+        list(pool.map(lambda command: build(*command), parts))
+
+
+def build_faults(nvcc: Path) -> Path:
+    """tests/cuda/faults.cu as a program over the emulated runtime."""
+    program, source = BUILD / "faults", HERE / "faults.cu"
+    library = EMULATOR / "libcudart.so"
+    if program.is_file() and program.stat().st_mtime > max(source.stat().st_mtime, library.stat().st_mtime):
+        return program
+    codes = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in FAST_ARCHS]
+    link = ["-cudart", "none", str(library), "-Xlinker", "-rpath", "-Xlinker", str(EMULATOR)]
+    build(nvcc, "-std=c++17", "-lineinfo", "--no-compress", *codes, "-o", program, source, *link)
+    return program
+
+
+# ---- the backend ----
+
+
+@cache
+def headers_digest(folders: tuple[Path, ...]) -> str:
+    """Hash of everything that a source may include."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cuh")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def compile_objects(command: Sequence[str], sources: Sequence[Path], target: Path) -> list[Path]:
+    """Objects of the sources, in their order; one that was made of the same bytes is taken again."""
+    target.mkdir(parents=True, exist_ok=True)
+    headers = headers_digest((GGML / "ggml-cuda", GGML, TREE / "ggml" / "include", OURS, OURS.parent, HERE / "include"))
+
+    def compile_one(source: Path) -> Path:
+        stamp = hashlib.sha256("\0".join([*command, headers]).encode() + source.read_bytes()).hexdigest()[:16]
+        made = target / f"{source.stem}-{stamp}.o"
+        if not made.is_file():
+            build(*command, "-c", "-o", f"{made}.tmp", source)
+            Path(f"{made}.tmp").replace(made)
+        return made
+
+    with ThreadPoolExecutor(N_JOBS) as pool:
+        return list(pool.map(compile_one, sources))
+
+
+def symbols(library: Path, kind: str) -> set[str]:
+    """Names that a library defines, or those that it needs of libraries without versions."""
+    said = subprocess.run(["nm", "-D", f"--{kind}-only", library], capture_output=True, text=True, check=True).stdout
+    kinds = "U" if kind == "undefined" else "TBDRVWi"
+    return {name for *_, letter, name in map(str.split, said.splitlines()) if letter in kinds and "@" not in name}
+
+
+def write_missing(library: Path, needed: Sequence[Path]) -> Path:
+    """C functions in the place of all that was left out of a library: who calls one is told its name."""
+    missing = symbols(library, "undefined").difference(*(symbols(other, "defined") for other in needed))
+    functions = "".join(f'extern "C" void {name}() {{ missing("{name}"); }}\n' for name in sorted(missing))
+    path = BUILD / "missing.cpp"
+    path.write_text(
+        "#include <stdio.h>\n#include <stdlib.h>\n"
+        'static void missing(const char * s) { fprintf(stderr, "cudaemu: not compiled: %s\\n", s); abort(); }\n'
+        f"{functions}"
+    )
+    return path
+
+
+def build_backend(nvcc: Path) -> Path:
+    """The libraries of pyheadkv/lib with a CUDA backend, in a folder of their own."""
+    target = ("--no-compress", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-Xcompiler", "-fPIC,-O1")
+    command = [*nvcc_command(nvcc, OURS), *(f"-D{name}" for name in DEFINES), *target]
+    sources = [*(GGML / "ggml-cuda" / name for name in GGML_SOURCES), *(OURS / name for name in OUR_SOURCES)]
+    objects = compile_objects(command, [*sources, HERE / "without-mmf.cu"], BUILD / "objects")
+    EMULATED_LIBRARY.mkdir(exist_ok=True)
+    for path in (*LIBRARY_DIR.glob("lib*"), EMULATOR / "libcudart.so.13"):
+        shutil.copy2(path, EMULATED_LIBRARY / path.name)
+    cuda, ggml = EMULATED_LIBRARY / "libggml-cuda.so", EMULATED_LIBRARY / "libggml.so"
+    link = ["-shared", "-Wl,-rpath,$ORIGIN", f"-L{EMULATED_LIBRARY}", "-lggml-base"]
+    runtime = str(EMULATED_LIBRARY / "libcudart.so.13")
+    link_cuda = ["-o", cuda, *map(str, objects), *link, runtime, "-Wl,--unresolved-symbols=ignore-all"]
+    build("c++", *link_cuda)
+    build("c++", "-fPIC", *link_cuda, write_missing(cuda, [EMULATED_LIBRARY / "libggml-base.so", Path(runtime)]))
+    settings = ("GGML_BACKEND_SHARED", "GGML_SHARED", "GGML_USE_CPU", "GGML_USE_CUDA", "NDEBUG")
+    defines = [f"-D{name}" for name in settings]
+    includes = [f"-I{folder}" for folder in (TREE / "ggml" / "include", GGML)]
+    registry = [str(GGML / name) for name in ("ggml-backend-dl.cpp", "ggml-backend-reg.cpp")]
+    build("c++", "-std=c++17", "-O1", "-fPIC", *defines, *includes, "-o", ggml, *registry, *link, "-lggml-cpu", cuda)
+    return EMULATED_LIBRARY
