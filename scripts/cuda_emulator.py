@@ -12,14 +12,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 from compile_cuda import FA_PAIRS, FA_TYPES, SkipError
 from prepare import BUILD as BUILD_ROOT
-from prepare import LIBRARY_DIR, ROOT, SetupError, find_tools
+from prepare import LIBRARY_DIR, PYTHON, ROOT, SetupError, find_tools
 
 HERE = ROOT / "tests" / "cuda"
 BUILD = BUILD_ROOT / "cuda"
@@ -27,8 +27,10 @@ TREE = BUILD / "upstream"
 GGML = TREE / "ggml" / "src"
 EMULATOR = BUILD / "emulator"
 EMULATED_LIBRARY = BUILD / "lib"
+TEST_DEVICE = BUILD_ROOT / "release" / "tests" / "native" / "test-device"
 CACHE = BUILD / "kernels"
 OURS = ROOT / "native" / "attend" / "cuda"
+DEVICE_CASES = 500  # of tests/native/test-device.cpp
 TYPES = ("f16", "bf16", "q8_0", "q4_0")
 ARCH = "80"  # of the backend
 FAST_ARCHS, ARCHS = ("75", "80"), ("75", "80", "90")  # of our kernels
@@ -215,24 +217,61 @@ def write_missing(library: Path, needed: Sequence[Path]) -> Path:
     return path
 
 
-def build_backend(nvcc: Path) -> Path:
-    """The libraries of pyheadkv/lib with a CUDA backend, in a folder of their own."""
-    target = ("--no-compress", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-Xcompiler", "-fPIC,-O1")
-    command = [*nvcc_command(nvcc, OURS), *(f"-D{name}" for name in DEFINES), *target]
+def backend_objects(nvcc: Path) -> dict[str, Path]:
+    """Objects of the CUDA backend, by the names of their sources."""
     sources = [*(GGML / "ggml-cuda" / name for name in GGML_SOURCES), *(OURS / name for name in OUR_SOURCES)]
-    objects = compile_objects(command, [*sources, HERE / "without-mmf.cu"], BUILD / "objects")
-    EMULATED_LIBRARY.mkdir(exist_ok=True)
+    sources.append(HERE / "without-mmf.cu")
+    objects = compile_objects(backend_command(nvcc), sources, BUILD / "objects")
+    return {source.name: made for source, made in zip(sources, objects, strict=True)}
+
+
+def backend_command(nvcc: Path) -> list[str]:
+    """The compiler's call for a file of the backend."""
+    target = ("--no-compress", f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-Xcompiler", "-fPIC,-O1")
+    return [*nvcc_command(nvcc, OURS), *(f"-D{name}" for name in DEFINES), *target]
+
+
+def link_backend(objects: Iterable[Path], target: Path) -> Path:
+    """The libraries of pyheadkv/lib with a CUDA backend, in a folder of their own."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in (*LIBRARY_DIR.glob("lib*"), EMULATOR / "libcudart.so.13"):
-        shutil.copy2(path, EMULATED_LIBRARY / path.name)
-    cuda, ggml = EMULATED_LIBRARY / "libggml-cuda.so", EMULATED_LIBRARY / "libggml.so"
-    link = ["-shared", "-Wl,-rpath,$ORIGIN", f"-L{EMULATED_LIBRARY}", "-lggml-base"]
-    runtime = str(EMULATED_LIBRARY / "libcudart.so.13")
-    link_cuda = ["-o", cuda, *map(str, objects), *link, runtime, "-Wl,--unresolved-symbols=ignore-all"]
+        shutil.copy2(path, target / path.name)
+    cuda, ggml = target / "libggml-cuda.so", target / "libggml.so"
+    link = ["-shared", "-Wl,-rpath,$ORIGIN", f"-L{target}", "-lggml-base"]
+    runtime = str(target / "libcudart.so.13")
+    link_cuda = ["-o", str(cuda), *map(str, objects), *link, runtime, "-Wl,--unresolved-symbols=ignore-all"]
     build("c++", *link_cuda)
-    build("c++", "-fPIC", *link_cuda, write_missing(cuda, [EMULATED_LIBRARY / "libggml-base.so", Path(runtime)]))
+    build("c++", "-fPIC", *link_cuda, write_missing(cuda, [target / "libggml-base.so", Path(runtime)]))
     settings = ("GGML_BACKEND_SHARED", "GGML_SHARED", "GGML_USE_CPU", "GGML_USE_CUDA", "NDEBUG")
     defines = [f"-D{name}" for name in settings]
     includes = [f"-I{folder}" for folder in (TREE / "ggml" / "include", GGML)]
     registry = [str(GGML / name) for name in ("ggml-backend-dl.cpp", "ggml-backend-reg.cpp")]
     build("c++", "-std=c++17", "-O1", "-fPIC", *defines, *includes, "-o", ggml, *registry, *link, "-lggml-cpu", cuda)
-    return EMULATED_LIBRARY
+    return target
+
+
+def build_backend(nvcc: Path) -> Path:
+    """Folder of the libraries with the CUDA backend."""
+    return link_backend(backend_objects(nvcc).values(), EMULATED_LIBRARY)
+
+
+def build_changed_backend(nvcc: Path, source: Path, target: Path) -> Path:
+    """The same in folder `target`, with `source` in the place of the file of its name."""
+    changed = source.with_suffix(".o")
+    build(*backend_command(nvcc), f"-I{GGML / 'ggml-cuda'}", "-c", "-o", changed, source)
+    return link_backend((backend_objects(nvcc) | {source.name: changed}).values(), target)
+
+
+# ---- programs over a backend in folder `library`; each returns (exit code, all output) ----
+
+
+def run_device(library: Path, step: int, **settings: str) -> tuple[int, str]:
+    """Every step-th case of test-device: our kernels, launched by our code, called by ggml-cuda's patched dispatch."""
+    return call([TEST_DEVICE, "CUDA0", "0", str(DEVICE_CASES), str(step)], LD_LIBRARY_PATH=str(library), **settings)
+
+
+def run_models(library: Path, *arguments: str, **settings: str) -> tuple[int, str]:
+    """End-to-end tests with the emulated device."""
+    # what the emulator says is not kept from us when the tests end at once
+    command: list[str | Path] = [PYTHON, "-m", "pytest", "--color=no", "-q", "--capture=sys", *arguments]
+    return call(command, HEADKV_LIB_DIR=str(library), **settings)

@@ -203,8 +203,14 @@ static int streams() {
     CHECK(cudaMemcpyAsync(dx.p, pinned, N*sizeof(float), cudaMemcpyHostToDevice, b));
     if (!is_wrong("early-write")) { CHECK(cudaStreamSynchronize(b)); }
     for (int i = 0; i < N; i++) { pinned[i] = 6; }
-    const int bad = expect(seen, [](int) { return 3.0f; }) + expect(dx.get(N), [](int) { return 5.0f; });
+    int bad = expect(seen, [](int) { return 3.0f; }) + expect(dx.get(N), [](int) { return 5.0f; });
     CHECK(cudaFreeHost(pinned));
+    set<<<4, 256, 0, a>>>(dx.p, 4, N); // the same, and the host waits for the first stream first
+    CHECK(cudaEventRecord(event, a));
+    if (!is_wrong("missing-event-of-the-first")) { CHECK(cudaStreamWaitEvent(b, event, 0)); }
+    CHECK(cudaMemcpyAsync(dy.p, dx.p, N*sizeof(float), cudaMemcpyDeviceToDevice, b));
+    CHECK(cudaStreamSynchronize(a));
+    bad += expect(dy.get(N), [](int) { return 4.0f; });
     return bad;
 }
 
@@ -221,6 +227,8 @@ static int devices() {
     CHECK(cudaGetLastError());
     CHECK(cudaStreamSynchronize(first));
     CHECK(cudaSetDevice(1));
+    CHECK(cudaMemcpyAsync(dx.p, dx.p + N/2, N/2*sizeof(float), cudaMemcpyDeviceToDevice, first)); // copies may be of any device
+    CHECK(cudaStreamSynchronize(first));
     if (!is_wrong("no-peer")) { CHECK(cudaDeviceEnablePeerAccess(0, 0)); }
     device_array dy(std::vector<float>(N, 0));
     axpy<<<4, 256>>>(dy.p, dx.p, 1.0f, N);

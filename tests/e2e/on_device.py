@@ -34,12 +34,12 @@ def decode_batches(context: Context, tokens: list[int]) -> Logits:
     return np.concatenate([context.decode(tokens[context.n_pos : context.n_pos + n]) for n in BATCHES])
 
 
-def attention_error(open_context: MakeContext, cache_type: str, **layout: Any) -> float:
+def attention_error(open_context: MakeContext, cache_type: str, tiny: Tiny = TINY, **layout: Any) -> float:
     """Of the logits over a compressed cache, relative to the CPU's; `layout`: where the layers lie."""
-    tokens = make_tokens(N_PROMPT + sum(BATCHES), TINY.n_vocab, seed=5)
+    tokens = make_tokens(N_PROMPT + sum(BATCHES), tiny.n_vocab, seed=5)
     answers = []
     for options in (ON_CPU, layout or ON_DEVICE):
-        context = open_context(TINY, cache_type=cache_type, **options)
+        context = open_context(tiny, cache_type=cache_type, **options)
         context.decode(tokens[:N_PROMPT])
         context.native.keep([np.array(kept, dtype=np.int64) for kept in KEPT], N_OBS)
         answers.append(decode_batches(context, tokens))

@@ -21,6 +21,7 @@ from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context, Logits, mean_kl
 from tests.e2e.devices import SPLIT_LAYER, has_device, n_devices
 from tests.e2e.on_device import DEVICE_ERROR, SAME_ROWS, attention_error, chosen_rows, same_rows
+from tests.tiny import Tiny
 
 BACKEND = next(library_dir().glob("libggml-cuda.*"), None)
 RUNTIME = next(library_dir().glob("libcudart.*"), None)  # the emulated one lies beside the backend
@@ -48,6 +49,10 @@ def device() -> None:
 @pytest.mark.parametrize("cache_type", ["f16", "bf16", "q8_0", "q4_0", "q5_0"])  # the last is always unfused
 def test_attention_is_that_of_the_cpu(open_context: MakeContext, cache_type: str) -> None:
     assert attention_error(open_context, cache_type) < DEVICE_ERROR
+
+
+def test_head_size_without_a_kernel_is_unfused(open_context: MakeContext) -> None:
+    assert attention_error(open_context, "f16", Tiny(head_size=112)) < DEVICE_ERROR
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {

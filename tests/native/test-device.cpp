@@ -1,7 +1,7 @@
 // test-device.cpp: the fused kernel of a device, where there is one, against float64 attention.
 //
-// `test-device [NAME [C [END]]]`: NAME as ggml names it (CUDA0), or GPU for the first one. Case number c decides everything, as in
-// test-cuda. Exit code 0: all cases passed; 77: no such device. Prefix rows outside [off, off + len) are poisoned with NaN; cells
+// `test-device [NAME [C [END [STEP]]]]`: NAME as ggml names it (CUDA0), or GPU for the first one. Case number c decides everything,
+// as in test-cuda. Exit code 0: all cases passed; 77: no such device. Prefix rows outside [off, off + len) are poisoned with NaN; cells
 // that every token masks stay zero. Rounding is the device's: f16 queries, keys, values and weights.
 
 #include "attention-problem.h"
@@ -84,6 +84,7 @@ int main(int argc, char ** argv) {
     const char * name  = argc > 1 ? argv[1] : "GPU";
     const int    begin = argc > 2 ? atoi(argv[2]) : 0;
     const int    end   = argc > 3 ? atoi(argv[3]) : argc > 2 ? begin + 1 : size(TYPES)*size(SIZES)*size(GROUPS)*size(TOKENS);
+    const int    step  = argc > 4 ? atoi(argv[4]) : 1;
 
     ggml_backend_t backend = open_device(name);
     if (!backend) {
@@ -92,7 +93,7 @@ int main(int argc, char ** argv) {
     }
     int n_run = 0, n_skipped = 0, n_failed = 0;
     double worst = 0;
-    for (int c = begin; c < end; c++) {
+    for (int c = begin; c < end; c += step) {
         const test_case t = make_case(c);
         if (t.n_k % ggml_blck_size(t.type_k) != 0) {
             n_skipped++;

@@ -36,7 +36,7 @@ using Nodes = std::vector<Node>;
 
 } // namespace emu
 
-struct CUgraph_st     { emu::Nodes nodes; bool is_broken = false; };
+struct CUgraph_st     { emu::Nodes nodes; };
 struct CUgraphExec_st { std::shared_ptr<const emu::Nodes> nodes; };
 
 struct CUstream_st {

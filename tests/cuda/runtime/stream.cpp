@@ -1,9 +1,12 @@
 // stream.cpp: streams and events.
 //
-// Environment: CUDAEMU_LATE  1: work waits in its stream until something waits for it, an event, a synchronisation, a copy to
-//                            pageable memory; 0 (default): it is done with the call
+// Environment: CUDAEMU_LATE  0 (default): work is done with the call
+//                            1: it waits in its stream until something waits for it, an event, a synchronisation, a copy to
+//                            pageable memory
+//                            2: the same, and whatever else may be done is done before what is waited for
 //
-// Late, a stream that forgets to wait for another one, and host code that looks too early, find POISON or yesterday's bytes.
+// Late, a stream that forgets to wait for another one, and host code that looks too early, find POISON or yesterday's bytes: of two
+// streams that should be ordered, 1 does the one first that the host waits for first, 2 the other one.
 
 #include "api.h"
 
@@ -88,7 +91,7 @@ CUstream_st & stream_of(cudaStream_t stream) { return *shared_stream(stream); }
 cudaError_t enqueue(cudaStream_t stream, Work work) {
     const std::lock_guard<std::recursive_mutex> hold(lock());
     CUstream_st & s = stream_of(stream);
-    if (s.device != current_device()) {
+    if (work.kind == Kind::KERNEL && s.device != current_device()) { // copies may be of any device
         return refuse(cudaErrorInvalidResourceHandle, "work for a stream of device " + std::to_string(s.device) + " while device " +
             std::to_string(current_device()) + " is set");
     }
@@ -106,6 +109,14 @@ cudaError_t enqueue(cudaStream_t stream, Work work) {
 
 void finish(CUstream_st & s, uint64_t position) {
     const std::lock_guard<std::recursive_mutex> hold(lock());
+    static bool is_within = false; // what a stream waits for has its own place
+    if (setting("CUDAEMU_LATE", 0) == 2 && !is_within && s.n_done < position) {
+        is_within = true;
+        for (const auto & [_, other] : streams()) {
+            if (other.get() != &s) { finish(*other); }
+        }
+        is_within = false;
+    }
     while (s.n_done < position) {
         const Action run = std::move(s.queue.front());
         s.queue.pop_front();
