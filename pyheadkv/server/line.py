@@ -40,6 +40,11 @@ class Line(Generic[T]):
         """Whether nobody else may wait."""
         return self._is_closed or len(self) >= self._n_max
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is taken any more."""
+        return self._is_closed
+
     def put(self, client: str, item: T) -> None:
         """Wait for a turn, behind what the same client has here.
 

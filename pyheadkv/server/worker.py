@@ -137,10 +137,13 @@ class Worker:
     def _run(self) -> None:
         while job := self.line.take():
             self._now = job
+            if self.line.is_closed:  # since it was taken: `stop` did not see it
+                job.cancel()
             start = time.monotonic()
             try:
-                if not job.is_cancelled():
-                    self._answer(job)
+                if job.is_cancelled():
+                    raise HeadKVError("the server stops")  # or its client is gone, and hears nothing
+                self._answer(job)
             except HeadKVError as error:
                 job.send(error)
             except Exception as error:

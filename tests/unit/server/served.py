@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from pyheadkv.chat.sampling import Sampling
@@ -86,16 +87,19 @@ class Served:
     def __init__(self, llama: ServedLlama, model: Model, schemas: list[object], follower: Any) -> None:
         self.llama, self.model, self.schemas, self.follower = llama, model, schemas, follower
 
-    @contextmanager
-    def up(self, *, max_waiting: int = 8, log_prompts: bool = False, **rules: Any) -> Iterator[TestClient]:
-        """Its client, while it runs."""
-        app = make_app(
+    def app(self, *, max_waiting: int = 8, log_prompts: bool = False, **rules: Any) -> FastAPI:
+        """The application."""
+        return make_app(
             self.model,
             Rules(rules.pop("keys", ()), rules.pop("origins", ()), MAX_BODY, **rules),
             max_waiting=max_waiting,
             log_prompts=log_prompts,
         )
-        with TestClient(app, raise_server_exceptions=False) as client:
+
+    @contextmanager
+    def up(self, **options: Any) -> Iterator[TestClient]:
+        """Its client, while it runs."""
+        with TestClient(self.app(**options), raise_server_exceptions=False) as client:
             try:
                 yield client
             finally:

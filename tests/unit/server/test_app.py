@@ -7,15 +7,14 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from pyheadkv.errors import NativeError
-from pyheadkv.server.app import make_app
-from pyheadkv.server.guard import Rules
+from pyheadkv.server.worker import Job
 from tests.unit.server.served import MAX_BODY, WORDS, Served, ServedLlama, make_served
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -385,7 +384,7 @@ def wait_for(is_done: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_an_answer_is_broken_off_when_its_client_goes(served: Served, is_stream: bool) -> None:
     served.llama.words = ["word "] * 98
-    app = make_app(served.model, Rules((), (), MAX_BODY), max_waiting=2)
+    app = served.app(max_waiting=2)
     body = json.dumps(HELLO | {"stream": is_stream}).encode()
     scope = {
         "type": "http",
@@ -437,21 +436,29 @@ def test_a_failure_is_told_and_the_next_answer_comes(served: Served, client: Tes
     assert client.post(CHAT, json=HELLO).status_code == 200
 
 
-def test_the_server_stops_in_the_middle_of_an_answer(served: Served) -> None:
+def test_the_server_stops_in_the_middle_of_an_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.llama.words = ["word "] * 98
-    with served.up() as client:
-        served.llama.gate.clear()
+    served.llama.gate.clear()
+    cancel = Job.cancel
 
-        def ask() -> None:
-            with suppress(RuntimeError):  # the client's own loop ends with the server
-                client.post(CHAT, json=HELLO)
+    def cancel_and_go_on(job: Job) -> None:
+        cancel(job)
+        served.llama.gate.set()
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        wait_for(lambda: bool(served.llama.prompts))
-        threading.Timer(0.2, served.llama.gate.set).start()
-    thread.join(30)
-    assert not thread.is_alive() and not any(thread.name == "model" for thread in threading.enumerate())
+    monkeypatch.setattr(Job, "cancel", cancel_and_go_on)
+    app = served.app()
+
+    async def ask_and_stop() -> httpx.Response:  # TestClient's loop may end before its response is taken
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            async with app.router.lifespan_context(app):
+                asked = asyncio.create_task(client.post(CHAT, json=HELLO))
+                while not served.llama.prompts:
+                    await asyncio.sleep(0.001)
+            return await asked
+
+    answer = asyncio.run(ask_and_stop()).json()
+    assert answer["choices"][0]["finish_reason"] is None and answer["usage"]["completion_tokens"] == 0
+    assert not any(thread.name == "model" for thread in threading.enumerate())
 
 
 # ---- what is told ----

@@ -10,9 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
-from pyheadkv.server.app import make_app
-from pyheadkv.server.guard import Rules
-from tests.unit.server.served import MAX_BODY, listening, make_served
+from tests.unit.server.served import listening, make_served
 
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 OPERATIONS = {
@@ -29,7 +27,7 @@ POSTS = [name for name in OPERATIONS if name.startswith("POST")]
 @pytest.fixture(scope="module")
 def schema() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        app = make_app(make_served(monkeypatch).model, Rules((), (), MAX_BODY), max_waiting=8)
+        app = make_served(monkeypatch).app()
         with listening(app) as url:
             yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
