@@ -50,6 +50,7 @@ def run(options: ServeOptions) -> None:
             app = make_app(model, rules, max_waiting=options.max_waiting, log_prompts=options.log_prompts)
             for line in welcome_lines(headkv):
                 note(line)
+            listener.listen()  # whoever reads the next line may connect
             host, port = listener.getsockname()[:2]
             note(f"{model.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
             _log_to_stderr()

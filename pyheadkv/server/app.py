@@ -25,7 +25,9 @@ from pyheadkv.server.metrics import CONTENT_TYPE, Metrics
 from pyheadkv.server.model import Model
 from pyheadkv.server.replies import ChatReply, TextReply
 from pyheadkv.server.requests import ChatRequest, CompletionRequest
+from pyheadkv.server.rows import RowMap
 from pyheadkv.server.service import Service
+from pyheadkv.server.static import add_page
 from pyheadkv.server.tools import called_tool
 from pyheadkv.server.worker import Worker
 
@@ -74,6 +76,8 @@ def make_app(model: Model, rules: Rules, *, max_waiting: int, log_prompts: bool 
     )
     _add_errors(app)
     _add_information(app, model, metrics)
+    _add_rows(app, worker)
+    add_page(app)
 
     @app.post("/v1/chat/completions", responses=_ANSWER)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -123,6 +127,15 @@ def _add_information(app: FastAPI, model: Model, metrics: Metrics) -> None:
         if name != model.name:
             raise ApiError(f"there is no model {name}, only {model.name}", 404, code="model_not_found")
         return card
+
+
+def _add_rows(app: FastAPI, worker: Worker) -> None:
+    @app.get("/headkv/rows", response_model=RowMap)
+    async def rows() -> Response:
+        """Rows that each KV head keeps behind the last answer; status 404 before there is one."""
+        if worker.row_map is None:
+            raise ApiError("nothing was answered yet", 404)
+        return Response(worker.row_map.model_dump_json(), media_type="application/json")
 
 
 def _add_errors(app: FastAPI) -> None:

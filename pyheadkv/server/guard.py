@@ -25,8 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pyheadkv.errors import UsageError
 from pyheadkv.files.plain_text import read_text
 from pyheadkv.server.errors import FORBIDDEN, TIMEOUT, TOO_LARGE, UNAUTHORIZED, ApiError, error_json
+from pyheadkv.server.static import PAGE
 
-OPEN_PATHS = ("/", "/health")  # tell nothing that is worth a key
+OPEN_PATHS = (*PAGE, "/health")  # tell nothing that is worth a key
 BODY_SECONDS = 60.0
 
 

@@ -165,6 +165,7 @@ def cache(finished: Finished) -> Json:
     """The cache behind an answer, and the times of this turn; no part of OpenAI's API."""
     stats = finished.stats
     return {
+        "answer": finished.number,
         "bytes_measured": stats.bytes_measured,
         "bytes_full": stats.bytes_full,
         "bytes_peak": stats.native.bytes_peak,

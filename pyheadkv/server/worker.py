@@ -21,6 +21,7 @@ from pyheadkv.errors import HeadKVError
 from pyheadkv.server.answer import Piece, Question
 from pyheadkv.server.line import Line
 from pyheadkv.server.model import Model
+from pyheadkv.server.rows import RowMap, row_map
 
 _MEAN_OF = 8  # answers
 
@@ -37,8 +38,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer: "stop", "length" or None where it was broken off; its tokens, and the cache behind it."""
+    """The end of an answer: its number, "stop", "length" or None where it was broken off, its tokens, its cache."""
 
+    number: int
     reason: str | None
     n_generated: int
     stats: SessionStats
@@ -109,6 +111,8 @@ class Worker:
         self._model, self._on_finished = model, on_finished
         self._now: Job | None = None
         self.seconds_each = 0.0  # of an answer, a moving mean
+        self.row_map: RowMap | None = None  # behind the last answer
+        self._n_answers = 0
         self._thread = threading.Thread(target=self._run, name="model")
 
     @property
@@ -157,6 +161,8 @@ class Worker:
         answer = self._model.answer(job.question, job.is_cancelled, lambda done, total: job.send(Reading(done, total)))
         for piece in answer.pieces():
             job.send(piece)
-        finished = Finished(answer.finish, answer.n_generated, self._model.headkv.stats())
+        self._n_answers += 1
+        self.row_map = row_map(self._model.headkv, self._n_answers)
+        finished = Finished(self._n_answers, answer.finish, answer.n_generated, self._model.headkv.stats())
         self._on_finished(finished)
         job.send(finished)

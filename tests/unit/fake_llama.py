@@ -112,6 +112,10 @@ class FakeNative:
         memory.n_prefix = len(memory.tokens) - how.scorer.n_obs
         memory.observing = 0
 
+    def positions(self, i: int, ih: int) -> np.ndarray:
+        assert self.memory.rows is not None
+        return np.arange(min(self.memory.rows[2 * i + ih], self.memory.n_prefix), dtype=np.int32)
+
     def stats(self) -> Stats:
         n_pos, n_prefix = len(self.memory.tokens), self.memory.n_prefix
         prefix = int(self.memory.rows.sum()) if n_prefix and self.memory.rows is not None else 0

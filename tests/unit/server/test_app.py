@@ -499,3 +499,33 @@ def test_prompts_are_logged_only_when_asked(
     assert log.count("my secret") == (3 if log_prompts else 0)
     assert log.count("The ferry") == (3 if log_prompts else 0)
     assert "POST /v1/chat/completions 200 after " in log and "GET another 404" in log
+
+
+# ---- the page ----
+
+
+def test_the_page_fetches_nothing_from_elsewhere(served: Served) -> None:
+    with served.up(keys=(b"key",)) as client:  # it is there without one
+        for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+            response = client.get(path)
+            assert response.status_code == 200 and response.headers["content-type"] == f"{kind}; charset=utf-8"
+            assert "default-src 'none'; script-src 'self'" in response.headers["content-security-policy"]
+            assert "http:" not in response.text and "https:" not in response.text
+        assert client.get("/headkv/rows").status_code == 401
+
+
+def test_rows_behind_the_last_answer(served: Served, client: TestClient) -> None:
+    assert client.get("/headkv/rows").status_code == 404
+    answer = client.post(CHAT, json={"messages": [{"role": "user", "content": "x" * 500}]}).json()
+    found = client.get("/headkv/rows").json()
+    assert found["answer"] == answer["headkv"]["answer"] == 1
+    assert found["layers"] == [0, 1] and found["budget"] == "25%" and found["policy"] == "snapkv"
+    n_window = found["n_pos"] - found["n_compressed"]
+    assert 480 < found["n_compressed"] < found["n_pos"]
+    for rows, places in zip(found["rows"], found["places"], strict=True):
+        assert [sum(of_head) + n_window for of_head in places] == rows
+        assert all(len(of_head) == 64 and max(of_head) <= found["n_compressed"] // 64 + 1 for of_head in places)
+    short = client.post(CHAT, json=HELLO).json()
+    found = client.get("/headkv/rows").json()
+    assert found["answer"] == short["headkv"]["answer"] == 2 and found["places"] == []
+    assert found["rows"] == [[found["n_pos"]] * 2] * 2

@@ -20,6 +20,7 @@ OPERATIONS = {
     "GET /v1/models/{name}": 10,
     "GET /health": 2,
     "GET /metrics": 2,
+    "GET /headkv/rows": 2,
 }
 POSTS = [name for name in OPERATIONS if name.startswith("POST")]
 
