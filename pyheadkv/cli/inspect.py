@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from pyheadkv.cache.stats import mib
+from pyheadkv.cli.fit import choose_fit, fit_words, parse_size
 from pyheadkv.cli.options import InspectOptions
 from pyheadkv.cli.render import note
 from pyheadkv.engine.sources import resolve_model
@@ -102,8 +103,15 @@ def inspect_model(options: InspectOptions) -> Inspection:
         if reason is None:
             raise
         return Inspection({**report, "shape": None, "shape_error": str(error)})
-    inspection = Inspection(report | _shape_report(shape, options), shape)
+    inspection = Inspection(report, shape)
     _add_profile(inspection, options, path, metadata)
+    if reason is None and options.fit:
+        policy, limit = parse_policy(options.policy), parse_size(options.fit)
+        fit = choose_fit(options, limit, path, metadata, shape, policy, inspection.profile)
+        report["fit"] = {"options": str(fit), "bytes_reading": fit.reading, "bytes_answering": fit.answering}
+        report["fit"]["words"] = fit_words(fit, options.fit)
+        options = replace(options, n_ctx=fit.n_ctx, type_k=fit.type_k, type_v=fit.type_v, budget=fit.budget.request)
+    report |= _shape_report(shape, options)
     if reason is None:
         _add_plan(inspection, options, int(str(metadata[f"{shape.architecture}.embedding_length"])))
     return inspection
@@ -193,6 +201,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"KV per token     {report['bytes_per_token']} bytes ({report['type_k']}/{report['type_v']})",
     ]
     lines += _profile_lines(report)
+    if "fit" in report:
+        lines.append(f"fit              {report['fit']['words']}")
     plan = report.get("plan")
     if plan:
         spread, budget = plan["rows_spread"], plan["budget"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.cli.fit import choose_fit, fit_words, parse_size
 from pyheadkv.cli.options import ModelOptions
 from pyheadkv.cli.render import note
 from pyheadkv.engine.native import builtin_chat_names
@@ -35,6 +36,7 @@ class ModelChoice:
     budget: Budget | None
     template: str | None
     protect: list[str]
+    fit: int | None = None
 
     @classmethod
     def read(cls, options: ModelOptions) -> ModelChoice:
@@ -49,7 +51,8 @@ class ModelChoice:
         policy = replace(policy, lookahead=options.lookahead or policy.lookahead)
         budget = Budget.parse(options.budget) if options.budget else None
         protect = [typed_text(text, "--protect") for text in options.protect or ()]
-        return cls(options, policy, budget, chosen_template(options.template), protect)
+        fit = parse_size(options.fit) if options.fit else None
+        return cls(options, policy, budget, chosen_template(options.template), protect, fit)
 
     def find(self) -> FoundModel:
         """Find the file, and refuse what its keys tell.
@@ -70,15 +73,21 @@ class ModelChoice:
             raise ProfileError(
                 f"policy {self.policy.name} needs measured head scores: --profile FILE, or pyheadkv calibrate"
             )
+        choice = self
+        if self.fit:
+            fit = choose_fit(options, self.fit, path, metadata, shape, self.policy, profile)
+            note(fit_words(fit, str(options.fit)))
+            options = replace(options, n_ctx=fit.n_ctx, type_k=fit.type_k, type_v=fit.type_v)
+            choice = replace(self, options=options, budget=fit.budget)
         types = {"type_k": options.type_k, "type_v": options.type_v}
         n_ctx = options.n_ctx or shape.n_ctx_train
-        check_budget(shape, self.policy, choose_budget(self.budget, profile), n_ctx, profile=profile, **types)
+        check_budget(shape, self.policy, choose_budget(choice.budget, profile), n_ctx, profile=profile, **types)
         own_template = metadata.get("tokenizer.chat_template")
         if self.template is None and isinstance(own_template, str):
             check_template(own_template)
         if n_ctx > shape.n_ctx_train:
             note(f"the context of {n_ctx} tokens is above the {shape.n_ctx_train} that this model was trained for")
-        return FoundModel(self, path, profile, n_ctx)
+        return FoundModel(choice, path, profile, n_ctx)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,12 @@ _type_k = partial(
 )
 _type_v = partial(_option, "f16", "Cache type of V.", "-ctv", "--cache-type-v", autocompletion=completion.cache_types)
 _readme = partial(_option, None, "Write the tables there, after <!-- measured: NAME -->.", metavar="FILE#NAME")
+_fit = partial(
+    _option,
+    None,
+    "Choose -c, cache types and --budget, where they are not given, to fit into so much memory: 8GiB.",
+    metavar="SIZE",
+)
 _as_json = partial(_option, False, "Print one JSON object.", "--json")
 
 
@@ -76,6 +82,7 @@ class ModelOptions:
     n_gpu_layers: int = _n_gpu_layers()
     type_k: str = _type_k()
     type_v: str = _type_v()
+    fit: str | None = _fit()
     template: str | None = _option(
         None,
         "Jinja file, or one of llama.cpp's: chatml, llama3, ... [default: the model's own]",
@@ -154,6 +161,7 @@ class InspectOptions:
     n_ctx: int = _n_ctx()
     type_k: str = _type_k()
     type_v: str = _type_v()
+    fit: str | None = _fit()
     as_json: bool = _as_json()
     png: Path | None = _option(None, "Draw scores and rows by head into this file.")
 

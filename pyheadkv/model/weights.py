@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gguf
 
-from pyheadkv.model.gguf_header import open_header
+from pyheadkv.model.gguf_header import open_header, split_paths
 
 _X86 = ("x86_64", "amd64", "i386", "i686")
 # that ggml of the pinned llama.cpp multiplies many tokens at once with on x86: repack.cpp, llamafile/sgemm.cpp
@@ -30,6 +30,18 @@ def weight_types(path: str | Path) -> dict[str, float]:
         for tensor in header.tensors:
             sizes[_name(tensor.ggml_type)] += math.prod(tensor.dims)
     return {name: size / sizes.total() for name, size in sizes.most_common() if size}
+
+
+def file_bytes(path: str | Path) -> int:
+    """Bytes of a model's file, of a split model of all parts.
+
+    Raises
+    ------
+    ModelError
+        the file cannot be read, or a part is missing
+    """
+    with open_header(path) as header:
+        return sum(part.stat().st_size for part in split_paths(header))
 
 
 def slow_weights_note(types: dict[str, float], machine: str = "") -> str | None:
