@@ -57,10 +57,6 @@ GGML_SOURCES = (
     *("unary.cu", "fwht.cu"),
     *(f"template-instances/mmq-instance-{name}.cu" for name in ("q4_1", "q8_0")),  # the demo model and how it comes
     *(f"template-instances/fattn-vec-instance-{name}-{name}.cu" for name in TYPES),
-    *(
-        f"template-instances/fattn-mma-f16-instance-ncols1_{n1}-ncols2_{n2}.cu"
-        for n1, n2 in ((8, 1), (16, 1), (32, 1), (64, 1), (4, 2), (8, 2), (16, 2), (32, 2))
-    ),
 )
 OUR_SOURCES = (
     "headkv-cuda.cu",
@@ -98,6 +94,14 @@ def build(*command: str | Path) -> None:
     code, said = call(command)
     if code != 0:
         raise SetupError(f"{Path(command[0]).name} failed:\n{said[-4000:]}")
+
+
+def demo_model() -> Path:
+    """The demo model's file, in the user's cache."""
+    code, said = call([PYTHON, "-c", "from pyheadkv.engine.sources import demo_model; print(demo_model())"])
+    if code != 0:
+        raise SetupError(f"no demo model: {said.strip()[-300:]}")
+    return Path(said.strip().splitlines()[-1])
 
 
 def toolkit(nvcc: Path) -> Path:
@@ -220,7 +224,7 @@ def write_missing(library: Path, needed: Sequence[Path]) -> Path:
 def backend_objects(nvcc: Path) -> dict[str, Path]:
     """Objects of the CUDA backend, by the names of their sources."""
     sources = [*(GGML / "ggml-cuda" / name for name in GGML_SOURCES), *(OURS / name for name in OUR_SOURCES)]
-    sources.append(HERE / "without-mmf.cu")
+    sources += [HERE / "attention.cu", HERE / "without-mmf.cu"]
     objects = compile_objects(backend_command(nvcc), sources, BUILD / "objects")
     return {source.name: made for source, made in zip(sources, objects, strict=True)}
 

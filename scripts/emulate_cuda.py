@@ -13,6 +13,7 @@ seconds of a core for each; later runs compile what changed.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,10 +27,12 @@ from cuda_emulator import (
     FAST_ARCHS,
     OURS,
     TREE,
+    build,
     build_backend,
     build_emulator,
     build_faults,
     call,
+    demo_model,
     make_ptx,
     run_device,
     run_models,
@@ -42,7 +45,7 @@ from prepare import LIBRARY_DIR, ROOT, SetupError
 
 CASES = 400  # of tests/native/cuda-cases.h
 FAST_STEP = 7  # between those of test-device that the fast part runs: no digit of a case's number divides it
-MODEL_TESTS = ("tests/e2e/test_cuda.py", "tests/e2e/test_device.py")
+MODEL_TESTS = tuple(f"tests/e2e/test_{name}.py" for name in ("cuda", "device", "sweep_device"))
 ORDERS = ("rev", "rand:1")
 
 
@@ -130,9 +133,20 @@ def check_device(nvcc: Path) -> str:
     return say_end(run_device(build_backend(nvcc), FAST_STEP, **LATE))
 
 
+def check_ops(nvcc: Path) -> str:
+    """Each operation of the demo model's graphs, as upstream's own test compares it with the CPU's."""
+    library, tests = build_backend(nvcc), BUILD / "ops.txt"
+    build(EMULATOR / "export-ops", demo_model(), tests)
+    program = str(EMULATOR / "test-backend-ops")
+    settings = {"LD_LIBRARY_PATH": str(library), "CUDAEMU_FILL": "0"}  # it compares memory that it never wrote
+    code, said = call([program, "test", "-b", "CUDA0", "--test-file", str(tests)], **settings)
+    print(*re.findall(r"\d+/\d+ tests passed", said), sep="\n", flush=True)
+    return "" if code == 0 else said
+
+
 def check_models(nvcc: Path) -> str:
-    """Tiny models, and the demo model with all layers on the device; recorded graphs are replayed."""
-    small = "not demo or (f16 and whole)"
+    """Tiny models; the demo model, read layer by layer, all layers on the device. Recorded graphs are replayed."""
+    small = "not demo or (layer and not half)"
     return say_end(run_models(build_backend(nvcc), *MODEL_TESTS, "-k", small))
 
 
@@ -164,11 +178,12 @@ def check_races(nvcc: Path) -> str:
     return "".join(run_cases(kernels_of(nvcc, arch), CUDAEMU_CHECK="1") for arch in FAST_ARCHS)
 
 
-# the first four are the fast part
+# the first five are the fast part
 STEPS: dict[str, Callable[[Path], str]] = {
     "runtime": check_runtime,
     "kernels": check_kernels,
     "device": check_device,
+    "ops": check_ops,
     "models": check_models,
     "cases": check_cases,
     "orders": check_orders,
@@ -177,7 +192,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "conversations": check_conversations,
     "mutants": check_mutants,
 }
-N_FAST = 4
+N_FAST = 5
 
 
 def run_steps(nvcc: Path, names: Sequence[str]) -> list[str]:
@@ -191,7 +206,7 @@ def run_steps(nvcc: Path, names: Sequence[str]) -> list[str]:
         problem = STEPS[name](nvcc)
         if problem:
             lines = problem.strip().splitlines()
-            print("\n".join([line for line in lines[:-40] if line.startswith("cudaemu:")] + lines[-40:]), flush=True)
+            print("\n".join([line for line in lines[:-40] if "cudaemu:" in line] + lines[-40:]), flush=True)
             failed.append(name)
     return failed
 

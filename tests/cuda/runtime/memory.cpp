@@ -2,6 +2,8 @@
 // slot behind it, so that whoever leaves it meets nobody else's.
 //
 // Host code that takes a device pointer for its own is told so, and dies.
+//
+// Environment: CUDAEMU_FILL  the byte that new memory is full of (default POISON)
 
 #include "emulator.h"
 
@@ -140,7 +142,8 @@ uint64_t allocate(size_t bytes, int device, bool is_pinned) {
     a.bytes[device] += is_pinned ? 0 : bytes;
     a.show(first, made, true);
     const uint64_t address = ARENA + (first << SLOT_BITS);
-    if (bytes <= POISON_MAX) { memset(host(address), POISON, bytes); }
+    static const int fill = getenv("CUDAEMU_FILL") ? atoi(getenv("CUDAEMU_FILL")) : POISON;
+    if (bytes <= POISON_MAX) { memset(host(address), fill, bytes); }
     return address;
 }
 
