@@ -42,7 +42,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 7
+#define HEADKV_ABI_VERSION 8
 
 #ifdef __cplusplus
 extern "C" {
@@ -149,6 +149,7 @@ struct headkv_compress_params {
 struct headkv_stats {
     uint32_t n_pos;          // positions seen (compressed or not)
     uint32_t n_pos_hot;      // positions that went through selection; 0 without hot rows. The tail starts here
+    uint32_t n_pos_archive;  // positions whose rows lie in an archive, all of them
     uint32_t n_cells;        // cells allocated in the tail
     uint32_t n_cells_used;
     uint64_t n_rows_full;    // n_pos x KV heads
@@ -259,6 +260,15 @@ HEADKV_API int32_t headkv_compress(struct llama_context * ctx, const struct head
 HEADKV_API int32_t headkv_keep(
         struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
         const int32_t * pos, size_t n_pos, uint32_t n_threads);
+
+// From now on the archive that a prompt was read into (headkv_read()) stays when the cache is compressed, beside it, so that rows can
+// be chosen anew; 0: it goes, and one that there is as well.
+// With it llama_memory_seq_rm() is not refused inside the hot rows: what is left is whole again, as after headkv_reopen().
+HEADKV_API int32_t headkv_keep_archive(struct llama_context * ctx, int32_t keep);
+
+// Back to a whole cache of the first n positions, in the archive: rows that were read there as they are, those of the tokens that were
+// decoded over hot rows since then as these left them. Hot rows are gone. n less than headkv_stats.n_pos cuts.
+HEADKV_API int32_t headkv_reopen(struct llama_context * ctx, uint32_t n);
 
 // positions of the hot rows of KV head ih of layer i, ascending; returns their number (0 without any, negative
 // status on failure) and fills at most n of them. dst may be NULL when n is 0

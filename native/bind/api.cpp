@@ -225,6 +225,14 @@ int32_t headkv_stats_reset_peak(llama_context * ctx) {
     return guarded([&] { get_store(ctx).reset_peak(); });
 }
 
+int32_t headkv_keep_archive(llama_context * ctx, int32_t keep) {
+    return guarded([&] { get_store(ctx).keep_archive(keep != 0); });
+}
+
+int32_t headkv_reopen(llama_context * ctx, uint32_t n) {
+    return guarded([&] { get_store(ctx).reopen(n); });
+}
+
 int32_t headkv_attention_set(llama_context * ctx, int32_t attention) {
     return guarded([&] {
         if (attention != HEADKV_ATTENTION_FUSED && attention != HEADKV_ATTENTION_UNFUSED) {

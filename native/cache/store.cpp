@@ -188,7 +188,8 @@ headkv_stats headkv_store::stats() const {
     res.bytes_hot     = hot_rows.bytes();
     res.bytes_tail    = bytes_tail();
     res.bytes_observed = observation.bytes();
-    res.bytes_archive = archive ? archive->bytes() : 0;
+    res.bytes_archive = archive ? archive->bytes() : parked ? parked->archive->bytes() : 0;
+    res.n_pos_archive = archive ? n_pos() : parked ? parked->n_pos : 0;
     res.bytes_peak    = bytes_peak;
     res.n_grow        = n_grow;
     res.ms_select     = ms_select;
@@ -421,7 +422,11 @@ void headkv_store::commit(headkv_transition fresh) {
     if (fresh.hot) {
         stop_observing();
     }
+    const uint32_t n = n_pos();
     swap(fresh);
+    if (fresh.archive && is_archive_kept) {
+        parked = headkv_parked { std::move(fresh.tail), std::move(fresh.archive), n };
+    }
 }
 
 void headkv_store::swap(headkv_transition & other) noexcept {
@@ -433,11 +438,37 @@ void headkv_store::swap(headkv_transition & other) noexcept {
     std::swap(archive, other.archive);
 }
 
+//
+// archive
+//
+
+void headkv_store::keep_archive(bool value) {
+    is_archive_kept = value;
+    if (!value) {
+        parked.reset();
+    }
+}
+
+void headkv_store::reopen(uint32_t n) {
+    if (!parked) {
+        headkv_fail(HEADKV_STATUS_WRONG_STATE, "no archive was kept of this cache");
+    }
+    if (n > n_pos()) {
+        headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "%u positions are more than the %u that there are", n, n_pos());
+    }
+    lctx->synchronize();
+    headkv_transition whole = headkv_transition_reopen(kv, *parked, n);
+    parked.reset();
+    commit(std::move(whole));
+    return_memory_to_system();
+}
+
 void headkv_store::clear() {
     if (lctx) {
         lctx->synchronize();
     }
     stop_observing();
+    parked.reset();
     if (!hot_rows.exist() && !archive) {
         return;
     }
@@ -472,6 +503,9 @@ bool headkv_store::remove(int32_t p0, int32_t p1) {
         return true; // cells alone
     }
     p0 = std::max(p0, 0); // as upstream reads it
+    if (parked) {
+        parked->n_pos = std::min(parked->n_pos, (uint32_t) p0);
+    }
 
     const uint32_t n_pos_hot = hot_rows.n_pos();
     if (p0 >= (int32_t) n_pos_hot) {
@@ -480,7 +514,17 @@ bool headkv_store::remove(int32_t p0, int32_t p1) {
         }
         return true;
     }
-    if (p0 > 0 || (p1 >= 0 && p1 < (int32_t) n_pos())) {
+    const bool is_end = p1 < 0 || p1 >= (int32_t) n_pos();
+    if (p0 > 0 && is_end && parked) {
+        try {
+            reopen((uint32_t) p0);
+            return true;
+        } catch (const std::exception & err) {
+            LLAMA_LOG_WARN("%s: %s\n", __func__, err.what());
+            return false;
+        }
+    }
+    if (p0 > 0 || !is_end) {
         LLAMA_LOG_DEBUG("%s: positions [%d, %d) start inside the hot rows' [0, %u): refused\n", __func__, p0, p1, n_pos_hot);
         return false;
     }

@@ -59,6 +59,12 @@ struct headkv_store {
     // n_kept: [n_kept_size] hot rows of each KV head, pos: [pos_size] their positions
     void keep(uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size, const int32_t * pos, size_t pos_size, uint32_t n_threads);
 
+    // from now on the archive that a prompt was read into stays when the cache is compressed; false: and goes
+    void keep_archive(bool value);
+
+    // the first n positions are whole again, in the archive: those that were compressed as they were read, those behind as they are
+    void reopen(uint32_t n);
+
     void set_unfused(bool value); // attention by stock ops instead of the fused kernel
 
     // ---- upstream's verbs ----
@@ -108,6 +114,9 @@ private:
     const headkv_bufts bufts; // of all layers of kv
 
     std::unique_ptr<headkv_layer_archive> archive; // that the tail lies in; nullptr: it has memory of its own
+
+    bool                         is_archive_kept = false;
+    std::optional<headkv_parked> parked; // while there are hot rows
 
     headkv_sweep * sweep = nullptr; // while tokens are read by one
 

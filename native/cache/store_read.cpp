@@ -49,7 +49,7 @@ void headkv_store::read(const int32_t * tokens, uint32_t n, const headkv_read_pa
             headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_ahead = %u tokens are to come before the cache is compressed", params.n_ahead);
         }
     }
-    const bool is_by_layer = params.compress && !params.compress->vote_weights && !params.compress->scores && n <= block_size(params);
+    const bool is_by_layer = params.compress && !is_archive_kept && !archive && !params.compress->vote_weights && !params.compress->scores && n <= block_size(params);
     is_by_layer ? read_and_compress(tokens, n, params) : read_into_archive(tokens, n, params);
     return_memory_to_system();
 }

@@ -92,8 +92,8 @@ struct headkv_access {
     // the tail of kv and another change places
     static void swap_tail(llama_kv_cache & kv, headkv_tail & tail) noexcept;
 
-    // the given cells of a layer become the first ones of another
-    static void copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to);
+    // the given cells of a layer become those of another from cell first on
+    static void copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to, uint32_t first = 0);
 
     // the cells of a tail are the given ones of kv, in this order
     static void set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells);

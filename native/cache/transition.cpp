@@ -1,5 +1,7 @@
 #include "cache/transition.h"
 
+#include <algorithm>
+
 size_t headkv_transition::bytes() const {
     return (archive ? archive->bytes_resident() : tail.bytes()) + (hot ? hot->bytes() : 0);
 }
@@ -34,6 +36,31 @@ headkv_transition headkv_transition_archive(const llama_kv_cache & kv, uint32_t 
     auto archive = std::make_unique<headkv_layer_archive>(cell_bytes(kv), n_cells, dir);
     auto tail    = headkv_access::make_tail(kv, *archive, used_cells(kv));
     return { std::nullopt, std::move(tail), std::move(archive) };
+}
+
+headkv_transition headkv_transition_reopen(const llama_kv_cache & kv, headkv_parked & parked, uint32_t n_pos) {
+    const int32_t n_parked = (int32_t) std::min(parked.n_pos, n_pos);
+    const auto    behind   = headkv_access::cells_of(kv, n_parked, (int32_t) n_pos);
+
+    llama_kv_cells cells = parked.tail.cells;
+    for (uint32_t c = 0; c < cells.size(); ++c) {
+        if (!cells.is_empty(c) && cells.pos_get(c) >= n_parked) {
+            cells.rm(c);
+        }
+    }
+    const uint32_t first = cells.used_max_p1();
+    parked.archive->hold(first + (uint32_t) behind.size());
+    cells.set(first, headkv_access::cells(kv).cp(behind));
+
+    const auto rows = headkv_access::rows(kv);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const auto & layer = parked.tail.layers[i];
+        headkv_access::copy_cells(rows[i], behind, { layer.k, layer.v }, first);
+        parked.archive->give_back(i);
+    }
+    parked.tail.cells = std::move(cells);
+    parked.tail.head  = first + (uint32_t) behind.size();
+    return { headkv_hot(), std::move(parked.tail), std::move(parked.archive) };
 }
 
 headkv_transition headkv_transition_room(

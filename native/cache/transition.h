@@ -21,6 +21,14 @@ struct headkv_transition {
     size_t bytes() const; // in memory
 };
 
+// the rows of all positions, in an archive, beside a cache that is compressed
+struct headkv_parked {
+    headkv_tail                           tail; // in the archive
+    std::unique_ptr<headkv_layer_archive> archive;
+
+    uint32_t n_pos = 0; // the positions [0, n_pos) are those of the sequence
+};
+
 using headkv_bufts = std::vector<ggml_backend_buffer_type_t>; // where the cache of each layer belongs
 
 // all cells, in a tail of n_cells; throws headkv_error NO_MEMORY
@@ -29,6 +37,10 @@ headkv_transition headkv_transition_grow(const llama_kv_cache & kv, const headkv
 // all cells, in an archive with room for n_cells; dir: of its file, or "": host memory. Throws headkv_error NO_MEMORY,
 // INVALID_ARGUMENT
 headkv_transition headkv_transition_archive(const llama_kv_cache & kv, uint32_t n_cells, const std::string & dir);
+
+// the first n_pos positions: those that are parked, and out of kv those behind; no hot rows. Throws headkv_error NO_MEMORY, nothing is
+// parked any more otherwise
+headkv_transition headkv_transition_reopen(const llama_kv_cache & kv, headkv_parked & parked, uint32_t n_pos);
 
 // room for the hot rows of a plan, and for the positions behind them in a tail of n_cells; sources: of each layer, only their shapes
 // matter. Throws headkv_error NO_MEMORY

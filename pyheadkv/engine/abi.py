@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -66,6 +66,7 @@ struct headkv_compress_params {
 struct headkv_stats {
     uint32_t n_pos;
     uint32_t n_pos_hot;
+    uint32_t n_pos_archive;
     uint32_t n_cells;
     uint32_t n_cells_used;
     uint64_t n_rows_full;
@@ -117,6 +118,8 @@ int32_t headkv_keep(
 int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
 int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
 int32_t headkv_stats_reset_peak(struct llama_context * ctx);
+int32_t headkv_keep_archive(struct llama_context * ctx, int32_t keep);
+int32_t headkv_reopen(struct llama_context * ctx, uint32_t n);
 int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
 void headkv_debug_alloc_fail(int32_t n);
 """

@@ -53,6 +53,7 @@ class Stats:
 
     n_pos: int
     n_pos_hot: int
+    n_pos_archive: int
     n_cells: int
     n_cells_used: int
     n_rows_full: int
@@ -488,6 +489,14 @@ class Native:
         buffer = _ffi.from_buffer("uint8_t[]", state)
         if self._lib.llama_state_seq_set_data(self._ctx, buffer, state.size, 0) == 0:
             raise NativeError(f"a state of {state.size} bytes does not fit into this cache", STATUS_COMPUTE)
+
+    def keep_archive(self, is_kept: bool) -> None:
+        """Whether the archive that a prompt was read into stays, beside a cache that is compressed."""
+        _check(self._lib.headkv_keep_archive(self._ctx, is_kept))
+
+    def reopen(self, n_pos: int) -> None:
+        """Have the first n_pos positions whole again, in the archive; those read there as they are, others as decoded."""
+        _check(self._lib.headkv_reopen(self._ctx, n_pos))
 
     def attention_set(self, attention: str) -> None:
         """Choose how hot rows are attended to: "fused" or "unfused"."""

@@ -123,6 +123,7 @@ class FakeNative:
         return Stats(
             n_pos=n_pos,
             n_pos_hot=n_prefix,
+            n_pos_archive=0,
             n_cells=n_pos - n_prefix,
             n_cells_used=n_pos - n_prefix,
             n_rows_full=n_pos * N_HEADS,
