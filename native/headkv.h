@@ -261,6 +261,14 @@ HEADKV_API int32_t headkv_keep(
         struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
         const int32_t * pos, size_t n_pos, uint32_t n_threads);
 
+// Rows of the positions [first, first + n) in layer i, K or else V, in the cache's own bytes, one position after the other
+// (headkv_layer has the size of a head's row): of a whole cache, or of the archive beside one that is compressed. n_bytes: of all of them
+HEADKV_API int32_t headkv_rows_get(struct llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, void * dst, size_t n_bytes);
+HEADKV_API int32_t headkv_rows_set(struct llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, const void * src, size_t n_bytes);
+
+// An empty cache becomes a whole one of n tokens, in an archive (dir as in headkv_read_params), whose rows are set then.
+HEADKV_API int32_t headkv_rows_begin(struct llama_context * ctx, const int32_t * tokens, uint32_t n, const char * dir);
+
 // From now on the archive that a prompt was read into (headkv_read()) stays when the cache is compressed, beside it, so that rows can
 // be chosen anew; 0: it goes, and one that there is as well.
 // With it llama_memory_seq_rm() is not refused inside the hot rows: what is left is whole again, as after headkv_reopen().

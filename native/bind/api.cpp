@@ -225,6 +225,18 @@ int32_t headkv_stats_reset_peak(llama_context * ctx) {
     return guarded([&] { get_store(ctx).reset_peak(); });
 }
 
+int32_t headkv_rows_get(llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, void * dst, size_t n_bytes) {
+    return guarded([&] { get_store(ctx).get_rows(i, is_k != 0, first, n, dst, n_bytes); });
+}
+
+int32_t headkv_rows_set(llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, const void * src, size_t n_bytes) {
+    return guarded([&] { get_store(ctx).set_rows(i, is_k != 0, first, n, src, n_bytes); });
+}
+
+int32_t headkv_rows_begin(llama_context * ctx, const int32_t * tokens, uint32_t n, const char * dir) {
+    return guarded([&] { get_store(ctx).begin_rows(tokens, n, dir ? dir : ""); });
+}
+
 int32_t headkv_keep_archive(llama_context * ctx, int32_t keep) {
     return guarded([&] { get_store(ctx).keep_archive(keep != 0); });
 }

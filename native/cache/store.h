@@ -65,6 +65,12 @@ struct headkv_store {
     // the first n positions are whole again, in the archive: those that were compressed as they were read, those behind as they are
     void reopen(uint32_t n);
 
+    // rows of positions in layer i, of a whole cache or of the archive beside a compressed one
+    void get_rows(size_t i, bool is_k, uint32_t first, uint32_t n, void * dst, size_t n_bytes);
+    void set_rows(size_t i, bool is_k, uint32_t first, uint32_t n, const void * src, size_t n_bytes);
+
+    void begin_rows(const int32_t * tokens, uint32_t n, const std::string & dir); // of an empty cache: n tokens in an archive, whose rows are to be set
+
     void set_unfused(bool value); // attention by stock ops instead of the fused kernel
 
     // ---- upstream's verbs ----
@@ -150,6 +156,9 @@ private:
     void start_observing(headkv_window window, headkv_observe_what what, const headkv_place & place = {});
 
     headkv_transition room_for(const headkv_view & now, const headkv_plan & plan) const;
+
+    // store_rows.cpp: K or V of layer i and the cells of some positions, of which n_bytes are to be copied
+    ggml_tensor * whole_rows(size_t i, bool is_k, uint32_t first, uint32_t n, size_t n_bytes, std::vector<uint32_t> & cells) const;
 
     // store_read.cpp
     void read_into_archive  (const int32_t * tokens, uint32_t n, const headkv_read_params & params);

@@ -11,9 +11,9 @@ bool headkv_access::is_plain(const llama_kv_cache & kv) {
            kv.layers.size() == kv.map_layer_ids.size();
 }
 
-std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1) {
+std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cells & cells, int32_t p0, int32_t p1) {
     std::vector<uint32_t> res;
-    for (const auto & [pos, cell] : cells(kv).seq_pos_get(0)) {
+    for (const auto & [pos, cell] : cells.seq_pos_get(0)) {
         if (pos >= p0 && pos < p1) {
             res.push_back(cell);
         }
@@ -115,6 +115,17 @@ void headkv_access::copy_cells(const headkv_kv & from, const std::vector<uint32_
     if (from.v) {
         copy_runs(runs, from.v, to.v);
     }
+}
+
+void headkv_access::set_tokens(headkv_tail & tail, const int32_t * tokens, uint32_t n) {
+    for (uint32_t c = 0; c < n; ++c) {
+        llama_kv_cell_ext ext;
+        ext.tok = tokens[c];
+        tail.cells.pos_set(c, (llama_pos) c);
+        tail.cells.ext_set(c, ext);
+        tail.cells.seq_add(c, 0);
+    }
+    tail.head = n;
 }
 
 void headkv_access::set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells_kept) {

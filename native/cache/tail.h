@@ -63,7 +63,8 @@ struct headkv_access {
     static const llama_kv_cells & cells(const llama_kv_cache & kv) { return kv.v_cells[0]; }
 
     // cells of positions [p0, p1) in position order
-    static std::vector<uint32_t> cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1);
+    static std::vector<uint32_t> cells_of(const llama_kv_cells & cells, int32_t p0, int32_t p1);
+    static std::vector<uint32_t> cells_of(const llama_kv_cache & kv, int32_t p0, int32_t p1) { return cells_of(cells(kv), p0, p1); }
 
     static std::vector<headkv_kv> rows(const llama_kv_cache & kv); // of all layers
 
@@ -94,6 +95,9 @@ struct headkv_access {
 
     // the given cells of a layer become those of another from cell first on
     static void copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to, uint32_t first = 0);
+
+    // the first n cells of an empty tail are those of n tokens from position 0 on
+    static void set_tokens(headkv_tail & tail, const int32_t * tokens, uint32_t n);
 
     // the cells of a tail are the given ones of kv, in this order
     static void set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells);

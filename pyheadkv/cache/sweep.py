@@ -2,8 +2,8 @@
 
     memory   | layer 7: K, V of all tokens | hidden states |        file   | layers 0 .. 6 ...... | 7 | ... |
 
-What comes out is what reading them batch by batch gives, bit for bit (native/README.md says how). The file lies in the
-user's cache folder, has no name there, and is gone when the cache is compressed or the process ends.
+What comes out is what reading them batch by batch gives, bit for bit (native/README.md says how). Where the archive is
+kept, the file stays while the cache is compressed: `Sweep.reopen` makes all of it the cache again, to be read on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pyheadkv.cache.archive import Archive
 from pyheadkv.engine.abi import STATUS_COMPUTE
-from pyheadkv.engine.llama import count_read, cut, wants_all_logits
+from pyheadkv.engine.llama import count_read, cut, tokens_of, wants_all_logits
 from pyheadkv.engine.native import Compression, Native, Observe
 from pyheadkv.errors import ModelError, NativeError, UsageError
-from pyheadkv.files.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     import llama_cpp
@@ -31,23 +31,27 @@ class Sweep:
     ----------
     llama, native
         the model
+    archive
+        where the rows lie
     on_notice
         called with one line where it cannot be done
     min_tokens
-        fewer are not read so
+        fewer are not read so, unless the archive is kept
     """
 
     def __init__(
         self,
         llama: llama_cpp.Llama,
         native: Native,
+        archive: Archive,
         on_notice: Callable[[str], None],
         min_tokens: int = MIN_TOKENS,
     ) -> None:
         self._llama, self._native = llama, native
+        self._archive = archive
         self._notify = on_notice
-        self._min_tokens = min_tokens
-        self._was_used = False
+        self._min_tokens = 1 if archive.is_kept else min_tokens
+        native.keep_archive(archive.is_kept)
 
     @cached_property
     def _is_possible(self) -> bool:
@@ -63,7 +67,32 @@ class Sweep:
     @property
     def is_open(self) -> bool:
         """Whether the rows lie in a file now: whatever is read then is best read layer by layer."""
-        return self._was_used and self._native.stats().bytes_archive > 0
+        stats = self._native.stats()
+        return stats.n_pos_archive > 0 and stats.n_pos_hot == 0
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the rows lie in an archive beside a compressed cache."""
+        stats = self._native.stats()
+        return stats.n_pos_archive > 0 and stats.n_pos_hot > 0
+
+    def reopen(self, is_exact: bool) -> list[int]:
+        """Make the archive the cache again, which has no hot rows then.
+
+        Parameters
+        ----------
+        is_exact
+            leave out what was generated since, whose rows come of hot rows
+
+        Returns
+        -------
+        tokens that were left out
+        """
+        tokens = tokens_of(self._llama)
+        n_left = min(self._native.stats().n_pos_archive, len(tokens)) if is_exact else len(tokens)
+        self._native.reopen(n_left)
+        self._llama.n_tokens = n_left
+        return tokens[n_left:]
 
     def read(
         self,
@@ -86,7 +115,7 @@ class Sweep:
         """
         cut(self._llama, self._llama.n_tokens)
         try:
-            with cache_folder(UsageError) as folder:
+            with self._archive.folder() as folder:
                 self._native.read(
                     tokens,
                     observe=observe,
@@ -100,6 +129,5 @@ class Sweep:
                 raise
             self._notify(f"the whole cache exists while this prompt is read, not one layer of it at a time: {error}")
             return False
-        self._was_used = True
         count_read(self._llama, tokens)
         return True

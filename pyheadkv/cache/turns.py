@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import TurnTimer
+from pyheadkv.cache.sweep import Sweep
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.engine.llama import context_length, cut, tokens_of
 from pyheadkv.errors import NativeError, UsageError
@@ -25,6 +26,10 @@ class Turns:
         prompts of fewer tokens are left whole
     on_notice
         called with one line
+    sweep
+        has the archive, where there is one
+    rereads_answers
+        answers are read again with the next prompt; otherwise their rows stay as they were generated
     """
 
     def __init__(
@@ -34,8 +39,11 @@ class Turns:
         *,
         min_prompt: int,
         on_notice: Callable[[str], None],
+        sweep: Sweep | None = None,
+        rereads_answers: bool = True,
     ) -> None:
         self.prefill = prefill
+        self._sweep, self._rereads_answers = sweep, rereads_answers
         self._llama, self._native = prefill.llama, prefill.native
         self._make_plan = make_plan
         self._min_prompt = min_prompt
@@ -75,6 +83,8 @@ class Turns:
         with self.prefill.turn.prefill():
             if self.prefill.stage is not Stage.COMPRESSED:
                 self._read_whole(tokens)
+            elif self._sweep and self._sweep.is_parked:
+                self._read_whole(self._sweep.reopen(self._rereads_answers) + tokens)
             elif self._must_read_again(tokens):
                 tokens = tokens_of(self._llama) + tokens
                 self.prefill.forget()

@@ -28,11 +28,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyheadkv.cache.archive import Archive, parse_archive
 from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
 from pyheadkv.cache.sweep import Sweep
 from pyheadkv.cache.turns import Turns
-from pyheadkv.engine.llama import context_length, n_ctx_train, piece, replace_freed
+from pyheadkv.engine.llama import context_length, is_on_gpu, n_ctx_train, piece, replace_freed
 from pyheadkv.engine.load import load
 from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import protect_chat_completion
@@ -98,8 +99,15 @@ class HeadKV:
         called with each token of an answer; what it says is true of is the last one. `pyheadkv.chat.loops.LoopWatch`
         watches one answer; the attribute of this name can be set before each
     sweep
-        read long prompts layer by layer, so that one layer of the whole cache exists at a time, beside a file in the
-        cache folder; otherwise the whole cache exists while a prompt is read
+        read prompts layer by layer, so that one layer of the whole cache exists at a time, beside an archive of all
+        rows; otherwise the whole cache exists while a prompt is read
+    archive
+        what becomes of the archive when the cache is compressed. It stays, so that every question chooses anew: "disk",
+        in the cache folder, or a folder; "ram", in main memory; "auto", on disk, or in main memory beside a GPU. It
+        goes, and what was not kept is lost for later questions: "none"
+    rereads_answers
+        with an archive: answers are read again with the next question, exactly; otherwise their rows stay as they
+        were generated
 
     Raises
     ------
@@ -125,6 +133,8 @@ class HeadKV:
         on_progress: Callable[[int, int], None] | None = None,
         stop_when: Callable[[int], bool] | None = None,
         sweep: bool = True,
+        archive: str = "auto",
+        rereads_answers: bool = True,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
@@ -141,9 +151,16 @@ class HeadKV:
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
-        by_layers = Sweep(llama, self.native, self.on_notice) if sweep else None
+        by_layers = Sweep(llama, self.native, self._archive(archive), self.on_notice) if sweep else None
         self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress, by_layers)
-        self._turns = Turns(self._prefill, self._make_plan, min_prompt=min_prompt, on_notice=self.on_notice)
+        self._turns = Turns(
+            self._prefill,
+            self._make_plan,
+            min_prompt=min_prompt,
+            on_notice=self.on_notice,
+            sweep=by_layers,
+            rereads_answers=rereads_answers,
+        )
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))
         self._unprotect = protect_chat_completion(llama, self.on_notice)
@@ -161,6 +178,10 @@ class HeadKV:
         if profile.fingerprint is None:
             self.on_notice(f"profile {profile.source} does not say which model it was measured on")
         return mix_profile(profile, score_mix)
+
+    def _archive(self, text: str) -> Archive:
+        n_bytes = context_length(self.llama) * self.shape.bytes_per_token(self.type_k, self.type_v)
+        return parse_archive(text, is_on_gpu(self.llama), n_bytes)
 
     def _check_settings(self) -> None:
         """Refuse now what would be refused when the first long prompt is read."""

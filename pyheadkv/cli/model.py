@@ -140,6 +140,7 @@ class FoundModel:
             on_notice=note,
             on_progress=on_progress,
             sweep=not self.choice.options.no_sweep,
+            archive=self.choice.options.archive,
         )
 
 

@@ -96,6 +96,12 @@ class ModelOptions:
     no_sweep: bool = _option(
         False, "Read prompts batch by batch: the whole cache of a prompt exists before it is compressed.", "--no-sweep"
     )
+    archive: str = _option(
+        "auto",
+        "Where all rows lie, so that every question chooses anew: disk, ram (beside a GPU), a folder; none loses "
+        "what is not kept.",
+        metavar="auto|disk|ram|none|DIR",
+    )
     verbose: bool = _option(False, "Show llama.cpp's own log.", "--verbose")
 
 

@@ -115,11 +115,16 @@ int32_t headkv_compress(struct llama_context * ctx, const struct headkv_compress
 int32_t headkv_keep(
     struct llama_context * ctx, uint32_t n_obs, const uint32_t * n_kept, uint32_t n_kept_size,
     const int32_t * pos, size_t n_pos, uint32_t n_threads);
+int32_t headkv_rows_get(
+    struct llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, void * dst, size_t n_bytes);
+int32_t headkv_rows_set(
+    struct llama_context * ctx, uint32_t i, int32_t is_k, uint32_t first, uint32_t n, const void * src, size_t n_bytes);
+int32_t headkv_rows_begin(struct llama_context * ctx, const int32_t * tokens, uint32_t n, const char * dir);
+int32_t headkv_keep_archive(struct llama_context * ctx, int32_t keep);
+int32_t headkv_reopen(struct llama_context * ctx, uint32_t n);
 int64_t headkv_positions(const struct llama_context * ctx, uint32_t i, uint32_t ih, int32_t * dst, size_t n);
 int32_t headkv_stats_get(const struct llama_context * ctx, struct headkv_stats * stats);
 int32_t headkv_stats_reset_peak(struct llama_context * ctx);
-int32_t headkv_keep_archive(struct llama_context * ctx, int32_t keep);
-int32_t headkv_reopen(struct llama_context * ctx, uint32_t n);
 int32_t headkv_attention_set(struct llama_context * ctx, int32_t attention);
 void headkv_debug_alloc_fail(int32_t n);
 """

@@ -58,6 +58,13 @@ def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
     llama.n_tokens += n_tokens
 
 
+def is_on_gpu(llama: llama_cpp.Llama) -> bool:
+    """Whether layers were asked to lie on a GPU that the library can use."""
+    from llama_cpp import llama_supports_gpu_offload
+
+    return llama.model_params.n_gpu_layers != 0 and bool(llama_supports_gpu_offload())
+
+
 def wants_all_logits(llama: llama_cpp.Llama) -> bool:
     """Whether the logits of every token are kept."""
     return bool(llama._logits_all)

@@ -306,6 +306,10 @@ class Native:
         """Bytes of one row, K and V, in each layer of `layers`."""
         return tuple(raw.row_bytes_k + raw.row_bytes_v for raw in self._raw_layers())
 
+    def cell_bytes(self) -> tuple[tuple[int, int], ...]:
+        """Bytes of K and of V of one position, all heads, in each layer of `layers`."""
+        return tuple((raw.n_head_kv * raw.row_bytes_k, raw.n_head_kv * raw.row_bytes_v) for raw in self._raw_layers())
+
     def _raw_layers(self) -> Iterator[Any]:
         raw = _ffi.new("struct headkv_layer *")
         for i in range(self._lib.headkv_n_layer(self._ctx)):
@@ -490,12 +494,32 @@ class Native:
         if self._lib.llama_state_seq_set_data(self._ctx, buffer, state.size, 0) == 0:
             raise NativeError(f"a state of {state.size} bytes does not fit into this cache", STATUS_COMPUTE)
 
+    def rows_get(self, i: int, is_k: bool, first: int, n: int) -> npt.NDArray[np.uint8]:
+        """Rows of positions [first, first + n) of layer i, K or V of all heads, in the cache's bytes: uint8 [n, size].
+
+        Of a whole cache, or of the archive beside a compressed one.
+        """
+        rows = np.empty((n, self.cell_bytes()[i][not is_k]), dtype=np.uint8)
+        _check(self._lib.headkv_rows_get(self._ctx, i, is_k, first, n, _ffi.from_buffer(rows), rows.nbytes))
+        return rows
+
+    def rows_set(self, i: int, is_k: bool, first: int, rows: npt.NDArray[np.uint8]) -> None:
+        """Set rows of layer i from a position on, as `rows_get` gives them; after `rows_begin`."""
+        buffer = _ffi.from_buffer(np.ascontiguousarray(rows))
+        _check(self._lib.headkv_rows_set(self._ctx, i, is_k, first, len(rows), buffer, rows.nbytes))
+
+    def rows_begin(self, tokens: Sequence[int], folder: Path | None = None) -> None:
+        """Make an empty cache a whole one of tokens, in an archive in a folder or in memory: its rows are to be set."""
+        values = np.ascontiguousarray(tokens, dtype=np.int32)
+        directory = _ffi.new("char[]", os.fsencode(folder)) if folder else _ffi.NULL
+        _check(self._lib.headkv_rows_begin(self._ctx, _ffi.from_buffer("int32_t[]", values), values.size, directory))
+
     def keep_archive(self, is_kept: bool) -> None:
         """Whether the archive that a prompt was read into stays, beside a cache that is compressed."""
         _check(self._lib.headkv_keep_archive(self._ctx, is_kept))
 
     def reopen(self, n_pos: int) -> None:
-        """Have the first n_pos positions whole again, in the archive; those read there as they are, others as decoded."""
+        """Have the first n_pos positions whole again, in the archive: read there as they are, others as decoded."""
         _check(self._lib.headkv_reopen(self._ctx, n_pos))
 
     def attention_set(self, attention: str) -> None:

@@ -56,9 +56,7 @@ def stock_of(open_context: MakeContext, tokens: list[int], cache_type: str = "f1
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0", "q4_0"])
-def test_a_follow_up_is_that_of_a_whole_cache(
-    open_context: MakeContext, folder: Path | None, cache_type: str
-) -> None:
+def test_a_follow_up_is_that_of_a_whole_cache(open_context: MakeContext, folder: Path | None, cache_type: str) -> None:
     """The answer is read again with the next question."""
     ours = open_kept(open_context, cache_type)
     read_and_compress(ours, TOKENS[:N_PROMPT], folder)
@@ -210,3 +208,56 @@ def test_the_archive_goes(open_context: MakeContext, tmp_path: Path, end: str) -
         context.native.keep_archive(False)
     assert context.native.stats().bytes_archive == 0
     assert (context.native.stats().n_pos_hot > 0) == (end == "forbid")
+
+
+# ---- rows as bytes ----
+
+
+def copy_rows(source: Context, target: Context, n: int) -> None:
+    for i in range(TINY.n_layer):
+        for is_k in (False, True):
+            for first in range(0, n, 128):
+                rows = source.native.rows_get(i, is_k, first, min(128, n - first))
+                target.native.rows_set(i, is_k, first, rows)
+
+
+@pytest.mark.parametrize("kind", ["whole", "open", "parked"])
+def test_rows_go_from_one_context_to_another(open_context: MakeContext, folder: Path | None, kind: str) -> None:
+    source, target = open_kept(open_context), open_kept(open_context)
+    if kind == "whole":
+        source.llama.eval(TOKENS[:N_PROMPT])
+    else:
+        source.read(TOKENS[:N_PROMPT], observe=Observe(HOW.n_obs), folder=folder)
+    if kind == "parked":
+        source.native.compress(Compression(ROWS, HOW, 4))
+        answer(source)
+    target.native.rows_begin(TOKENS[:N_PROMPT], folder)
+    copy_rows(source, target, N_PROMPT)
+    target.llama.n_tokens = N_PROMPT
+    stock = stock_of(open_context, TOKENS[:N_PROMPT])
+    assert np.array_equal(stock.state(), target.state())
+    stock.llama.eval(TOKENS[400:500])
+    target.read(TOKENS[400:500], folder=folder)
+    assert not differences(stock, target, TOKENS[-1])
+
+
+def test_rows_that_are_not_there(open_context: MakeContext, tmp_path: Path) -> None:
+    context = open_kept(open_context)
+    with pytest.raises(NativeError, match="positions 0 to 1 of layer 0: there are 0 positions"):
+        context.native.rows_get(0, True, 0, 1)
+    context.llama.eval(TOKENS[:10])
+    with pytest.raises(NativeError, match="rows can be set in an archive alone"):
+        context.native.rows_set(0, True, 0, context.native.rows_get(0, True, 0, 10))
+    with pytest.raises(NativeError, match="the cache holds 10 positions already"):
+        context.native.rows_begin(TOKENS[:10])
+    other = open_kept(open_context)
+    other.native.rows_begin(TOKENS[:10], tmp_path)
+    with pytest.raises(NativeError, match="12 bytes for 3 rows of"):
+        other.native.rows_set(0, True, 0, np.zeros((3, 4), dtype=np.uint8))
+
+
+def test_rows_of_a_compressed_cache_without_an_archive(open_context: MakeContext) -> None:
+    context = open_context(TINY, **OPTIONS)
+    read_and_compress(context, TOKENS[:N_PROMPT], None)
+    with pytest.raises(NativeError, match="no archive was kept of it"):
+        context.native.rows_get(0, True, 0, 10)

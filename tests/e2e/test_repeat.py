@@ -151,7 +151,7 @@ def test_no_memory_for_the_repetition_goes_on_uncompressed(open_context: MakeCon
     for n in range(1, 8):
         notices: list[str] = []
         llama: Any = open_context(TINY, attach=False, n_ctx=1024).llama
-        headkv = HeadKV(llama, policy="kvzip", budget="25%", on_notice=notices.append)
+        headkv = HeadKV(llama, policy="kvzip", budget="25%", on_notice=notices.append, sweep=False)
         llama.eval(tokens[:380])
         headkv.clear()
         debug_alloc_fail(n)

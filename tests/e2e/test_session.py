@@ -110,14 +110,14 @@ def test_few_rows_answer_differently(llama: Any) -> None:
 
 
 def test_second_turn_equals_reading_new_tokens_alone(tiny: Path, llama: Any) -> None:
-    headkv = HeadKV(llama)
+    headkv = HeadKV(llama, archive="none")
     prompt = prompt_of(N_PROMPT)
     prompt += answer(llama, prompt)
     turn = prompt_of(40, seed=2)
     second = answer(llama, prompt + turn)
     assert headkv.stats().n_read == 41
     other = load(tiny, n_threads=1)
-    HeadKV(other)
+    HeadKV(other, archive="none")
     answer(other, prompt[:N_PROMPT])
     for token in [prompt[-1], *turn[:-1]]:
         other.eval([token])
@@ -128,21 +128,21 @@ def test_second_turn_equals_reading_new_tokens_alone(tiny: Path, llama: Any) -> 
 
 def test_changed_conversation_answers_as_if_new(tiny: Path, llama: Any) -> None:
     notices: list[str] = []
-    headkv = HeadKV(llama, on_notice=notices.append)
+    headkv = HeadKV(llama, archive="none", on_notice=notices.append)
     answer(llama, prompt_of(N_PROMPT))
     changed = prompt_of(N_PROMPT)
     changed[100] = (changed[100] + 1) % TINY.n_vocab
     again = answer(llama, changed)
     assert len(notices) == 2 and headkv.stats().n_read == N_PROMPT
     other = load(tiny, n_threads=1)
-    HeadKV(other)
+    HeadKV(other, archive="none")
     assert answer(other, changed) == again
     np.testing.assert_array_equal(logits(other), logits(llama))
     other.close()
 
 
 def test_cut_in_the_tail_and_clear(llama: Any) -> None:
-    headkv = HeadKV(llama)
+    headkv = HeadKV(llama, archive="none")
     first = answer(llama, prompt_of(N_PROMPT), 40)
     assert answer(llama, prompt_of(N_PROMPT) + first[:10], 5) == first[10:15]
     assert headkv.is_compressed

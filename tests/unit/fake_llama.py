@@ -85,6 +85,9 @@ class FakeNative:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
         self.memory.observing = self.memory.window_left = n_obs
 
+    def keep_archive(self, is_kept: bool) -> None:
+        pass
+
     def read_reason(self) -> str:
         return ""
 
@@ -153,6 +156,7 @@ class FakeLlama:
         self._logits_all = False
         self.metadata = {"general.architecture": "llama", "general.name": "fake"}
         self.context_params = SimpleNamespace(type_k=1, type_v=1, embeddings=False)
+        self.model_params = SimpleNamespace(n_gpu_layers=0)
         self._model = SimpleNamespace(n_ctx_train=lambda: n_ctx, vocab_type=lambda: 0, n_params=lambda: 134515008)
         self._ctx = SimpleNamespace(ctx=None, kv_cache_seq_rm=lambda seq, p0, p1: self.memory.seq_rm(p0))
         self.batches: list[int] = []

@@ -139,7 +139,8 @@ def test_the_prompt_is_compressed_by_the_plan_and_read_by_the_session(in_this_pr
         assert llama.memory.rows is not None and llama.memory.rows.sum() == 100  # 25 % of 100 positions of 4 heads
     for llama in (stock_apart, stock):
         assert llama.memory.n_prefix == 0 and llama.memory.calls == []
-    assert sum(ours_apart.batches) == 64 + 100 + 3  # the warm-up, the prompt once, the answer
+    assert sum(ours_apart.batches) == 64 + 3  # the warm-up, the answer
+    assert ours_apart.memory.calls.count("read(100)") == 1  # the prompt, layer by layer
     assert record["keep_ratio"] == 0.25 and record["budget"] == "25%" and record["n_prompt"] == 100
     # by the plan's account, and by the fake's, whose rows have other bytes
     assert (record["bytes"]["full"], record["bytes"]["kept"]) == (100 * 4 * 256, 100 * 256)

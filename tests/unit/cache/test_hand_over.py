@@ -132,7 +132,7 @@ def test_each_part_of_a_turn_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("pyheadkv.chat.session.Native", SlowNative)
     monkeypatch.setattr(stats.time, "perf_counter", lambda: clock.s)
     llama = SlowLlama()
-    with HeadKV(llama, policy="snapkv") as headkv:
+    with HeadKV(llama, policy="snapkv", sweep=False) as headkv:
         stream = llama.generate(list(range(400)))
         for _ in range(3):
             next(stream)

@@ -22,7 +22,9 @@ Make = Callable[..., HeadKV]
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     without_library(monkeypatch)
-    return lambda llama=None, **options: HeadKV(llama or FakeLlama(), **({"policy": "snapkv"} | options))
+    return lambda llama=None, **options: HeadKV(
+        llama or FakeLlama(), **({"policy": "snapkv", "sweep": False} | options)
+    )
 
 
 def answer(headkv: HeadKV, prompt: list[int], n: int = 3) -> list[int]:
