@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write golden files and tables anew instead of comparing"
     )
+    parser.addoption("--load-chats", type=int, default=64, help="chats of the load test, which is slow")
 
 
 @pytest.fixture(scope="session")

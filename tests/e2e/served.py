@@ -56,7 +56,7 @@ class ServerProcess:
 @contextmanager
 def serving(*arguments: str | Path) -> Iterator[ServerProcess]:
     """The command with these arguments, stopped behind the block."""
-    command = [sys.executable, "-m", "pyheadkv.cli.app", "serve", *map(str, arguments), "--port", "0"]
+    command = [sys.executable, "-m", "pyheadkv.cli.app", "serve", "--port", "0", *map(str, arguments)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENV)
     try:
         server = ServerProcess(process)

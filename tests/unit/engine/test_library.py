@@ -38,6 +38,19 @@ def test_llama_cpp_is_sent_to_our_library(built: Path) -> None:
     assert os.environ["LLAMA_CPP_LIB_PATH"] == str(built)
 
 
+def test_a_build_for_many_processors_is_told_where_its_backends_are(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+    monkeypatch.setattr(_library, "ggml", lambda: SimpleNamespace(ggml_backend_load_all_from_path=told.append))
+    _library.prepare()
+    assert told == []
+    (built / f"{_library._PREFIX}ggml-cpu-haswell.so").touch()
+    _library.prepare()
+    _library.prepare()
+    assert told == [os.fsencode(built)]
+
+
 def test_without_a_setting_the_library_is_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HEADKV_LIB_DIR", raising=False)
     assert _library.library_dir() == Path(_library.__file__).parents[1] / "lib"
@@ -72,5 +85,5 @@ def test_llama_cpp_imported_first_is_refused(built: Path, monkeypatch: pytest.Mo
 
 
 def test_llama_cpp_imported_first_with_our_library_is_fine(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_llama_cpp(monkeypatch, built / _library._LIBRARY_NAMES.get(sys.platform, "libllama.so"))
+    import_llama_cpp(monkeypatch, built / f"{_library._PREFIX}llama{_library._SUFFIX}")
     assert _library.prepare() == built
