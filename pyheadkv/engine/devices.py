@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from pyheadkv.engine.library import library_dir
+from pyheadkv.engine.library import ggml
 from pyheadkv.engine.native import llama_bindings
-
-_GGML = {"darwin": "libggml.dylib", "win32": "ggml.dll"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ def devices() -> list[Device]:
         the native library is missing
     """
     llama_bindings().llama_backend_init()
-    lib = ctypes.CDLL(str(library_dir() / _GGML.get(sys.platform, "libggml.so")))
+    lib = ggml()
     lib.ggml_backend_dev_count.restype = ctypes.c_size_t
     lib.ggml_backend_dev_get.restype = ctypes.c_void_p
     lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]

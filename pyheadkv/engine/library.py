@@ -6,6 +6,8 @@ before; `import pyheadkv` does it. What is in the library is native.py's concern
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import sys
 from importlib import metadata
@@ -17,7 +19,8 @@ from pyheadkv.errors import LibraryError
 LLAMA_CPP_PYTHON_VERSION = "0.3.36"  # of patches/UPSTREAM; its ctypes structs fit this llama.cpp only
 LLAMA_CPP_COMMIT = "0c1e57098"
 
-_LIBRARY_NAMES = {"darwin": "libllama.dylib", "win32": "llama.dll"}
+_FORMS = {"darwin": ("lib", ".dylib"), "win32": ("", ".dll")}  # of a library's file name
+_PREFIX, _SUFFIX = _FORMS.get(sys.platform, ("lib", ".so"))
 
 
 def library_dir() -> Path:
@@ -36,7 +39,7 @@ def prepare() -> Path:
         loaded another library.
     """
     folder = library_dir()
-    library = folder / _LIBRARY_NAMES.get(sys.platform, "libllama.so")
+    library = folder / f"{_PREFIX}llama{_SUFFIX}"
     if not library.is_file():
         raise LibraryError(f"no native library at {library}: build it with scripts/pyheadkv, or set HEADKV_LIB_DIR")
     _check_version()
@@ -44,7 +47,20 @@ def prepare() -> Path:
     if loaded is not None and Path(loaded).resolve() != library.resolve():
         raise LibraryError(f"llama_cpp was imported first and loaded {loaded}: import pyheadkv before llama_cpp")
     os.environ["LLAMA_CPP_LIB_PATH"] = str(folder)
+    if any(folder.glob(f"{_PREFIX}ggml-cpu-*")):
+        _load_backends(folder)
     return folder
+
+
+def ggml() -> ctypes.CDLL:
+    """The libggml that belongs to our libllama."""
+    return ctypes.CDLL(str(library_dir() / f"{_PREFIX}ggml{_SUFFIX}"))
+
+
+@functools.cache
+def _load_backends(folder: Path) -> None:
+    """Of a build with a CPU backend for each kind of processor, load what fits this one: ggml must be told where."""
+    ggml().ggml_backend_load_all_from_path(os.fsencode(folder))
 
 
 def _check_version() -> None:
