@@ -20,8 +20,9 @@ headkv_sweep::headkv_sweep(
 // tokens of a graph that is only looked at
 static constexpr uint32_t N_PROBED = 2;
 
-// what upstream keeps to itself: how it builds a graph. The scheduler has not seen this one, and put no copies between its nodes
+// what upstream keeps to itself
 struct headkv_sweep_access {
+    // how it builds a graph. The scheduler has not seen this one, and put no copies between its nodes
     static ggml_cgraph * build(llama_context & lctx, llm_graph_result & res) {
         llama_batch_allocr balloc(lctx.model.hparams.n_pos_per_embd());
         const llama_ubatch ubatch = balloc.ubatch_reserve(N_PROBED, /*.n_seqs =*/ 1);
@@ -29,6 +30,26 @@ struct headkv_sweep_access {
         res.reset();
         ggml_backend_sched_reset(lctx.sched.get());
         return lctx.model.build_graph(lctx.graph_params(&res, ubatch, full.get(), LLM_GRAPH_TYPE_DECODER));
+    }
+
+    // what it counts, when nothing is computed: tokens of prompts, single ones, and the time of these
+    struct counts {
+        int32_t n_prompt;
+        int32_t n_single;
+        int64_t us_single;
+    };
+
+    static counts count(const llama_context & lctx) { return { lctx.n_p_eval, lctx.n_eval, lctx.t_eval_us }; }
+
+    // n tokens since then, whatever was counted for each layer; the time is that of all layers
+    static void count_once(const llama_context & lctx, const counts & before, uint32_t n) {
+        const bool is_single = n == 1;
+        if (!is_single) {
+            lctx.t_p_eval_us += lctx.t_eval_us - before.us_single;
+            lctx.t_eval_us    = before.us_single;
+        }
+        lctx.n_p_eval = before.n_prompt + (is_single ? 0 : (int32_t) n);
+        lctx.n_eval   = before.n_single + (is_single ? 1 : 0);
     }
 };
 
@@ -76,6 +97,8 @@ void headkv_sweep::run(const headkv_sweep_tokens & tokens, const headkv_sweep_st
             headkv_fail(HEADKV_STATUS_COMPUTE, "reading was stopped");
         }
     };
+    lctx.synchronize();
+    const auto counts = headkv_sweep_access::count(lctx);
     for (uint32_t begin = 0; begin < tokens.n; begin += n_block) {
         const uint32_t end = std::min(begin + n_block, tokens.n);
         for (layer = 0; layer < layers.size(); ++layer) {
@@ -88,6 +111,7 @@ void headkv_sweep::run(const headkv_sweep_tokens & tokens, const headkv_sweep_st
             steps.end_layer(layer, tokens.pos + (int32_t) begin, tokens.pos + (int32_t) end);
         }
     }
+    headkv_sweep_access::count_once(lctx, counts, tokens.n);
 }
 
 void headkv_sweep::compute_layer(

@@ -168,6 +168,22 @@ def test_more_outputs_than_a_batch_has(open_context: MakeContext) -> None:
     assert ours.native.stats().n_pos == 0
 
 
+@pytest.mark.parametrize("n", [1, 2, 129, 300])
+def test_upstream_counts_each_token_once(open_context: MakeContext, n: int) -> None:
+    import llama_cpp
+
+    context = open_context(TINY, n_ctx=1024, n_batch=128, logits_all=False)
+    context.llama.eval(TOKENS[:10])
+    context.native.synchronize()
+    before = llama_cpp.llama_perf_context(context.llama._ctx.ctx)
+    context.read(TOKENS[10 : 10 + n])
+    after = llama_cpp.llama_perf_context(context.llama._ctx.ctx)
+    single = n == 1
+    assert after.n_p_eval == before.n_p_eval + (0 if single else n)
+    assert after.n_eval == 1  # what it says where there is none, too
+    assert (after.t_p_eval_ms > before.t_p_eval_ms, after.t_eval_ms > before.t_eval_ms) == (not single, single)
+
+
 # ---- behind what is there ----
 
 
