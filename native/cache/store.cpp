@@ -150,7 +150,8 @@ void headkv_store::bump_epoch() noexcept {
 
 // bytes_extra: buffers that exist at this moment besides those of the store and the tail
 void headkv_store::account(size_t bytes_extra) {
-    bytes_peak = std::max<uint64_t>(bytes_peak, hot_rows.bytes() + bytes_tail() + observation.bytes() + bytes_extra);
+    const uint64_t now = hot_rows.bytes() + bytes_tail() + observation.bytes() + bytes_extra;
+    for (uint64_t peak = bytes_peak; peak < now && !bytes_peak.compare_exchange_weak(peak, now);) {}
 }
 
 void headkv_store::prefetch(size_t i, uint32_t n_cells) const noexcept {

@@ -18,6 +18,7 @@
 #include "score/observation.h"
 #include "score/view.h"
 
+#include <atomic>
 #include <map>
 #include <unordered_map>
 #include <vector>
@@ -129,7 +130,7 @@ private:
     bool is_unfused = false;
 
     uint64_t n_grow     = 0;
-    uint64_t bytes_peak = 0;
+    std::atomic<uint64_t> bytes_peak { 0 }; // a thread beside the computing tells of it too
     double   ms_select  = 0;
 
     uint32_t              n_cells_used() const;

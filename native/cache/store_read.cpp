@@ -129,7 +129,7 @@ void headkv_store::sweep_into_archive(const int32_t * tokens, uint32_t n, const 
     }
 
     const auto rows = headkv_access::rows(kv);
-    const headkv_scratch scratch(rows, bufts, std::min(kv.get_size(), (uint32_t) GGML_PAD(end, N_CELLS_STOCK)), /*.is_for_all =*/ false);
+    headkv_scratch scratch(rows, bufts, std::min(kv.get_size(), (uint32_t) GGML_PAD(end, N_CELLS_STOCK)), /*.is_for_all =*/ false);
     const auto use = [&](bool in_scratch) noexcept {
         for (size_t i = 0; i < rows.size(); ++i) {
             headkv_access::set_rows(kv, i, in_scratch ? scratch.at(i) : rows[i]);
@@ -143,12 +143,12 @@ void headkv_store::sweep_into_archive(const int32_t * tokens, uint32_t n, const 
     };
     steps.end_batch   = [&](size_t i, int32_t pos, int32_t pos_end) { archive->write_behind(index(i), pos, pos_end); };
     steps.end_layer   = [&](size_t i, int32_t pos, int32_t pos_end) {
-        scratch.store(index(i), pos, pos_end);
-        give_back(i, scratch.bytes());
+        scratch.store(index(i), pos, pos_end, [this, i, n_bytes = scratch.bytes()] { give_back(i, n_bytes); });
     };
     use(true);
     try {
         run_sweep(tokens, n, params, steps);
+        scratch.wait();
     } catch (...) {
         use(false);
         throw;

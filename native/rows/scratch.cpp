@@ -3,7 +3,11 @@
 #include "ggml-alloc.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
+
+static constexpr size_t N_PLACES     = 2;
+static constexpr size_t PINNED_BYTES = 4*1024*1024;
 
 headkv_scratch::headkv_scratch(
         const std::vector<headkv_kv> & like, const std::vector<ggml_backend_buffer_type_t> & bufts, uint32_t n_cells, bool is_for_all) :
@@ -15,7 +19,11 @@ headkv_scratch::headkv_scratch(
         }
     }
     for (const auto & [buft, own] : devices) {
-        make(buft, own, n_cells);
+        make(buft, own, n_cells, is_for_all ? 1 : std::min(N_PLACES, own.size()));
+        const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
+        if (ggml_backend_buffer_type_t host = dev && !is_for_all ? ggml_backend_dev_host_buffer_type(dev) : nullptr) {
+            stops.push_back({ buft, headkv_alloc(PINNED_BYTES, host) });
+        }
     }
 }
 
@@ -24,7 +32,7 @@ static ggml_tensor * new_cells(ggml_context * ctx, const ggml_tensor * t, uint32
     return t ? ggml_set_name(ggml_new_tensor_3d(ctx, t->type, t->ne[0], n_cells, 1), t->name) : nullptr;
 }
 
-void headkv_scratch::make(ggml_backend_buffer_type_t buft, const std::vector<size_t> & own, uint32_t n_cells) {
+void headkv_scratch::make(ggml_backend_buffer_type_t buft, const std::vector<size_t> & own, uint32_t n_cells, size_t n_places) {
     buffers.push_back({ ggml_context_ptr(ggml_init({ 2*own.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true })), nullptr });
     ggml_context * ctx = buffers.back().ctx.get();
 
@@ -37,19 +45,24 @@ void headkv_scratch::make(ggml_backend_buffer_type_t buft, const std::vector<siz
         size_k = std::max(size_k, size(layers[i].k));
         size_v = std::max(size_v, size(layers[i].v));
     }
-    buffers.back().buf = headkv_alloc(std::max<size_t>(1, size_k + size_v), buft);
+    const size_t size_kv = size_k + size_v;
+    buffers.back().buf = headkv_alloc(std::max<size_t>(1, n_places*size_kv), buft);
 
     ggml_backend_buffer_t buf = buffers.back().buf.get();
-    char * base = (char *) ggml_backend_buffer_get_base(buf);
-    for (const size_t i : own) {
-        ggml_backend_tensor_alloc(buf, layers[i].k, base);
-        if (layers[i].v) {
-            ggml_backend_tensor_alloc(buf, layers[i].v, base + size_k);
+    for (size_t j = 0; j < own.size(); ++j) {
+        const headkv_kv & layer = layers[own[j]];
+        char * place = (char *) ggml_backend_buffer_get_base(buf) + j % n_places*size_kv;
+        ggml_backend_tensor_alloc(buf, layer.k, place);
+        if (layer.v) {
+            ggml_backend_tensor_alloc(buf, layer.v, place + size_k);
         }
     }
 }
 
-void headkv_scratch::load(size_t i, int64_t first, int64_t end) const {
+void headkv_scratch::load(size_t i, int64_t first, int64_t end) {
+    if (layers[i].k->data == layers[travelling].k->data) {
+        wait();
+    }
     for (const auto & [from, to] : { std::pair { like[i].k, layers[i].k }, std::pair { like[i].v, layers[i].v } }) {
         if (from != to && end > first) {
             ggml_backend_tensor_set(to, (const char *) from->data + first*from->nb[1], first*from->nb[1], (end - first)*from->nb[1]);
@@ -57,10 +70,41 @@ void headkv_scratch::load(size_t i, int64_t first, int64_t end) const {
     }
 }
 
-void headkv_scratch::store(size_t i, int64_t first, int64_t end) const {
-    for (const auto & [to, from] : { std::pair { like[i].k, layers[i].k }, std::pair { like[i].v, layers[i].v } }) {
-        if (from != to && end > first) {
-            ggml_backend_tensor_get(from, (char *) to->data + first*to->nb[1], first*to->nb[1], (end - first)*to->nb[1]);
+void headkv_scratch::store(size_t i, int64_t first, int64_t end, const std::function<void()> & then) {
+    wait();
+    if (!has(i)) {
+        then();
+        return;
+    }
+    travelling = i;
+    travel     = std::async(std::launch::async, [=] {
+        for (const auto & [to, from] : { std::pair { like[i].k, layers[i].k }, std::pair { like[i].v, layers[i].v } }) {
+            if (from && end > first) {
+                fetch(from, to, first*to->nb[1], (end - first)*to->nb[1]);
+            }
         }
+        then();
+    });
+}
+
+void headkv_scratch::wait() {
+    if (travel.valid()) {
+        travel.get();
+    }
+}
+
+// bytes [offset, offset + n_bytes) of a tensor on a device
+void headkv_scratch::fetch(const ggml_tensor * from, ggml_tensor * to, size_t offset, size_t n_bytes) const {
+    const ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(from->buffer);
+    const auto stop = std::find_if(stops.begin(), stops.end(), [=](const auto & x) { return x.buft == buft; });
+    if (stop == stops.end()) {
+        ggml_backend_tensor_get(from, (char *) to->data + offset, offset, n_bytes);
+        return;
+    }
+    void * pinned = ggml_backend_buffer_get_base(stop->pinned.get());
+    for (const size_t end = offset + n_bytes; offset < end; offset += PINNED_BYTES) {
+        const size_t n = std::min(PINNED_BYTES, end - offset);
+        ggml_backend_tensor_get(from, pinned, offset, n);
+        memcpy((char *) to->data + offset, pinned, n);
     }
 }

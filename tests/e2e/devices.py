@@ -83,6 +83,13 @@ def fake_devices(n: int = 1, name: str = "CUDA", refused: int = REFUSE_NOTHING) 
         library.fake_devices_remove()
 
 
+def device_bytes() -> tuple[int, int]:
+    """Of the memory of all fake devices: bytes in use, and the most since the last call."""
+    now, peak = ctypes.c_size_t(), ctypes.c_size_t()
+    _test_library().fake_devices_bytes(ctypes.byref(now), ctypes.byref(peak))
+    return now.value, peak.value
+
+
 def watch() -> None:
     """Count what the devices do that exist now, in contexts opened from now on."""
     _test_library().traffic_watch()

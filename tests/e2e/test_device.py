@@ -51,9 +51,9 @@ def device() -> Iterator[None]:
             yield
 
 
-def open_device(open_context: MakeContext, **options: Any) -> Context:
+def open_device(open_context: MakeContext, tiny: Tiny = TINY, **options: Any) -> Context:
     """A context whose layers lie on one device, unless the options say other things."""
-    return open_context(TINY, **{"n_gpu_layers": 99, "split_mode": SPLIT_NONE, "n_ctx": N_CTX} | options)
+    return open_context(tiny, **{"n_gpu_layers": 99, "split_mode": SPLIT_NONE, "n_ctx": N_CTX} | options)
 
 
 def read_prompt(context: Context) -> Context:

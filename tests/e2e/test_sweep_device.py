@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from pyheadkv.engine.native import Compression, Observe
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context
-from tests.e2e.devices import fake_devices, has_device, n_devices
-from tests.e2e.test_device import LAYOUTS, N_CTX, N_OBS, N_PROMPT, TOKENS, open_device
+from tests.e2e.devices import device_bytes, fake_devices, has_device, n_devices
+from tests.e2e.sweep import batch_sizes, decode_batches
+from tests.e2e.test_device import LAYOUTS, N_CTX, N_OBS, N_PROMPT, SPLIT_NONE, TINY, TOKENS, no_device, open_device
+from tests.tiny import Tiny
+
+__all__ = ["no_device"]
 
 SCORER = Scorer(n_obs=N_OBS, pool_kernel=1)
 ALL_LAYOUTS: dict[str, dict[str, Any]] = {"one device": {}} | LAYOUTS
@@ -34,16 +39,16 @@ def devices(layout: str) -> Iterator[None]:
         yield
 
 
-def open_both(open_context: MakeContext, **options: Any) -> tuple[Context, Context]:
+def open_both(open_context: MakeContext, tiny: Tiny = TINY, **options: Any) -> tuple[Context, Context]:
     """For stock and for us. The number of cells is that of reading: how a GPU's kernel sums up depends on it."""
-    stock, ours = (open_device(open_context, logits_all=False, **options) for _ in range(2))
+    stock, ours = (open_device(open_context, tiny, logits_all=False, **options) for _ in range(2))
     stock.native.reserve(N_CTX)
     return stock, ours
 
 
-def read(context: Context, tokens: list[int], folder: Path | None, observe: Observe | None = None) -> np.ndarray:
+def read(context: Context, tokens: list[int], folder: Path | None, **options: Any) -> np.ndarray:
     """Logits of the last token."""
-    context.native.read(tokens, observe=observe, folder=folder)
+    context.native.read(tokens, folder=folder, **options)
     count_read(context.llama, tokens)
     return np.array(context.llama._ctx.get_logits_ith(-1)[: context.llama.n_vocab()])
 
@@ -79,7 +84,7 @@ def test_the_same_rows_are_chosen_and_go_where_they_belong(
         stock.llama.eval(TOKENS[: N_PROMPT - N_OBS])
         stock.native.observe(N_OBS)
         stock.llama.eval(TOKENS[N_PROMPT - N_OBS : N_PROMPT])
-        read(ours, TOKENS[:N_PROMPT], tmp_path, Observe(N_OBS))
+        read(ours, TOKENS[:N_PROMPT], tmp_path, observe=Observe(N_OBS))
         for context in (stock, ours):
             context.native.compress(Compression(np.full(8, 20), SCORER, 4, 2))
         assert all(
@@ -94,3 +99,55 @@ def test_the_same_rows_are_chosen_and_go_where_they_belong(
         assert np.array_equal(a, b)
         for context in (stock, ours):
             context.close()
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 3])
+def test_a_block_waits_for_the_rows_of_the_block_before(
+    open_context: MakeContext, tmp_path: Path, n_layer: int
+) -> None:
+    tiny, n_block = Tiny(n_head=(4,) * n_layer, n_head_kv=(2,) * n_layer), 20
+    with devices("one device"):
+        stock, ours = open_both(open_context, tiny)
+        decode_batches(stock, TOKENS[:N_PROMPT], batch_sizes(N_PROMPT, 512, n_block))
+        logits = read(ours, TOKENS[:N_PROMPT], tmp_path, bytes_hidden=n_block * tiny.n_embd * 4)
+        assert np.array_equal(logits, stock.llama._ctx.get_logits_ith(-1)[: len(logits)])
+        assert np.array_equal(ours.native.state_save(), stock.native.state_save())
+        for context in (stock, ours):
+            context.close()
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_reading_that_is_stopped_anywhere(open_context: MakeContext, tmp_path: Path, layout: str) -> None:
+    """Rows may be on their way: what was there before is there, and can be read on."""
+
+    def stop_at(n: int, n_done: int, n_total: int) -> None:
+        if n * n_total == n_done * TINY.n_layer:
+            raise KeyboardInterrupt
+
+    with devices(layout):
+        stock, ours = open_both(open_context, **ALL_LAYOUTS[layout])
+        for begin, end in ((0, 50), (50, N_PROMPT)):
+            stock.llama.eval(TOKENS[begin:end])
+            before = ours.native.state_save()
+            for n in range(1, TINY.n_layer + 1):
+                with pytest.raises(KeyboardInterrupt):
+                    read(ours, TOKENS[begin:end], tmp_path, on_progress=partial(stop_at, n))
+                assert np.array_equal(ours.native.state_save(), before)
+            read(ours, TOKENS[begin:end], tmp_path)
+            assert np.array_equal(ours.native.state_save(), stock.native.state_save())
+        for context in (stock, ours):
+            context.close()
+
+
+def test_two_layers_are_on_a_device_at_a_time(no_device: None, open_context: MakeContext, tmp_path: Path) -> None:
+    n_layer, n_pos = 8, 512
+    tiny = Tiny(n_head=(2,) * n_layer, n_head_kv=(2,) * n_layer, head_size=256)
+    bytes_layer = n_pos * 2 * 2 * 256 * 2  # K and V of two heads, f16
+    with fake_devices():
+        context = open_context(tiny, n_ctx=512, n_cells=64, n_gpu_layers=99, split_mode=SPLIT_NONE, logits_all=False)
+        before, _ = device_bytes()
+        read(context, (TOKENS * 2)[:n_pos], tmp_path)
+        after, peak = device_bytes()
+        assert after <= before
+        assert 2 * bytes_layer <= peak - before < 3 * bytes_layer  # and hidden states, and what is computed with
+        context.close()

@@ -10,11 +10,14 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 enum refusal { REFUSE_NOTHING, REFUSE_HOT, REFUSE_ATTENTION };
@@ -28,27 +31,45 @@ static refusal refused = REFUSE_NOTHING;
 struct memory {
     void * base;
     size_t size;
+    int    n_opened = 0; // on all threads
 
-    void protect(int rights) const { if (mprotect(base, size, rights) != 0) { abort(); } }
+    void open(int n) {
+        if ((n_opened > 0) != (n_opened + n > 0) && mprotect(base, size, n > 0 ? PROT_READ | PROT_WRITE : PROT_NONE) != 0) { abort(); }
+        n_opened += n;
+    }
 };
 
+static std::mutex         mutex; // of the memories, of each one's count, and of their bytes
 static std::set<memory *> memories;
+static size_t             n_bytes = 0, n_bytes_peak = 0;
 
 // while it lives, one buffer or the memory of all devices can be touched
 struct opened {
     std::vector<memory *> what;
 
-    opened() : what(memories.begin(), memories.end()) { protect(PROT_READ | PROT_WRITE); }
-    explicit opened(ggml_backend_buffer_t buffer) : what(1, (memory *) buffer->context) { protect(PROT_READ | PROT_WRITE); }
+    opened() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        what.assign(memories.begin(), memories.end());
+        for (memory * m : what) { m->open(1); }
+    }
+    explicit opened(ggml_backend_buffer_t buffer) : what(1, (memory *) buffer->context) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        what[0]->open(1);
+    }
     opened(const opened &) = delete;
-    ~opened() { protect(PROT_NONE); }
-
-    void protect(int rights) const { for (const memory * m : what) { m->protect(rights); } }
+    ~opened() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        for (memory * m : what) { m->open(-1); }
+    }
 };
 
 static void free_buffer(ggml_backend_buffer_t buffer) {
     std::unique_ptr<memory> m { (memory *) buffer->context };
-    memories.erase(m.get());
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        memories.erase(m.get());
+        n_bytes -= m->size;
+    }
     munmap(m->base, m->size);
 }
 
@@ -103,7 +124,13 @@ static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t buft, size_
     iface.get_tensor    = get_tensor;
     iface.cpy_tensor    = cpy_tensor;
     iface.clear         = clear;
-    memory * m = *memories.insert(new memory { base, size }).first;
+    memory * m = new memory { base, size };
+    {
+        const std::lock_guard<std::mutex> lock(mutex);
+        memories.insert(m);
+        n_bytes     += size;
+        n_bytes_peak = std::max(n_bytes_peak, n_bytes);
+    }
     return ggml_backend_buffer_init(buft, iface, m, size);
 }
 
@@ -180,6 +207,11 @@ static void get_props(ggml_backend_dev_t dev, ggml_backend_dev_props * props) {
     get_memory(dev, &props->memory_free, &props->memory_total);
 }
 
+// the first device has memory of the host that it reaches best
+static ggml_backend_buffer_type_t get_host_buffer_type(ggml_backend_dev_t dev) {
+    return dev == &devices[0]->dev ? ggml_backend_cpu_buffer_type() : nullptr;
+}
+
 static bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     const bool is_refused = refused == REFUSE_ATTENTION || (refused == REFUSE_HOT && op->src[HEADKV_SRC_K_HOT]);
     if (op->op == GGML_OP_FLASH_ATTN_EXT && is_refused) {
@@ -197,6 +229,7 @@ static ggml_backend_device_i device_functions() {
     iface.get_props       = get_props;
     iface.init_backend    = init_backend;
     iface.get_buffer_type = [](ggml_backend_dev_t dev) { return &device_of(dev).buft; };
+    iface.get_host_buffer_type = get_host_buffer_type;
     iface.supports_op     = supports_op;
     iface.supports_buft   = [](ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) { return buft == &device_of(dev).buft; };
     return iface;
@@ -234,6 +267,13 @@ __attribute__((visibility("default"))) void fake_devices_add(const char * name, 
         d.buft = { memory_functions(), &d.dev, nullptr };
     }
     ggml_backend_register(&backend_reg);
+}
+
+// bytes of all devices: those in use, and the most since the last call
+__attribute__((visibility("default"))) void fake_devices_bytes(size_t * now, size_t * peak) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    *now  = n_bytes;
+    *peak = std::exchange(n_bytes_peak, n_bytes);
 }
 
 // what lies on them can still be freed
