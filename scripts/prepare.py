@@ -35,6 +35,10 @@ LIBRARY_DIR = ROOT / "pyheadkv" / "lib"
 MIN_CMAKE = (3, 21)
 BUILD_SCRIPTS = ("patches.py", "pin.py", "prepare.py")
 STOCK = BUILD / "stock"
+SANITIZED = BUILD / "sanitize"
+SANITIZED_THREADS = BUILD / "sanitize-thread"
+# native tests in which several threads work, without llama
+THREAD_TESTS = ("test-scratch", "test-archive", "test-gather", "test-hot", "test-select", "test-attention")
 STOCK_OPTIONS = ("-DHEADKV_STOCK=ON", "-DHEADKV_BUILD_TESTS=OFF")
 # llama-cpp-python without a library of its own: ours takes its place
 BINDING_ONLY = "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"
@@ -179,12 +183,12 @@ def configure(cmake: Path, folder: Path, options: Sequence[str]) -> None:
     settings.write_text(wanted)
 
 
-def build(cmake: Path, folder: Path, target: str) -> None:
-    """Build one target of a configured folder."""
+def build(cmake: Path, folder: Path, *targets: str) -> None:
+    """Build targets of a configured folder."""
     # ccache then knows the files of another checkout as the same
     environment = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
     jobs = str(os.cpu_count() or 1)
-    run_step([cmake, "--build", folder, "--target", target, "--parallel", jobs], environment)
+    run_step([cmake, "--build", folder, "--target", *targets, "--parallel", jobs], environment)
 
 
 def link_library() -> None:
@@ -238,14 +242,16 @@ def prepare_stock() -> None:
     stamp.write_text(stock_stamp())
 
 
-def prepare_sanitized() -> Path:
-    """Build the native tests with sanitizers; returns the build folder."""
-    folder = BUILD / "sanitize"
+def prepare_sanitized() -> None:
+    """Build all with the address and undefined-behaviour sanitizers, and THREAD_TESTS with that of threads."""
     cmake = find_tools()
-    say("building the tests with sanitizers (about 15 minutes the first time)")
-    configure(cmake, folder, ["-DHEADKV_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"])
-    build(cmake, folder, "all")
-    return folder
+    say("building with sanitizers (about 20 minutes the first time)")
+    kind = "-DCMAKE_BUILD_TYPE=RelWithDebInfo"
+    configure(cmake, SANITIZED, ["-DHEADKV_SANITIZE=address,undefined", kind])
+    build(cmake, SANITIZED, "all")
+    # libgomp is not made for it
+    configure(cmake, SANITIZED_THREADS, ["-DHEADKV_SANITIZE=thread", kind, "-DGGML_OPENMP=OFF"])
+    build(cmake, SANITIZED_THREADS, *THREAD_TESTS)
 
 
 def main() -> int:
