@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pyheadkv.cli.options import InspectOptions, ModelOptions
@@ -47,8 +48,11 @@ def choose_fit(
         budget=Budget.parse(options.budget) if options.budget else None,
     )
     n_embd, n_ff = (_width(metadata, f"{shape.architecture}.{key}_length") for key in ("embedding", "feed_forward"))
-    by_layers = not (isinstance(options, ModelOptions) and options.no_sweep)
-    needs = Needs(shape, policy, profile, n_embd, n_ff or 4 * n_embd, file_bytes(path), by_layers)
+    needs = Needs(shape, policy, profile, n_embd, n_ff or 4 * n_embd, file_bytes(path))
+    if isinstance(options, ModelOptions):
+        # beside a GPU auto takes main memory where there is room
+        in_memory = options.archive == "ram" or (options.archive == "auto" and options.n_gpu_layers != 0)
+        needs = replace(needs, by_layers=not options.no_sweep, has_archive=in_memory)
     return find_fit(needs, limit, wanted)
 
 

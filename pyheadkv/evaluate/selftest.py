@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.calibrate.haystack import paragraphs
-from pyheadkv.engine.llama import cut, has_vocabulary, logits
+from pyheadkv.engine.llama import count_read, cut, has_vocabulary, logits
 from pyheadkv.engine.load import opened
 from pyheadkv.evaluate.engine import Engine
 from pyheadkv.evaluate.metrics import kl_divergence, log_softmax, top1_agreement
@@ -84,6 +84,7 @@ def run_checks(path: Path, shape: ModelShape, type_k: str, type_v: str, **option
     with opened(path, **options) as llama:
         engine = Engine(llama)
         yield _off(engine, tokens, stock)
+        yield _by_layers(engine, tokens, stock)
 
         def compressed(budget: str, attention: str = "fused") -> Logits:
             return _compressed(engine, tokens, _draft(shape, budget, types), attention)
@@ -100,8 +101,26 @@ def _off(engine: Engine, tokens: Sequence[int], stock: Logits) -> Check:
     engine.read_only(tokens[:N_PROMPT])
     ours = _next(engine.llama, tokens)
     n_other = int((ours != stock).sum())
-    words = f"{n_other} of {stock.size} logits differ" if n_other else f"{stock.size} logits, bit for bit"
-    return Check("nothing compressed = stock", n_other == 0, words, time.perf_counter() - start)
+    return Check("nothing compressed = stock", n_other == 0, _count(n_other, stock), time.perf_counter() - start)
+
+
+def _by_layers(engine: Engine, tokens: Sequence[int], stock: Logits) -> Check:
+    name, start, llama = "read layer by layer = stock", time.perf_counter(), engine.llama
+    if reason := engine.native.read_reason():
+        return Check(name, True, f"this model is not read so: {reason}", 0.0)
+    engine.forget()
+    found = []
+    for part in (tokens[:N_PROMPT], *([token] for token in tokens[N_PROMPT:])):
+        engine.native.read(part)
+        count_read(llama, part)
+        found.append(logits(llama).copy())
+    engine.forget()
+    n_other = int((np.stack(found[1:]) != stock).sum())
+    return Check(name, n_other == 0, _count(n_other, stock), time.perf_counter() - start)
+
+
+def _count(n_other: int, stock: Logits) -> str:
+    return f"{n_other} of {stock.size} logits differ" if n_other else f"{stock.size} logits, bit for bit"
 
 
 def _memory(engine: Engine, tokens: Sequence[int], draft: DraftPlan, shape: ModelShape, types: dict[str, str]) -> Check:

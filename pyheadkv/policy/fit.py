@@ -47,6 +47,8 @@ class Needs:
         of the files
     by_layers
         prompts are read layer by layer
+    has_archive
+        in memory, of all rows
     """
 
     shape: ModelShape
@@ -56,6 +58,7 @@ class Needs:
     n_ff: int
     bytes_weights: int
     by_layers: bool = True
+    has_archive: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,12 @@ def measure(needs: Needs, n_ctx: int, types: Types, budget: Budget) -> Fit:
     n_prompt = n_ctx - min(_ANSWER, n_ctx // 4)
     plan = make_plan(shape, needs.policy, budget, n_prompt, type_k=type_k, type_v=type_v, profile=needs.profile)
     per_token = shape.bytes_per_token(type_k, type_v)
-    buffers = _UBATCH * (4 * (_HIDDEN * needs.n_embd + _FEED_FORWARD * needs.n_ff) + _MASK * n_ctx)
-    beside = needs.bytes_weights + _PROCESS + buffers
+    beside = _beside(needs, n_ctx)
     if plan is None:
         whole = beside + n_ctx * per_token
         return Fit(n_ctx, type_k, type_v, budget, n_prompt, whole, whole)
     most = peak(shape, plan, type_k, type_v, needs.n_embd)
+    beside += n_ctx * per_token if needs.has_archive else 0
     observed = 4 * n_prompt * sum(layer.n_head for layer in shape.layers)
     rows = most.by_layers + most.hidden_states if needs.by_layers else most.whole
     reading = beside + rows + observed
@@ -149,24 +152,35 @@ def measure(needs: Needs, n_ctx: int, types: Types, budget: Budget) -> Fit:
     return Fit(n_ctx, type_k, type_v, budget, n_prompt, reading, answering)
 
 
+def _beside(needs: Needs, n_ctx: int) -> int:
+    """Bytes beside keys and values."""
+    buffers = _UBATCH * (4 * (_HIDDEN * needs.n_embd + _FEED_FORWARD * needs.n_ff) + _MASK * n_ctx)
+    return needs.bytes_weights + _PROCESS + buffers
+
+
 def _search(needs: Needs, limit: int, wanted: Wanted) -> tuple[Fit | None, Fit]:
     """The first that fits, and the one that takes least of all."""
-    least: Fit | None = None
-    problem: Exception = UsageError("there is nothing to choose from")
-    for n_ctx in [wanted.n_ctx] if wanted.n_ctx else _contexts(needs.shape.n_ctx_train):
-        for types, budget in _choices(wanted):
-            try:
-                found = measure(needs, n_ctx, types, budget)
-            except (BudgetError, ModelError) as error:
-                problem = error
-                continue
-            if found.bytes_peak <= limit:
-                return found, found
-            if least is None or found.bytes_peak < least.bytes_peak:
-                least = found
-    if least is None:
+    contexts = [wanted.n_ctx] if wanted.n_ctx else list(_contexts(needs.shape.n_ctx_train))
+    for n_ctx in contexts:
+        if _beside(needs, n_ctx) < limit:
+            for found in _measured(needs, n_ctx, wanted):
+                if found.bytes_peak <= limit:
+                    return found, found
+    return None, min(_measured(needs, contexts[-1], wanted), key=lambda it: it.bytes_peak)
+
+
+def _measured(needs: Needs, n_ctx: int, wanted: Wanted) -> Iterator[Fit]:
+    """All choices that fit the model, the best first; the error of the last one where there is none."""
+    problem: BudgetError | ModelError | None = None
+    has_any = False
+    for types, budget in _choices(wanted):
+        try:
+            yield measure(needs, n_ctx, types, budget)
+            has_any = True
+        except (BudgetError, ModelError) as error:
+            problem = error
+    if problem and not has_any:
         raise problem
-    return None, least
 
 
 def _choices(wanted: Wanted) -> Sequence[tuple[Types, Budget]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyheadkv.engine.devices import devices, system_info
-from pyheadkv.engine.native import Native
+from pyheadkv.engine.native import Compression, Native
 from pyheadkv.evaluate import selftest
 from pyheadkv.evaluate.selftest import run_checks
 from pyheadkv.model.file import read_gguf_metadata
@@ -35,8 +36,8 @@ def test_checks_pass(library: None, tiny_path: WriteTiny, types: tuple[str, str]
 def broken_compress(stock: Callable[..., None]) -> Callable[..., None]:
     """Keeps fewer rows than it is asked for."""
 
-    def compress(self: Native, rows: Any, *arguments: Any, **options: Any) -> None:
-        stock(self, np.full_like(rows, 20), *arguments, **options)
+    def compress(self: Native, compression: Compression) -> None:
+        stock(self, replace(compression, rows=np.full_like(compression.rows, 20)))
 
     return compress
 
@@ -59,7 +60,7 @@ def test_another_computation_is_found(library: None, tiny_path: WriteTiny, monke
 
 def test_command(library: None, demo_path: Path) -> None:
     done = run("selftest", demo_path, "-t", "1")
-    assert done.returncode == 0 and "all 4 checks passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "all 5 checks passed" in done.stdout, done.stdout + done.stderr
     assert done.stdout.startswith("pyheadkv ") and str(Path.home()) + "/" not in done.stdout
     facts = run("--version", "--verbose").stdout
     assert facts.splitlines()[:9] == done.stdout.splitlines()[:9]

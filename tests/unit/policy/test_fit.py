@@ -71,6 +71,12 @@ def test_reading_batch_by_batch_takes_the_whole_cache() -> None:
     )
 
 
+def test_an_archive_in_memory_counts() -> None:
+    settings: tuple[int, tuple[str, str], Budget] = (32768, ("f16", "f16"), Budget.parse("10%"))
+    on_disk, in_memory = measure(LLAMA_8B, *settings), measure(replace(LLAMA_8B, has_archive=True), *settings)
+    assert in_memory.reading - on_disk.reading == in_memory.answering - on_disk.answering == 32768 * TOKEN
+
+
 def test_what_cannot_be_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         UsageError, match=r"^nothing fits into 4096 MiB: -c 512 .* takes 4976 MiB, 4673 MiB of it weights$"
