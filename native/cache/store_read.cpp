@@ -231,9 +231,6 @@ void headkv_store::read_and_compress(const int32_t * tokens, uint32_t n, const h
             ms += (ggml_time_us() - t_start)/1000.0;
             headkv_transition_fill(fresh, kv, plan, i, std::move(pos), now.layers[i].rows, how.n_threads);
             account(bytes() + before.bytes());
-            if (before.archive) {
-                before.archive->give_back(index(i));
-            }
         };
         run_sweep(tokens, n, params, steps);
         headkv_transition_finish(fresh, kv, plan);

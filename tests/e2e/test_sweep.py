@@ -161,6 +161,40 @@ def test_outputs_of_the_last_tokens(open_context: MakeContext, n: int, n_outputs
         np.testing.assert_array_equal(a, b)
 
 
+def test_pooled_embeddings(open_context: MakeContext) -> None:
+    import llama_cpp
+
+    stock, ours = open_pair(open_context, TINY, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_LAST)
+    found = []
+    for context in (stock, ours):
+        llama_cpp.llama_set_embeddings(context.llama._ctx.ctx, True)
+    decode_with_outputs(stock, TOKENS[:100], 100)
+    ours.read(TOKENS[:100], n_outputs=100)
+    for context in (stock, ours):
+        values = llama_cpp.llama_get_embeddings_seq(context.llama._ctx.ctx, 0)
+        found.append(np.ctypeslib.as_array(values, (TINY.n_embd,)).copy())
+    np.testing.assert_array_equal(*found)
+
+
+def test_tokens_that_llama_cpp_samples_itself(open_context: MakeContext) -> None:
+    """Its sampler is a part of the graph then."""
+    import llama_cpp
+
+    stock, ours = open_pair(open_context, TINY)
+    chains, found = [], []
+    for context in (stock, ours):
+        chains.append(llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params()))
+        llama_cpp.llama_sampler_chain_add(chains[-1], llama_cpp.llama_sampler_init_greedy())
+        assert llama_cpp.llama_set_sampler(context.llama._ctx.ctx, 0, chains[-1])
+    decode_with_outputs(stock, TOKENS[:100], 1)
+    ours.read(TOKENS[:100])
+    for context, chain in zip((stock, ours), chains, strict=True):
+        found.append(llama_cpp.llama_get_sampled_token_ith(context.llama._ctx.ctx, -1))
+        context.close()
+        llama_cpp.llama_sampler_free(chain)
+    assert found[0] == found[1] >= 0
+
+
 def test_more_outputs_than_a_batch_has(open_context: MakeContext) -> None:
     _, ours = open_pair(open_context, TINY, n_batch=128)
     with pytest.raises(NativeError, match="n_outputs = 13 tokens are to have logits: the last batch has 12"):

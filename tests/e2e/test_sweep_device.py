@@ -75,18 +75,21 @@ def test_reading_on_devices_is_stocks(
             context.close()
 
 
+@pytest.mark.parametrize("is_at_once", [False, True])
 @pytest.mark.parametrize("layout", ALL_LAYOUTS)
 def test_the_same_rows_are_chosen_and_go_where_they_belong(
-    open_context: MakeContext, tmp_path: Path, layout: str
+    open_context: MakeContext, tmp_path: Path, layout: str, is_at_once: bool
 ) -> None:
+    how = Compression(np.full(8, 20), SCORER, 4, 2)
     with devices(layout):
         stock, ours = open_both(open_context, **ALL_LAYOUTS[layout])
         stock.llama.eval(TOKENS[: N_PROMPT - N_OBS])
         stock.native.observe(N_OBS)
         stock.llama.eval(TOKENS[N_PROMPT - N_OBS : N_PROMPT])
-        read(ours, TOKENS[:N_PROMPT], tmp_path, observe=Observe(N_OBS))
-        for context in (stock, ours):
-            context.native.compress(Compression(np.full(8, 20), SCORER, 4, 2))
+        stock.native.compress(how)
+        read(ours, TOKENS[:N_PROMPT], tmp_path, observe=Observe(N_OBS), compression=how if is_at_once else None)
+        if not is_at_once:
+            ours.native.compress(how)
         assert all(
             np.array_equal(a, b)
             for x, y in zip(stock.kept(), ours.kept(), strict=True)
@@ -150,4 +153,5 @@ def test_two_layers_are_on_a_device_at_a_time(no_device: None, open_context: Mak
         after, peak = device_bytes()
         assert after <= before
         assert 2 * bytes_layer <= peak - before < 3 * bytes_layer  # and hidden states, and what is computed with
+        assert context.native.stats().bytes_peak >= 2 * bytes_layer
         context.close()

@@ -276,6 +276,25 @@ static void test_extra() {
     CHECK(g.bytes(elsewhere) == want);
 }
 
+// a part that would not have each of its nodes once is not computed: here the graph is changed behind the cut's back
+static void test_a_graph_that_changed() {
+    for (const bool is_across : { true, false }) {
+        small_graph g;
+        ggml_tensor * x = g.layer(g.embd);
+        ggml_tensor * y = g.layer(x);
+        g.expand(y);
+        const headkv_cut cut(g.graph, g.layers);
+        ggml_context_ptr ctx { ggml_init({ ggml_graph_overhead(), nullptr, /*.no_alloc =*/ true }) };
+        if (is_across) {
+            y->src[1] = x->src[0];
+            CHECK_REFUSED(cut.part(ctx.get(), 1, nullptr), HEADKV_STATUS_COMPUTE, "layer 1 of the cache would compute ");
+        } else {
+            y->src[0]->flags &= ~GGML_TENSOR_FLAG_COMPUTE;
+            CHECK_REFUSED(cut.part(ctx.get(), 1, nullptr), HEADKV_STATUS_COMPUTE, "layer 1 of the cache has ");
+        }
+    }
+}
+
 //
 // graphs that cannot be cut
 //
@@ -448,6 +467,7 @@ int main() {
     test_parallel_residual();
     test_what_is_not_computed();
     test_extra();
+    test_a_graph_that_changed();
     test_two_tensors_cross();
     test_layers_share_rows();
     test_what_crosses_is_no_f32_of_its_own();
