@@ -14,6 +14,7 @@ from pyheadkv.engine import library as _library
 from pyheadkv.errors import LibraryError
 
 if TYPE_CHECKING:
+    from pyheadkv.chat.ingest import ingest
     from pyheadkv.chat.session import HeadKV, load
     from pyheadkv.errors import HeadKVError
     from pyheadkv.model.shape import ModelShape, shape_from_metadata
@@ -40,6 +41,7 @@ __all__ = [
     "Profile",
     "Scorer",
     "ScorerKind",
+    "ingest",
     "load",
     "make_plan",
     "parse_policy",
@@ -60,6 +62,7 @@ _HOMES = {
     "pyheadkv.policy.text": ("parse_policy",),
     "pyheadkv.profile": ("Profile", "read_profile", "write_profile"),
     "pyheadkv.policy.scorers": ("Scorer", "ScorerKind", "register_scorer"),
+    "pyheadkv.chat.ingest": ("ingest",),
     "pyheadkv.chat.session": ("HeadKV", "load"),
     "pyheadkv.model.shape": ("ModelShape", "shape_from_metadata"),
 }

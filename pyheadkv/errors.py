@@ -59,6 +59,10 @@ class ExportError(HeadKVError):
     """A model file that cannot be written: it exists, there is no room, or the model carries no profile."""
 
 
+class CapsuleError(HeadKVError):
+    """A capsule (saved conversation) that cannot be read or written, is damaged, or does not fit this model."""
+
+
 class UsageError(HeadKVError):
     """An option or argument that cannot be understood."""
 

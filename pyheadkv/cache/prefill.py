@@ -175,6 +175,8 @@ class Prefill:
     def forget(self) -> None:
         """Empty the cache and give its memory back; observe nothing any more."""
         self._forget_draft()
+        if self._sweep:
+            self._sweep.forget()
         self.llama.reset()  # type: ignore[no-untyped-call]
         cut(self.llama, 0)
         self.native.observe(0)
@@ -188,6 +190,20 @@ class Prefill:
     def start_progress(self, n_total: int) -> None:
         """Count the tokens that are read from here on, of so many."""
         self._n_done, self._n_total = 0, n_total
+
+    def read_whole(self, tokens: Sequence[int]) -> None:
+        """Read tokens onto a whole cache, layer by layer where that can be done, and leave it whole.
+
+        Raises
+        ------
+        NativeError
+            a computation failed
+        KeyboardInterrupt
+            Ctrl-C, soon after it
+        """
+        self.start_progress(len(tokens))
+        if not (self._sweep and self._sweep.suits(len(tokens)) and self._read_by_layers(tokens)):
+            self._read_by_batches(list(tokens), len(tokens))
 
     def compress_prompt(self, tokens: Sequence[int], draft: DraftPlan, scores: list[Floats] | None = None) -> None:
         """Read the rest of a prompt, and compress all of it.

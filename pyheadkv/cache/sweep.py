@@ -51,6 +51,7 @@ class Sweep:
         self._archive = archive
         self._notify = on_notice
         self._min_tokens = 1 if archive.is_kept else min_tokens
+        self._n_exact: int | None = None  # positions in the archive before those whose rows came of hot rows
         native.keep_archive(archive.is_kept)
 
     @cached_property
@@ -76,6 +77,12 @@ class Sweep:
         stats = self._native.stats()
         return stats.n_pos_archive > 0 and stats.n_pos_hot > 0
 
+    @property
+    def n_exact(self) -> int:
+        """Positions in the archive whose rows are those of a whole cache."""
+        n = min(self._native.stats().n_pos_archive, int(self._llama.n_tokens))
+        return n if self._n_exact is None else min(n, self._n_exact)
+
     def reopen(self, is_exact: bool) -> list[int]:
         """Make the archive the cache again, which has no hot rows then.
 
@@ -89,10 +96,16 @@ class Sweep:
         tokens that were left out
         """
         tokens = tokens_of(self._llama)
-        n_left = min(self._native.stats().n_pos_archive, len(tokens)) if is_exact else len(tokens)
+        n_left = self.n_exact if is_exact else len(tokens)
+        if not is_exact:
+            self._n_exact = self.n_exact
         self._native.reopen(n_left)
         self._llama.n_tokens = n_left
         return tokens[n_left:]
+
+    def forget(self) -> None:
+        """The conversation, or all of it whose rows came of hot rows, is gone."""
+        self._n_exact = None
 
     def read(
         self,
@@ -114,6 +127,8 @@ class Sweep:
             a computation failed; the cache is as it was
         """
         cut(self._llama, self._llama.n_tokens)
+        if self._n_exact is not None and self._llama.n_tokens <= self._n_exact:
+            self.forget()
         try:
             with self._archive.folder() as folder:
                 self._native.read(

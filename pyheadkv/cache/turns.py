@@ -53,6 +53,14 @@ class Turns:
         """Whether the next token would overwrite a position that is compressed: generate() was refused a cut there."""
         return self._llama.n_tokens < self._native.stats().n_pos_hot
 
+    @property
+    def n_exact(self) -> int:
+        """Positions, from 0 on, whose rows there are and are those of a whole cache."""
+        stats = self._native.stats()
+        if stats.n_pos_archive > 0 and self._sweep:
+            return self._sweep.n_exact
+        return 0 if stats.n_pos_hot > 0 else int(self._llama.n_tokens)
+
     def read_answer(self, tokens: list[int]) -> None:
         """Read tokens that were generated."""
         self.prefill.decode(tokens)

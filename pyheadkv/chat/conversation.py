@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from pyheadkv.capsule.reader import Contents, read_contents
 from pyheadkv.chat.loops import LoopWatch
 from pyheadkv.chat.sampling import Sampling
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.llama import context_length
 from pyheadkv.engine.template import ChatTemplate, plain_prompt, template_source
-from pyheadkv.errors import UsageError, one_line
+from pyheadkv.errors import CapsuleError, UsageError, one_line
 
 _TOO_LONG = re.compile(r"Requested tokens \((\d+)\) exceed context window of (\d+)")  # llama-cpp-python's words
+# of messages, each of which tokenizers may join with what stands before it
+_BEGINNINGS = ("What", "1", "\n\n", " the", "...", "\u00e9", "\u4e16")
 
 
 class Conversation:
@@ -64,6 +68,47 @@ class Conversation:
         """Put the text of a file into the next message, under the file's name."""
         self.attachments.append(f"--- File: {name} ---\n{text.rstrip()}\n")
 
+    def read_attachments(self) -> None:
+        """Begin the conversation with what is attached, as far as any message behind it leaves its tokens as they are.
+
+        Raises
+        ------
+        UsageError
+            nothing is attached, or it is longer than the context
+        NativeError
+            the model could not be evaluated
+        """
+        if not self.attachments:
+            raise UsageError("nothing is attached that could be read")
+        prompts = [self._tokens([*self.messages, self._user_message(text)]) for text in _BEGINNINGS]
+        n_same = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len({*tokens}) > 1)
+        self.headkv.read_whole(prompts[0][:n_same])
+
+    def save(self, path: str | Path, *, name: str = "", overwrite: bool = False) -> Contents:
+        """Save the conversation, or one more turn of it: as `HeadKV.save`."""
+        return self.headkv.save(
+            path, name=name, messages=self.messages, attachments=self.attachments, overwrite=overwrite
+        )
+
+    def load(self, path: str | Path, *, is_shared: bool = False) -> Contents:
+        """Go on with a conversation that was saved, and its system prompt; this one is forgotten.
+
+        Raises
+        ------
+        CapsuleError, NativeError
+            as of `HeadKV.load`; or no chat was saved
+        """
+        contents = read_contents(path)
+        if not (contents.messages or contents.attachments):
+            raise CapsuleError(f"{path} has tokens and no messages: a program saved it (HeadKV.load opens it)")
+        contents = self.headkv.load(path, is_shared=is_shared)
+        self.messages = [dict(message) for message in contents.messages]
+        self.attachments = list(contents.attachments)
+        first = self.messages[0] if self.messages else {}
+        self.system = first["content"] if first.get("role") == "system" else None
+        self.is_full = False
+        return contents
+
     def answer(self, text: str) -> Generator[str, None, None]:
         """Send a message and stream the answer, piece by piece.
 
@@ -74,7 +119,7 @@ class Conversation:
         NativeError
             the model could not be evaluated
         """
-        self.messages.append({"role": "user", "content": "\n".join([*self.attachments, text])})
+        self.messages.append(self._user_message(text))
         pieces: list[str] = []
         is_done = False
         try:
@@ -90,13 +135,16 @@ class Conversation:
             else:
                 self.messages.pop()
 
+    def _user_message(self, text: str) -> dict[str, str]:
+        return {"role": "user", "content": "\n".join([*self.attachments, text])}
+
     def _stream(self) -> Generator[str, None, None]:
         llama: Any = self.headkv.llama
         watch = LoopWatch()
         self.headkv.stop_when = watch if self.stop_loops else None
         self.finish = None
         try:
-            chunks = llama.create_completion(prompt=self._tokens(), **self.sampling.options())
+            chunks = llama.create_completion(prompt=self._tokens(self.messages), **self.sampling.options())
             with closing(chunks):
                 for chunk in chunks:
                     choice = chunk["choices"][0]
@@ -109,10 +157,10 @@ class Conversation:
         except ValueError as error:
             raise UsageError(self._words(error)) from error
 
-    def _tokens(self) -> list[int]:
+    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
         if self.template:
-            return self.template.prompt(self.messages).tokens
-        return plain_prompt(self.headkv.llama, "\n".join(message["content"] for message in self.messages)).tokens
+            return self.template.prompt(messages).tokens
+        return plain_prompt(self.headkv.llama, "\n".join(message["content"] for message in messages)).tokens
 
     def _has_room(self) -> bool:
         stats = self.headkv.stats()

@@ -31,6 +31,11 @@ def is_demo(model_path: str | Path) -> bool:
     return Path(model_path).name in (DEMO_GGUF, DEMO_FAST_GGUF)
 
 
+def system_of(llama: llama_cpp.Llama, asked: str | None) -> str | None:
+    """The system text: what was asked for, else the demo's own on the demo model."""
+    return SYSTEM if asked is None and is_demo(llama.model_path) else asked
+
+
 def sampling_of(llama: llama_cpp.Llama, on_notice: Callable[[str], None]) -> Sampling:
     """Settings of answers where nobody asks for others: of the model's file, of the demo, or llama-cli's."""
     return sampling_of_file(SAMPLING if is_demo(llama.model_path) else Sampling(), llama.metadata, on_notice)

@@ -33,6 +33,9 @@ from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import SessionStats, TurnTimer, kv_report
 from pyheadkv.cache.sweep import Sweep
 from pyheadkv.cache.turns import Turns
+from pyheadkv.capsule.format import Message
+from pyheadkv.capsule.reader import Contents
+from pyheadkv.chat.saving import Saving, no_room
 from pyheadkv.engine.llama import context_length, is_on_gpu, n_ctx_train, piece, replace_freed
 from pyheadkv.engine.load import load
 from pyheadkv.engine.native import Native
@@ -56,7 +59,7 @@ __all__ = ["HeadKV", "load"]
 
 MIN_PROMPT = 256
 _WRAPPED = ("generate", "eval", "set_cache", "save_state", "load_state", "close")
-_NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have"
+_NO_STATES = "a prompt cache (Llama.set_cache) saves whole states, which a compressed cache does not have: HeadKV.save"
 
 
 class HeadKV:
@@ -151,7 +154,8 @@ class HeadKV:
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
-        by_layers = Sweep(llama, self.native, self._archive(archive), self.on_notice) if sweep else None
+        place = self._archive(archive)
+        by_layers = Sweep(llama, self.native, place, self.on_notice) if sweep else None
         self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress, by_layers)
         self._turns = Turns(
             self._prefill,
@@ -161,6 +165,7 @@ class HeadKV:
             sweep=by_layers,
             rereads_answers=rereads_answers,
         )
+        self._saving = Saving(llama, self.native, self._turns, place, self.shape.name, self.on_notice)
         for name in _WRAPPED:
             setattr(llama, name, getattr(self, f"_{name}"))
         self._unprotect = protect_chat_completion(llama, self.on_notice)
@@ -219,7 +224,82 @@ class HeadKV:
 
     def clear(self) -> None:
         """Forget the conversation and give its memory back."""
+        self._saving.forget()
         self._prefill.forget()
+
+    def read_whole(self, tokens: Sequence[int]) -> None:
+        """Begin a conversation with these tokens, and choose nothing: that comes with the prompt that begins so.
+
+        Raises
+        ------
+        UsageError
+            they are as many as the context has room for, or more; the conversation is as it was
+        NativeError
+            a computation failed
+        """
+        n_ctx = context_length(self.llama)
+        if len(tokens) >= n_ctx:
+            raise UsageError(no_room(f"the text has {len(tokens)} tokens", len(tokens), n_ctx))
+        self.clear()
+        self._prefill.turn = TurnTimer(n_prompt=len(tokens))
+        with self._prefill.turn.prefill():
+            self._prefill.read_whole(tokens)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        name: str = "",
+        messages: Sequence[Message] = (),
+        attachments: Sequence[str] = (),
+        overwrite: bool = False,
+    ) -> Contents:
+        """Save the conversation as a capsule: a new file, or one more turn in the file that it was saved to before.
+
+        All rows of what was read are saved; those of answers that were generated over chosen rows are not, and are
+        read again with the next prompt.
+
+        Parameters
+        ----------
+        name
+            of a new file
+        messages, attachments
+            of a chat, which `load` gives back: {"role", "content"} each, and texts that wait for the next message
+        overwrite
+            replace a file that is there
+
+        Returns
+        -------
+        what the file holds now, rows aside
+
+        Raises
+        ------
+        UsageError
+            nothing was read yet, or no archive of all rows was kept
+        CapsuleError
+            there is such a file, or it cannot be written; what was there is there
+        """
+        return self._saving.save(path, name, messages, attachments, overwrite=overwrite)
+
+    def load(self, path: str | Path, *, is_shared: bool = False) -> Contents:
+        """Go on with a conversation that was saved; the one that there is, is forgotten. Nothing of the model is read.
+
+        The next prompt reads what differs from ``tokens[:n_rows]`` of what is returned.
+
+        Parameters
+        ----------
+        is_shared
+            others begin with this file too: `save` does not write to it
+
+        Raises
+        ------
+        CapsuleError
+            it cannot be read, is damaged, or was made by another model or other settings; or the context has no room:
+            the conversation is as it was then
+        NativeError
+            there is no room for the rows
+        """
+        return self._saving.load(path, is_shared=is_shared)
 
     def close(self) -> None:
         """Take the wrappers off the Llama. Hot rows stay until the Llama drops it."""
@@ -284,7 +364,7 @@ class HeadKV:
 
     def _save_state(self) -> Any:
         if self.is_compressed:
-            raise UsageError("the state of a compressed cache cannot be saved")
+            raise UsageError("the state of a compressed cache cannot be saved: HeadKV.save keeps the conversation")
         return self._stock["save_state"]()
 
     def _load_state(self, state: Any) -> None:

@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
 
+from pyheadkv.capsule.reader import read_contents
 from pyheadkv.chat import demo
 from pyheadkv.chat.conversation import Conversation
 from pyheadkv.chat.sampling import SETTINGS, Sampling
@@ -28,6 +30,8 @@ from pyheadkv.files.plain_text import Limit, is_terminal, open_text, typed_text
 _HELP = {
     "/read FILE": "put a text file into the next message",
     "/set NAME VALUE": "change a setting of the answers; alone, show all",
+    "/save FILE": "save the conversation, or what is new of it",
+    "/load FILE": "go on with one that was saved",
     "/stats": "show rows, memory and times",
     "/clear": "start a new conversation",
     "/exit": "leave (as Ctrl-D)",
@@ -48,6 +52,7 @@ def run(chat: ChatOptions) -> None:
     """
     choice = ModelChoice.read(chat)
     chat = with_text(chat)
+    _check_memories(chat)
     first = open_first(chat)  # before a model is fetched
     Sampling().having(chat.sampling)  # refuses what is out of range
     found = choice.find()
@@ -63,6 +68,20 @@ def run(chat: ChatOptions) -> None:
             print(json.dumps(talk.answer_json(prompt or "", ms_load)))
         else:
             talk.run(prompt)
+
+
+def _check_memories(chat: ChatOptions) -> None:
+    """Refuse what can be refused before a model is looked for."""
+    memories = chat.memories or []
+    if len(memories) > 1:
+        raise UsageError(
+            f"{len(memories)} times --memory: rows hold for the positions at which they were read, so a chat begins "
+            "with one (ingest takes several texts)"
+        )
+    if memories and chat.system is not None:
+        raise UsageError("-sys does not go with --memory, whose system text was read before it: ingest -sys")
+    for memory in memories:
+        read_contents(memory)
 
 
 class Talk:
@@ -87,11 +106,13 @@ class Talk:
         self.bar = bar
         self.is_single_turn = chat.is_single_turn or not is_terminal()
         sampling = demo.sampling_of(headkv.llama, note).having(chat.sampling)
-        is_demo = demo.is_demo(headkv.llama.model_path)
-        system = demo.SYSTEM if is_demo and chat.system is None else chat.system
+        system = demo.system_of(headkv.llama, chat.system)
         self.conversation = Conversation(headkv, system, sampling, not chat.no_loop_stop)
         if self.conversation.template is None:
             note("this model has no chat template: text is continued as it is")
+        for memory in chat.memories or ():
+            contents = self.conversation.load(memory, is_shared=True)
+            note(f"{memory}: {len(contents.tokens)} tokens that were read before")
         for name, text in files:
             self.conversation.attach(name, text)
 
@@ -172,6 +193,8 @@ class Talk:
             return False
         if name == "/read":
             self._read(argument.strip())
+        elif name in ("/save", "/load"):
+            self._keep(name, argument.strip())
         elif name == "/set":
             self._set(argument.split())
         elif name == "/stats":
@@ -186,6 +209,20 @@ class Talk:
         else:
             error(UsageError(f"unknown command {name}, known are {', '.join(_HELP)}"))
         return True
+
+    def _keep(self, name: str, file: str) -> None:
+        """Save the conversation, or go on with another."""
+        try:
+            if not file:
+                raise UsageError(f"{name} needs a file name")
+            act = self.conversation.save if name == "/save" else self.conversation.load
+            contents = act(Path(file).expanduser())
+        except HeadKVError as problem:
+            error(problem)
+            return
+        again = len(contents.tokens) - contents.n_rows
+        words = f", of which {again} are read again with the next message" if again else ""
+        note(f"{file}: {len(contents.tokens)} tokens{words}")
 
     def _set(self, words: list[str]) -> None:
         """Change a setting of the answers, or show all."""

@@ -65,6 +65,21 @@ _fit = partial(
     "Choose -c, cache types and --budget, where they are not given, to fit into so much memory: 8GiB.",
     metavar="SIZE",
 )
+_template = partial(
+    _option,
+    None,
+    "Jinja file, or one of llama.cpp's: chatml, llama3, ... [default: the model's own]",
+    "--chat-template",
+    metavar="FILE|NAME",
+)
+_archive = partial(
+    _option,
+    "auto",
+    "Where all rows lie, so that every question chooses anew: disk, ram (beside a GPU), a folder; none loses what is "
+    "not kept.",
+    metavar="auto|disk|ram|none|DIR",
+)
+_verbose = partial(_option, False, "Show llama.cpp's own log.", "--verbose")
 _as_json = partial(_option, False, "Print one JSON object.", "--json")
 
 
@@ -83,12 +98,7 @@ class ModelOptions:
     type_k: str = _type_k()
     type_v: str = _type_v()
     fit: str | None = _fit()
-    template: str | None = _option(
-        None,
-        "Jinja file, or one of llama.cpp's: chatml, llama3, ... [default: the model's own]",
-        "--chat-template",
-        metavar="FILE|NAME",
-    )
+    template: str | None = _template()
     protect: list[str] | None = _option(
         None, "Keep this text whole, as the system prompt of chat is; repeatable.", metavar="TEXT"
     )
@@ -96,13 +106,8 @@ class ModelOptions:
     no_sweep: bool = _option(
         False, "Read prompts batch by batch: the whole cache of a prompt exists before it is compressed.", "--no-sweep"
     )
-    archive: str = _option(
-        "auto",
-        "Where all rows lie, so that every question chooses anew: disk, ram (beside a GPU), a folder; none loses "
-        "what is not kept.",
-        metavar="auto|disk|ram|none|DIR",
-    )
-    verbose: bool = _option(False, "Show llama.cpp's own log.", "--verbose")
+    archive: str = _archive()
+    verbose: bool = _verbose()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,9 @@ class ChatOptions(SamplingOptions, ModelOptions):
         None, "Text for the first message; sample is one of ours, - is stdin; repeatable.", "-f", "--file"
     )
     prompt: str | None = _option(None, "First message; - reads stdin.", "-p", "--prompt")
+    memories: list[Path] | None = _option(
+        None, "Begin with what pyheadkv ingest, or /save, kept there, and read nothing of it.", "--memory"
+    )
     is_single_turn: bool = _option(False, "Answer once, then leave.", "-st", "--single-turn")
     as_json: bool = _option(False, "Answer once and print one JSON object.", "--json")
 
@@ -153,6 +161,34 @@ class ServeOptions(SamplingOptions, ModelOptions):
     )
     max_waiting: int = _option(64, "Requests that may wait for the model; more are sent away.", min=1, max=4096)
     log_prompts: bool = _option(False, "Write prompts and answers to the log.", "--log-prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestOptions:
+    """Read texts once and keep all rows in a file, for chat --memory."""
+
+    model: str = _model()
+    files: list[Path] | None = _option(None, "Text; sample is one of ours, - is stdin; repeatable.", "-f", "--file")
+    output: Path | None = _option(None, "File to write.", "-o", "--output")
+    name: str = _option("", "What pyheadkv capsules shows. [default: the names of the texts]")
+    system: str | None = _option(None, "System prompt of the chats to come.", "-sys", "--system-prompt")
+    n_ctx: int = _n_ctx()
+    n_threads: int | None = _n_threads()
+    n_gpu_layers: int = _n_gpu_layers()
+    type_k: str = _type_k()
+    type_v: str = _type_v()
+    template: str | None = _template()
+    archive: str = _archive()
+    force: bool = _option(False, "Write over an existing file.", "--force")
+    verbose: bool = _verbose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapsulesOptions:
+    """List the files in a folder that ingest and /save made: name, model, tokens, bytes, date."""
+
+    folder: Path = _argument(Path(), "Where they lie.", "[DIR]")
+    as_json: bool = _as_json()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +333,8 @@ class SelftestOptions:
 OPTIONS = {  # by command, in the order of --help
     "chat": ChatOptions,
     "serve": ServeOptions,
+    "ingest": IngestOptions,
+    "capsules": CapsulesOptions,
     "inspect": InspectOptions,
     "policies": PoliciesOptions,
     "export": ExportOptions,
@@ -309,6 +347,8 @@ OPTIONS = {  # by command, in the order of --help
 EXAMPLES = {
     "chat": "pyheadkv chat demo -f report.txt -p 'What was decided?' --budget 10% -st",
     "serve": "pyheadkv serve demo --budget 10% -c 8192 --port 8080",
+    "ingest": "pyheadkv ingest demo -f book.txt -o book.hkv",
+    "capsules": "pyheadkv capsules",
     "inspect": "pyheadkv inspect demo -c 8192 --budget 10%",
     "policies": "pyheadkv policies headkv snapkv",
     "export": "pyheadkv export MODEL.gguf -o OUT.gguf --budget 10%",

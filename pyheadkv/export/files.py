@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyheadkv.errors import ExportError
+from pyheadkv.files.beside import make_part, remove_old_parts, sync_folder
 from pyheadkv.files.targets import check_target
 
 _CHUNK_BYTES = 8 << 20
-_PART = ".part"
 
 OnProgress = Callable[[int, int], None]
 
@@ -74,7 +72,7 @@ def copy_all(copies: Sequence[Copy], on_progress: OnProgress | None = None) -> N
     first = copies[0].target
     try:
         for copy in copies:
-            _remove_old_parts(copy.target)
+            remove_old_parts(copy.target)
         progress = _Progress(sum(copy.n_bytes for copy in copies), on_progress)
         free = shutil.disk_usage(first.parent).free
         if progress.total > free:
@@ -84,7 +82,7 @@ def copy_all(copies: Sequence[Copy], on_progress: OnProgress | None = None) -> N
             # llama.cpp finds the other files of a model through the first
             for part, copy in reversed([*zip(parts, copies, strict=True)]):
                 part.replace(copy.target)
-        _sync_folder(first.parent)
+        sync_folder(first.parent)
     except OSError as error:
         raise ExportError(f"{first} cannot be written: {error.strerror or error}") from error
 
@@ -102,18 +100,10 @@ class _Progress:
             self._on_progress(self._done, self.total)
 
 
-def _remove_old_parts(target: Path) -> None:
-    part = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}{_PART}")  # as tempfile names it
-    for path in target.parent.iterdir():
-        if part.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
 def _copy(copy: Copy, stack: ExitStack, progress: _Progress) -> Path:
     """Write the file under another name, which is gone when the stack is left without a rename."""
     expected = copy.n_bytes
-    handle, name = tempfile.mkstemp(prefix=f".{copy.target.name}.", suffix=_PART, dir=copy.target.parent)
-    part = Path(name)
+    handle, part = make_part(copy.target)
     stack.callback(part.unlink, missing_ok=True)
     with os.fdopen(handle, "wb") as file, copy.source.open("rb") as source:
         source.seek(copy.start)
@@ -128,16 +118,6 @@ def _copy(copy: Copy, stack: ExitStack, progress: _Progress) -> Path:
         os.fsync(file.fileno())
     part.chmod(stat.S_IMODE(copy.source.stat().st_mode))
     return part
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows opens no folders
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _size(n_bytes: int) -> str:

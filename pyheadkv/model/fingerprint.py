@@ -17,12 +17,16 @@ parts only ("none"). Keys named headkv.* are no part, so an exported file has th
 
 Reads the header and the norm weights only: milliseconds for a small model, the tokens of a large vocabulary being the
 most of it.
+
+`weights_digest` tells files apart that have the same fingerprint: other quantizations, merged adapters, other keys.
 """
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
@@ -33,6 +37,8 @@ from pyheadkv.model.shape import ModelShape, shape_from_metadata
 _PARTS = ("architecture", "attention shape", "tokenizer", "norm weights")
 _NORM = "norm.weight"
 _NONE = "none"
+_SAMPLE_BYTES = 4096
+_NOT_COMPUTED_WITH = ("block_count", "context_length", "vocab_size")  # known by the shapes, or words about the model
 
 
 def fingerprint(path: str | Path) -> str:
@@ -43,14 +49,39 @@ def fingerprint(path: str | Path) -> str:
     ModelError
         the file cannot be read, or a part of a split model is missing
     """
-    with ExitStack() as stack:
-        first = stack.enter_context(open_header(path))
-        parts = [first, *(stack.enter_context(open_header(part)) for part in split_paths(first)[1:])]
+    with _open_parts(path) as parts:
+        first = parts[0]
         metadata = first.metadata()
         shape = shape_from_metadata(metadata)
         shape_hash = _shape_hash(shape, metadata.get(f"{shape.architecture}.embedding_length"))
         tokens = first.raw("tokenizer.ggml.tokens")
         return ":".join((shape.architecture, shape_hash, _digest(tokens) if tokens else _NONE, _weights_hash(parts)))
+
+
+def weights_digest(path: str | Path) -> str:
+    """A hash over what a model computes with: its tensors' names, shapes, types and samples, and its own keys.
+
+    Three stretches of each tensor are read, of 4 KiB at most: quantizing, training, and an adapter that was merged
+    change them all. Files whose weights differ elsewhere alone have the same hash. Parts of a split model, and
+    a copy with other headkv.* keys, have that of the original.
+
+    Raises
+    ------
+    ModelError
+        as `fingerprint`
+    """
+    digest = hashlib.sha256()
+    with _open_parts(path) as parts:
+        prefix = f"{shape_from_metadata(parts[0].metadata()).architecture}."
+        for key in sorted(parts[0].entries):
+            if key.startswith(prefix) and key.removeprefix(prefix) not in _NOT_COMPUTED_WITH:
+                digest.update(key.encode() + b"\0" + parts[0].raw(key))
+        tensors = [(tensor.name, header, tensor) for header in parts for tensor in header.tensors]
+        for name, header, tensor in sorted(tensors, key=lambda item: item[0]):
+            digest.update(repr((name, tensor.dims, tensor.ggml_type)).encode())
+            for sample in _samples(header, tensor):
+                digest.update(sample)
+    return digest.hexdigest()[:16]
 
 
 def check_fingerprint(expected: str, found: str) -> None:
@@ -81,6 +112,27 @@ def check_fingerprint(expected: str, found: str) -> None:
     )
 
 
+@contextmanager
+def _open_parts(path: str | Path) -> Iterator[list[Header]]:
+    with ExitStack() as stack:
+        first = stack.enter_context(open_header(path))
+        yield [first, *(stack.enter_context(open_header(part)) for part in split_paths(first)[1:])]
+
+
+def _samples(header: Header, tensor: TensorInfo) -> Iterator[bytes]:
+    # no type has below 1.5 bits an element, so that 3/16 of as many bytes are all of this tensor
+    step = math.prod(tensor.dims) // 16
+    for start in (tensor.start, tensor.start + step, tensor.start + 2 * step):
+        end = start + min(step, _SAMPLE_BYTES)
+        if end > header.size:
+            raise _truncated(header, tensor)
+        yield header.data[start:end]
+
+
+def _truncated(header: Header, tensor: TensorInfo) -> ModelError:
+    return ModelError(f"{header.path} is truncated: tensor {tensor.name!r} ends behind the end of the file")
+
+
 def _shape_hash(shape: ModelShape, n_embd: object) -> str:
     # name and trained context are left out: they are words about the model, and converters change them
     return _digest(repr((n_embd, [astuple(layer) for layer in shape.layers])).encode())
@@ -97,7 +149,7 @@ def _weights_hash(parts: list[Header]) -> str:
     for name, header, tensor in norms:
         end = tensor.start + 4 * tensor.dims[0]
         if end > header.size:
-            raise ModelError(f"{header.path} is truncated: tensor {name!r} ends behind the end of the file")
+            raise _truncated(header, tensor)
         digest.update(name.encode() + b"\0" + header.data[tensor.start : end])
     return digest.hexdigest()[:16]
 

@@ -6,5 +6,5 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=800, help="damaged files to read (scripts/check --fuzz: 20,000)")
+    parser.addoption("--fuzz-cases", type=int, help="damaged files of each kind to read (scripts/check --fuzz: 20,000)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="seed of the first one")

@@ -17,7 +17,7 @@ import pyheadkv.policy.scorers as scorers_module
 from pyheadkv import errors
 from pyheadkv.model.shape import LayerShape, ModelShape
 
-NEEDS_A_MODEL = {"HeadKV", "load"}  # their examples are compiled, not run
+NEEDS_A_MODEL = {"HeadKV", "ingest", "load"}  # their examples are compiled, not run
 SHAPE = ModelShape("llama", "", 4096, layers=(LayerShape(0, 4, 2, 64, 64),) * 2)
 SECTION = r"^{}\n-+\n(.*?)(?=\n\n\w|\Z)"
 

@@ -187,6 +187,9 @@ def test_usage_errors_are_2(run: Run, arguments: list[str]) -> None:
         (["model.gguf", "-sys", "\udce9"], "-sys is not UTF-8 text: byte 0xe9 at offset 0"),
         (["model.gguf", "--protect", "a\udce9"], "--protect is not UTF-8 text: byte 0xe9 at offset 1"),
         (["model.gguf", "-p", "-"], "standard input is empty"),
+        (["model.gguf", "--memory", "a", "--memory", "b"], "2 times --memory: rows hold for the positions"),
+        (["model.gguf", "--memory", "a", "-sys", "x"], "-sys does not go with --memory"),
+        (["model.gguf", "--memory", "no.hkv"], "no.hkv cannot be read: No such file or directory"),
     ],
 )
 def test_known_errors_are_1_and_one_line(

@@ -143,8 +143,15 @@ def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "/read FILE" in out and "KV memory" in out
     (tmp_path / "x.bin").write_bytes(b"\0")
     for line, words in (
-        ("/foo bar", "known are /read FILE, /set NAME VALUE, /stats, /clear, /exit, /help, //TEXT"),
+        (
+            "/foo bar",
+            "known are /read FILE, /set NAME VALUE, /save FILE, /load FILE, /stats, /clear, /exit, /help, //TEXT",
+        ),
         ("/read", "/read needs a file name"),
+        ("/save", "/save needs a file name"),
+        (f"/save {tmp_path}/a.hkv", "nothing was read yet, there is nothing to save"),
+        (f"/load {tmp_path}/none.hkv", "none.hkv cannot be read: No such file or directory"),
+        (f"/load {tmp_path}/x.bin", "x.bin is no capsule of pyheadkv"),
         ("/read /none.txt", "/none.txt cannot be read: No such file or directory"),
         (f"/read {tmp_path}/x.bin", "has a NUL byte at offset 0"),
     ):
