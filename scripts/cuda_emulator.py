@@ -238,7 +238,7 @@ def backend_command(nvcc: Path) -> list[str]:
 def link_backend(objects: Iterable[Path], target: Path) -> Path:
     """The libraries of pyheadkv/lib with a CUDA backend, in a folder of their own."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*LIBRARY_DIR.glob("lib*"), EMULATOR / "libcudart.so.13"):
+    for path in (*LIBRARY_DIR.glob("lib*"), *(EMULATOR / name for name in ("libcudart.so.13", "libnvidia-ml.so.1"))):
         shutil.copy2(path, target / path.name)
     cuda, ggml = target / "libggml-cuda.so", target / "libggml.so"
     link = ["-shared", "-Wl,-rpath,$ORIGIN", f"-L{target}", "-lggml-base"]

@@ -41,7 +41,7 @@ from cuda_emulator import (
 from cuda_mutants import check_mutants
 from patches import PatchError, make_tree
 from pin import PinError
-from prepare import LIBRARY_DIR, ROOT, SetupError
+from prepare import LIBRARY_DIR, PYTHON, ROOT, SetupError
 
 CASES = 400  # of tests/native/cuda-cases.h
 FAST_STEP = 7  # between those of test-device that the fast part runs: no digit of a case's number divides it
@@ -162,6 +162,11 @@ def check_conversations(nvcc: Path) -> str:
     return "".join(say_end(run_models(library, *MODEL_TESTS, **each)) for each in settings)
 
 
+def check_gpu_check(nvcc: Path) -> str:
+    """What a person with a card runs, in tiny sizes."""
+    return say_end(call([PYTHON, "scripts/gpu-check", "--emulated", "-o", BUILD / "gpu-check.json"]))
+
+
 def check_cases(nvcc: Path) -> str:
     """All cases, for all architectures."""
     return "".join(run_cases(kernels_of(nvcc, arch), 0, CASES) for arch in ARCHS)
@@ -190,6 +195,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "races": check_races,
     "device-cases": check_device_cases,
     "conversations": check_conversations,
+    "gpu-check": check_gpu_check,
     "mutants": check_mutants,
 }
 N_FAST = 5

@@ -4,6 +4,7 @@
 // Host code that takes a device pointer for its own is told so, and dies.
 //
 // Environment: CUDAEMU_FILL  the byte that new memory is full of (default POISON)
+//              CUDAEMU_USED  a file that holds how much of each device's memory is taken (nvml.cpp reads it)
 
 #include "emulator.h"
 
@@ -39,7 +40,8 @@ struct Arena {
     bool                           peers[MAX_DEVICES][MAX_DEVICES] = {};
     std::map<uint64_t, Allocation> live;                 // by first slot
     std::map<uint64_t, uint64_t>   unused;               // first slot -> slots
-    size_t                         bytes[MAX_DEVICES] = {};
+    size_t                         own[MAX_DEVICES] = {};
+    size_t *                       bytes = own;          // taken of each device's memory
     uint64_t                       next = 1;             // slot where the search for a place begins
     int                            file;
 
@@ -52,6 +54,16 @@ struct Arena {
         for (Range *& t : seen) { t = table(); }
         unused[1] = N_SLOT - 1; // the first slot stays empty: an address just below an allocation is nobody's
         watch_host();
+        if (const char * path = getenv("CUDAEMU_USED")) { publish(path); }
+    }
+
+    void publish(const char * path) {
+        const int shown = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
+        if (shown < 0 || ftruncate(shown, sizeof(own)) != 0) { die(path); }
+        void * t = mmap(nullptr, sizeof(own), PROT_READ | PROT_WRITE, MAP_SHARED, shown, 0);
+        close(shown);
+        if (t == MAP_FAILED) { die("mmap"); }
+        bytes = (size_t *) t;
     }
 
     static Range * table() {
