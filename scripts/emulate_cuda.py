@@ -36,6 +36,7 @@ from cuda_emulator import (
     make_ptx,
     run_device,
     run_models,
+    toolkit,
     translate,
 )
 from cuda_mutants import check_mutants
@@ -44,6 +45,7 @@ from pin import PinError
 from prepare import LIBRARY_DIR, PYTHON, ROOT, SetupError
 
 CASES = 400  # of tests/native/cuda-cases.h
+SPILL_MAX = 32  # bytes of a thread
 FAST_STEP = 7  # between those of test-device that the fast part runs: no digit of a case's number divides it
 MODEL_TESTS = tuple(f"tests/e2e/test_{name}.py" for name in ("cuda", "device", "sweep_device"))
 ORDERS = ("rev", "rand:1")
@@ -162,6 +164,28 @@ def check_conversations(nvcc: Path) -> str:
     return "".join(say_end(run_models(library, *MODEL_TESTS, **each)) for each in settings)
 
 
+def spilled(ptxas: Path, ptx: Path, arch: str) -> str:
+    """Kernels of a file that spill more than SPILL_MAX bytes; how many registers the others take is printed."""
+    code, said = call([ptxas, "-v", f"-arch=sm_{arch}", "-o", "/dev/null", ptx])
+    if code != 0:
+        return said
+    entry = re.compile(r"entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", re.DOTALL)
+    found = entry.findall(said)
+    print(
+        f"sm_{arch}: {ptx.stem}: {len(found)} kernels, at most {max(int(n) for *_, n in found)} registers", flush=True
+    )
+    return "".join(f"{name}: {n} bytes spilled\n" for name, n, _ in found if int(n) > SPILL_MAX)
+
+
+def check_registers(nvcc: Path) -> str:
+    """What ptxas makes of our kernels has room in the registers."""
+    ptxas = toolkit(nvcc) / "bin" / "ptxas"
+    folders = {arch: make_ptx(nvcc, OURS, arch, BUILD / "ptx" / arch) for arch in ARCHS}
+    return "".join(
+        spilled(ptxas, ptx, arch) for arch, folder in folders.items() for ptx in sorted(folder.glob("*.ptx"))
+    )
+
+
 def check_gpu_check(nvcc: Path) -> str:
     """What a person with a card runs, in tiny sizes."""
     return say_end(call([PYTHON, "scripts/gpu-check", "--emulated", "-o", BUILD / "gpu-check.json"]))
@@ -195,6 +219,7 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "races": check_races,
     "device-cases": check_device_cases,
     "conversations": check_conversations,
+    "registers": check_registers,
     "gpu-check": check_gpu_check,
     "mutants": check_mutants,
 }

@@ -353,11 +353,14 @@ struct attend {
                 k.load(args, it, row, g, t);
             }
             v_rows v;
-            v.load(args, it, row, g, t);
-
+            if (fetch_ahead) {
+                v.load(args, it, row, g, t);
+            }
             float s[2][4];
             scores(k, s);
-            if (fetch_ahead && row_tile + N_SPLIT < end) {
+            if (!fetch_ahead) {
+                v.load(args, it, row, g, t);
+            } else if (row_tile + N_SPLIT < end) {
                 k.load(args, it, row + N_SPLIT*ROW_TILE, g, t);
             }
             finish_scores(it, row, s);
