@@ -100,7 +100,7 @@ class Sweep:
         if not is_exact:
             self._n_exact = self.n_exact
         self._native.reopen(n_left)
-        self._llama.n_tokens = n_left
+        cut(self._llama, n_left)
         return tokens[n_left:]
 
     def forget(self) -> None:

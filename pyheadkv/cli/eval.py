@@ -15,6 +15,7 @@ from pyheadkv.cli.parsing import (
     cache_name,
     make_folder,
     make_trials,
+    parse_archives,
     parse_budgets,
     parse_lengths,
     parse_questions,
@@ -28,12 +29,16 @@ from pyheadkv.evaluate.benchmarks import fit_cases, load_cases
 from pyheadkv.evaluate.cases import KL, Case, write_cases
 from pyheadkv.evaluate.kvpress import CACHE, Press, PressRunner, libraries, parse_press, versions
 from pyheadkv.evaluate.metrics import LogProbs, check_libraries
+from pyheadkv.evaluate.prompted import IN
 from pyheadkv.evaluate.report import main_tables
 from pyheadkv.evaluate.results import Results, cells
 from pyheadkv.evaluate.runner import Runner, open_runner
 from pyheadkv.evaluate.sweep import Measurer, Sweep, run_mark, run_sweep
+from pyheadkv.evaluate.talk import TalkTrial, open_talk_runner
+from pyheadkv.evaluate.talk_report import turn_tables
 from pyheadkv.evaluate.tasks import Prose, make_cases, parse_tasks
 from pyheadkv.evaluate.tasks.make import length_name
+from pyheadkv.evaluate.tasks.talks import make_talks
 from pyheadkv.files.jsonl import Record
 from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
@@ -61,6 +66,7 @@ class _Request:
     presses: list[Press]
     prose: Prose
     given: list[Case]
+    archives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,13 @@ def run(options: EvalOptions) -> None:
     make_folder(folder, (RESULTS, CASES, *eval_report.FILES), EvaluationError)
     results = Results(folder / RESULTS)
     with resumable(folder / RESULTS):
-        cases, records = _Run(options, request, model, results, trials).measure()
+        work = _Run(options, request, model, results, trials)
+        cases, records = work.measure_talks() if options.n_turns else work.measure()
     write_cases(folder / CASES, cases)
     eval_report.write_report(f"pyheadkv eval {model.path.stem}", _facts(options, model), records, folder)
     if block:
-        block.write(f"{measured_head(sys.argv)}\n\n{main_tables(cells(records))}", EvaluationError)
+        tables = turn_tables(records) if options.n_turns else main_tables(cells(records))
+        block.write(f"{measured_head(sys.argv)}\n\n{tables}", EvaluationError)
 
 
 def _read_options(options: EvalOptions) -> _Request:
@@ -112,7 +120,8 @@ def _read_options(options: EvalOptions) -> _Request:
     if presses and any(budget.kind != "ratio" for budget in budgets):
         raise UsageError(f"--kvpress needs budgets that are shares of the rows (10%), --budgets has {options.budgets}")
     policies = split_policies(options.policies)
-    return _Request(tasks, lengths, questions, budgets, policies, versus, presses, Prose(options.text), given)
+    archives = parse_archives(options.archives) if options.n_turns else ()
+    return _Request(tasks, lengths, questions, budgets, policies, versus, presses, Prose(options.text), given, archives)
 
 
 def _read_model(options: EvalOptions, request: _Request) -> _Model:
@@ -201,6 +210,32 @@ class _Run:
             with self._open(types) as runner:
                 for sweep in sweeps[types]:
                     records += self._sweep(runner, sweep)
+        return cases, records
+
+    def measure_talks(self) -> tuple[list[Case], list[Record]]:
+        """Chats, with each trial and each kind of archive."""
+        options, request = self.options, self.request
+        trials = [TalkTrial(trial, archive) for trial in self.trials for archive in request.archives]
+        cases: list[Case] = []
+        records: list[Record] = []
+        for length in request.lengths:
+            with open_talk_runner(
+                self.model.path,
+                self.model.shape,
+                length * (2 if self._repeats((options.type_k, options.type_v)) else 1),
+                options.n_turns,
+                note,
+                type_k=options.type_k,
+                type_v=options.type_v,
+                n_threads=options.n_threads,
+                n_gpu_layers=options.n_gpu_layers,
+            ) as runner:
+                talks = make_talks(options.n_cases, options.n_turns, length, options.seed, request.prose, runner.sizes)
+                mark = self._mark(types=(options.type_k, options.type_v), turns=options.n_turns)
+                records += self._sweep(
+                    runner, Sweep(mark, talks, trials, IN, cache_name(options.type_k, options.type_v))
+                )
+                cases += talks
         return cases, records
 
     def _mark(self, **how: object) -> str:

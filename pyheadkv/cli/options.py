@@ -267,6 +267,18 @@ class EvalOptions:
     questions: str = _option(
         "in", "in the prompt that is compressed, after its compression, or in,after.", "--question"
     )
+    n_turns: int = _option(
+        0,
+        "Instead of tasks: chats of so many questions about one text, asked one after the other.",
+        "--turns",
+        min=0,
+        max=5,
+    )
+    archives: str = _option(
+        "archive,none",
+        "What chats are measured with, apart by commas: archive (answers are read again), as-generated (their rows "
+        "stay), none.",
+    )
     n_cases: int = _option(10, "Of each task and length; of files the first.", "--cases", min=1)
     output: Path | None = _option(None, "Results. [default: MODEL.eval]", "-o", "--output", metavar="DIR")
     data: list[str] | None = _option(

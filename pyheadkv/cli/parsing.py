@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyheadkv.errors import HeadKVError, ProfileError, UsageError
 from pyheadkv.evaluate.prompted import QUESTIONS
+from pyheadkv.evaluate.talk import ARCHIVES
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.shape import CACHE_TYPES
 from pyheadkv.policy.budget import Budget
@@ -72,6 +73,21 @@ def parse_questions(text: str) -> tuple[str, ...]:
         if question not in QUESTIONS:
             raise UsageError(f"--question is {question[:40]!r}, expected {' or '.join(QUESTIONS)}, or both: in,after")
     return questions
+
+
+def parse_archives(text: str) -> tuple[str, ...]:
+    """archive,as-generated,none or some of them.
+
+    Raises
+    ------
+    UsageError
+        naming the part that is none of them
+    """
+    archives = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for archive in archives:
+        if archive not in ARCHIVES:
+            raise UsageError(f"--archives {archive[:40]!r} is unknown, expected {', '.join(ARCHIVES)}")
+    return archives
 
 
 def split_policies(text: str) -> list[str]:

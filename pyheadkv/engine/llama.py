@@ -49,6 +49,7 @@ def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
     """
     llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
     llama.n_tokens = n_tokens
+    llama._requires_eval = True  # else a prompt of just these tokens is answered with logits of others
 
 
 def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
@@ -56,6 +57,7 @@ def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
     n_past, n_tokens = llama.n_tokens, len(tokens)
     llama.input_ids[n_past : n_past + n_tokens] = tokens
     llama.n_tokens += n_tokens
+    llama._requires_eval = False
 
 
 def is_on_gpu(llama: llama_cpp.Llama) -> bool:

@@ -20,7 +20,9 @@ from pyheadkv.evaluate.generate import evaluate_case
 from pyheadkv.evaluate.metrics import log_softmax
 from pyheadkv.evaluate.prompted import AFTER, Prompted
 from pyheadkv.evaluate.runner import CacheReading, Runner
+from pyheadkv.evaluate.talk import TalkTrial, open_talk_runner
 from pyheadkv.evaluate.tasks import Prose, make_cases
+from pyheadkv.evaluate.tasks.talks import make_talks
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.policy.budget import Budget
@@ -296,3 +298,18 @@ def test_what_does_not_fit_is_refused(runner: Runner) -> None:
         runner.read(case)
     with pytest.raises(EvaluationError, match="tokens of prose, 5128 are needed"):
         runner.read(replace(make_cases("kl", 1, 200, 0, Prose(), runner.sizes)[0], n_tokens=5000))
+
+
+def test_chats_are_measured_through_the_session(demo_path: Path, library: None) -> None:
+    """With an archive the text is read once for all trials, and answers are those of a chat of its own."""
+    shape = shape_from_metadata(read_gguf_metadata(demo_path))
+    trial = Trial("snapkv", parse_policy("snapkv"), Budget.parse("50%"))
+    with open_talk_runner(demo_path, shape, 320, 2, print) as runner:
+        [talk] = make_talks(1, 2, 320, 0, Prose(), runner.sizes)
+        reading = runner.read(talk, "in")
+        kinds = ("archive", "as-generated", "none", "archive")
+        first, generated, none, again = (runner.measure(reading, TalkTrial(trial, kind)) for kind in kinds)
+    assert set(reading.full.figures) == {"turn 1", "turn 2", "score"}
+    assert (first.output, first.figures, first.n_prompt) == (again.output, again.figures, again.n_prompt)
+    assert first.output.split(" | ")[0] == none.output.split(" | ")[0] == generated.output.split(" | ")[0]
+    assert first.bytes_measured < reading.full.bytes_full and reading.full.keep_ratio == 1.0

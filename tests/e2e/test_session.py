@@ -11,6 +11,7 @@ import pytest
 
 from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
+from pyheadkv.engine.llama import cut
 from pyheadkv.engine.native import Compression, debug_alloc_fail
 from pyheadkv.errors import ModelError, NativeError, UsageError
 from pyheadkv.model.file import read_gguf_metadata
@@ -150,6 +151,15 @@ def test_cut_in_the_tail_and_clear(llama: Any) -> None:
     stats = headkv.native.stats()
     assert (stats.n_pos, stats.bytes_hot) == (0, 0)
     assert answer(llama, prompt_of(N_PROMPT), 40) == first
+
+
+@pytest.mark.parametrize("n_left", [N_PROMPT, N_PROMPT - 1, 100])
+def test_a_prompt_that_is_there_already_is_answered_by_its_own_logits(llama: Any, n_left: int) -> None:
+    """A cut leaves no logits, whatever llama-cpp-python has computed last."""
+    with HeadKV(llama, budget="full"):
+        first = answer(llama, prompt_of(N_PROMPT), 12)
+        cut(llama, n_left)
+        assert answer(llama, prompt_of(N_PROMPT), 12) == first
 
 
 def test_long_document_after_a_short_start(llama: Any) -> None:

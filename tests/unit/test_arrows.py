@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "plots": {"profile"},
     "export": {"profile"},
     "calibrate": {"cache"},
-    "evaluate": {"calibrate", "plots"},
+    "evaluate": {"calibrate", "chat", "plots"},  # chats are measured as everybody chats
     "bench": {"chat", "plots"},
     "cli": {"bench", "evaluate", "export", "server"},
 }

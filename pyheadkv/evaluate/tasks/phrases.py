@@ -63,6 +63,58 @@ FORMS = (
     ),
 )
 
+
+@dataclass(frozen=True)
+class Asked:
+    """A sentence that holds a value, "number", "word" or "code", and how one asks for it in a chat."""
+
+    kind: str
+    value: str
+    sentence: str
+    question: str
+    prefix: str
+
+
+ASKED = (
+    Asked(
+        "locker",
+        "number",
+        "The locker number of the {key} is {x}.",
+        "What is the locker number of the {key}?",
+        "The locker number of the {key} is",
+    ),
+    Asked(
+        "password",
+        "word",
+        "The password of the {key} is {x}.",
+        "What is the password of the {key}?",
+        "The password of the {key} is",
+    ),
+    Asked(
+        "label",
+        "code",
+        "The label on the {key} reads {x}.",
+        "What does the label on the {key} read?",
+        "The label on the {key} reads",
+    ),
+    Asked(
+        "phone",
+        "number",
+        "Whoever asks about the {key} should call extension {x}.",
+        "Which extension should one call about the {key}?",
+        "Whoever asks about the {key} should call extension",
+    ),
+    Asked(
+        "colour",
+        "word",
+        "They wrote the word {x} on the back of the {key}.",
+        "Which word did they write on the back of the {key}?",
+        "On the back of the {key} they wrote the word",
+    ),
+)
+_WORDS = """
+    walnut thunder velvet compost mustard saffron gravel sapphire cinnamon puzzle anchor tulip marzipan bamboo cobalt
+"""
 _ADJECTIVES = """
     copper silent northern striped narrow amber marble distant hollow misty royal tiny rapid gentle square foreign
 """
@@ -72,6 +124,7 @@ _THINGS = """
 """
 _NAMES = "Abigail Bertram Clarissa Dominic Eleanor Frederick Georgina Humphrey Isolde Jasper"
 ADJECTIVES, THINGS, NAMES = tuple(_ADJECTIVES.split()), tuple(_THINGS.split()), tuple(_NAMES.split())
+WORDS = tuple(_WORDS.split())
 
 # (what is said of somebody, how one speaks of that somebody)
 TRAITS = (
