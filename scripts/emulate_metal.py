@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Try the Metal backend on Linux: ggml-metal as it is, host code and kernels, over an emulated Metal.framework.
 
-    scripts/emulate_metal.py          types of our kernels, and one case of tests/native/test-metal for each kernel
+    scripts/emulate_metal.py          types of our kernels, one case of tests/native/test-metal for each kernel, and a
+                                      prompt that is read layer by layer
     scripts/emulate_metal.py --all    more shapes, orders of lanes and dispatches, data races, removed barriers, models,
                                       devices and compilers that refuse our kernels
     scripts/emulate_metal.py STEP...  some of them
@@ -309,7 +310,17 @@ def run_models(tool: Path, *tests: str, **settings: str) -> tuple[int, str]:
 
 def check_models(tool: Path) -> str:
     """Whole models on the emulated device, against the CPU."""
-    code, said = run_models(tool, "tests/e2e/test_metal.py", "tests/e2e/test_device.py")
+    return pass_models(tool, *(f"tests/e2e/test_{name}.py" for name in ("metal", "device", "sweep_device")))
+
+
+def check_reading(tool: Path) -> str:
+    """A prompt that is read layer by layer on the emulated device, against llama_decode there."""
+    return pass_models(tool, "tests/e2e/test_sweep_device.py::test_reading_on_devices_is_stocks[one device-f16-file]")
+
+
+def pass_models(tool: Path, *tests: str) -> str:
+    """ "" when they pass."""
+    code, said = run_models(tool, *tests)
     print(said.strip().splitlines()[-1])
     return "" if code == 0 else said
 
@@ -330,10 +341,12 @@ def check_variants(tool: Path) -> str:
     return "\n".join(problems)
 
 
-# the first two are the fast part
+# the first ones are the fast part
+N_FAST = 3
 STEPS: dict[str, Callable[[Path], str]] = {
     "types": check_types,
     "kernels": check_kernels,
+    "reading": check_reading,
     "shapes": check_shapes,
     "orders": check_orders,
     "races": check_races,
@@ -360,10 +373,10 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (the first two)")
+    parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)} (the first {N_FAST})")
     parser.add_argument("--all", action="store_true", help="all steps")
     arguments = parser.parse_args(argv)
-    names = list(STEPS) if arguments.all else arguments.steps or list(STEPS)[:2]
+    names = list(STEPS) if arguments.all else arguments.steps or list(STEPS)[:N_FAST]
     if not set(names) <= set(STEPS):
         parser.error(f"unknown step: {', '.join(sorted(set(names) - set(STEPS)))}")
     try:

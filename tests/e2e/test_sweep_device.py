@@ -16,9 +16,9 @@ from pyheadkv.engine.native import Compression, Observe
 from pyheadkv.policy.scorers import Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context
-from tests.e2e.devices import device_bytes, fake_devices, has_device, n_devices
+from tests.e2e.devices import count_traffic, device_bytes, fake_devices, has_device, n_devices
 from tests.e2e.sweep import batch_sizes, decode_batches
-from tests.e2e.test_device import LAYOUTS, N_CTX, N_OBS, N_PROMPT, SPLIT_NONE, TINY, TOKENS, no_device, open_device
+from tests.e2e.test_device import F32, LAYOUTS, N_CTX, N_OBS, N_PROMPT, SPLIT_NONE, TINY, TOKENS, no_device, open_device
 from tests.tiny import Tiny
 
 __all__ = ["no_device"]
@@ -40,8 +40,12 @@ def devices(layout: str) -> Iterator[None]:
 
 
 def open_both(open_context: MakeContext, tiny: Tiny = TINY, **options: Any) -> tuple[Context, Context]:
-    """For stock and for us. The number of cells is that of reading: how a GPU's kernel sums up depends on it."""
-    stock, ours = (open_device(open_context, tiny, logits_all=False, **options) for _ in range(2))
+    """For stock and for us. The number of cells is that of reading: how a GPU's kernel sums up depends on it.
+
+    Where layers lie in host memory, upstream may still have a device compute some of their operations, which ones
+    depends on those around them; and those of the next layer are not.
+    """
+    stock, ours = (open_device(open_context, tiny, logits_all=False, op_offload=False, **options) for _ in range(2))
     stock.native.reserve(N_CTX)
     return stock, ours
 
@@ -155,3 +159,23 @@ def test_two_layers_are_on_a_device_at_a_time(no_device: None, open_context: Mak
         assert 2 * bytes_layer <= peak - before < 3 * bytes_layer  # and hidden states, and what is computed with
         assert context.native.stats().bytes_peak >= 2 * bytes_layer
         context.close()
+
+
+@pytest.mark.parametrize(("layout", "n_crossings"), [("one device", 0), ("two devices", 1)])
+def test_hidden_states_lie_where_the_next_layer_does(
+    no_device: None, open_context: MakeContext, tmp_path: Path, layout: str, n_crossings: int
+) -> None:
+    with fake_devices(2):
+        context = open_device(open_context, logits_all=False, **ALL_LAYOUTS[layout])
+        with count_traffic() as traffic:
+            read(context, TOKENS[:N_PROMPT], tmp_path)
+        assert traffic.bytes_between == n_crossings * N_PROMPT * TINY.n_embd * F32
+        assert traffic.bytes_to_host == TINY.n_vocab * F32 + bytes_rows(context)
+        context.close()
+
+
+def bytes_rows(context: Context) -> int:
+    """K and V of all tokens."""
+    return N_PROMPT * sum(
+        layer.n_head_kv * size for layer, size in zip(context.native.layers(), context.native.row_bytes(), strict=True)
+    )
