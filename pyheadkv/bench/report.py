@@ -27,6 +27,11 @@ def tables(records: Sequence[Record], is_random: bool = False) -> Iterable[Table
         yield _table("One layer", _layer, records)
 
 
+def prefill_table(records: Sequence[Record]) -> Table:
+    """Of `pyheadkv.bench.prefill.run_prefill`."""
+    return _table("Reading a prompt and choosing its rows", _prefill, records)
+
+
 def _table(title: str, row_of: Callable[[Record], Row], records: Sequence[Record]) -> Table:
     table = Table(title=title, title_justify="left", box=box.MARKDOWN)
     rows = [[*_head(record), *row_of(record)] for record in records]
@@ -55,6 +60,17 @@ def _speed(record: Record) -> Row:
     ]
 
 
+def _prefill(record: Record) -> Row:
+    share = 100 * record["bytes_peak"] / record["bytes_full"]
+    return [
+        ("read", record["way"]),
+        ("stock s", _seconds(record["stock_ms"]["median"])),
+        ("ours s", _seconds(record["ours_ms"]["median"])),
+        ("ours / stock", _spread(record["ours_to_stock"], digits=3)),
+        ("K and V at the peak, MiB", f"{mib(record['bytes_peak'])} of {mib(record['bytes_full'])} ({share:.1f} %)"),
+    ]
+
+
 def _buffers(record: Record) -> Row:
     names = {"full": "full", "kept": "rows kept", "measured": "measured", "peak": "peak"}
     return [(heading, mib(record["bytes"][name])) for name, heading in names.items()]
@@ -80,8 +96,9 @@ def _layer(record: Record) -> Row:
     return [*times, *((f"{name} MiB", mib(n_bytes[name] / n)) for name in ("full", "measured"))]
 
 
-def _spread(spread: Record) -> str:
-    return f"{spread['median']:.2f} [{spread['low']:.2f}, {spread['high']:.2f}]"
+def _spread(spread: Record, digits: int = 2) -> str:
+    median, low, high = (f"{spread[name]:.{digits}f}" for name in ("median", "low", "high"))
+    return f"{median} [{low}, {high}]"
 
 
 def _seconds(ms: float | None) -> str:

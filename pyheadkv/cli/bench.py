@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from pyheadkv.bench import Setup, run_bench
 from pyheadkv.bench.plots import write_plot
-from pyheadkv.bench.report import NOTE, RANDOM_NOTE, tables
+from pyheadkv.bench.prefill import run_prefill
+from pyheadkv.bench.report import NOTE, RANDOM_NOTE, prefill_table, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
 from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.parsing import make_folder, make_trials, parse_budgets, parse_lengths, split_policies
@@ -46,17 +48,21 @@ def run(options: BenchOptions) -> None:
     setup, profile = _setup(options)
     trials = make_trials(policies, budgets, profile)
     with progress_bar("measuring") as on_progress:
-        records = run_bench(
-            setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add
-        )
-    text = _text(setup, records, options.shape is not None)
+        if options.is_prefill:
+            records = run_prefill(setup, lengths, trials, on_progress)
+        else:
+            records = run_bench(
+                setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add
+            )
+    shown = [prefill_table(records)] if options.is_prefill else tables(records, options.shape is not None)
+    text = _text(setup, shown, options.shape is not None)
     if options.as_json:
         print(json.dumps({"random_weights": options.shape is not None, "results": records}))
     else:
         print(text)
     if block:
         block.write(f"{measured_head(sys.argv)}\n\n{text}", BenchError)
-    if options.output:
+    if options.output and not options.is_prefill:
         _draw(setup, records, options.output / PICTURE)
 
 
@@ -97,11 +103,11 @@ def _model_path(options: BenchOptions) -> Path:
     return shape_file(ShapeModel(options.shape or "", options.n_layer, options.weights), note)
 
 
-def _text(setup: Setup, records: Sequence[Record], is_random: bool) -> str:
-    """The tables in Markdown, and what they mean."""
+def _text(setup: Setup, shown: Iterable[Table], is_random: bool) -> str:
+    """Tables in Markdown, and what they mean."""
     printer = Console(highlight=False, markup=False, width=WIDTH, soft_wrap=True, color_system=None)
     with printer.capture() as capture:
-        for table in tables(records, is_random):
+        for table in shown:
             printer.print(table)
     lines = [line.rstrip() for line in capture.get().splitlines()]
     return "\n".join([*lines, f"{_title(setup)}. {NOTE}{' ' + RANDOM_NOTE if is_random else ''}"])

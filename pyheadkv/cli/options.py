@@ -320,6 +320,11 @@ class BenchOptions:
     type_v: str = _type_v()
     n_threads: int | None = _n_threads()
     n_gpu_layers: int = _n_gpu_layers()
+    is_prefill: bool = _option(
+        False,
+        "Read prompts in turns instead, layer by layer and batch by batch: time, and K and V at their peak.",
+        "--prefill",
+    )
     n_rounds: int = _option(5, "Turns of each side.", "--rounds", min=1)
     n_tokens: int = _option(24, "Decoded in one turn.", "--tokens", min=1)
     with_memory: bool = _option(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pyheadkv.bench import reading, run, setup
+from pyheadkv.bench.prefill import WAYS, run_prefill
 from pyheadkv.bench.reading import measure_ours, measure_stock, read_apart
 from pyheadkv.bench.run import run_bench
 from pyheadkv.bench.setup import Setup, Trial
@@ -102,6 +103,21 @@ def test_both_sides_decode_the_same_positions_in_turns(in_this_process: World) -
     run_bench(SETUP, [100], [trial()])
     turn = [100, 101, 102]
     assert in_this_process.log == [(name, n) for _ in range(3) for name in ("stock", "ours") for n in turn]
+
+
+def test_prompts_are_read_in_turns_and_in_every_way(world: World) -> None:
+    records = run_prefill(SETUP, [100], [trial()])
+    assert [record["way"] for record in records] == list(WAYS)
+    for i, (record, way) in enumerate(zip(records, WAYS, strict=True)):
+        stock, ours = world.llamas[2 * i : 2 * i + 2]
+        n_rounds = SETUP.n_rounds
+        assert sum(stock.batches) == 64 + n_rounds * 100
+        by_layers = ours.memory.calls.count("read(100)")
+        # short prompts are read layer by layer where the archive is kept
+        assert by_layers == (n_rounds if way == "by layers, archive kept" else 0)
+        assert sum(ours.batches) == 64 + (n_rounds - by_layers) * 100
+        assert record["keep_ratio"] == 0.25 and record["bytes_full"] == 100 * 4 * 256
+        assert record["ours_to_stock"]["low"] <= record["ours_to_stock"]["median"] <= record["ours_to_stock"]["high"]
 
 
 def test_with_a_lookahead_both_start_after_it(in_this_process: World) -> None:
