@@ -38,7 +38,7 @@ STOCK = BUILD / "stock"
 SANITIZED = BUILD / "sanitize"
 SANITIZED_THREADS = BUILD / "sanitize-thread"
 # native tests in which several threads work, without llama
-THREAD_TESTS = ("test-scratch", "test-archive", "test-gather", "test-hot", "test-select", "test-attention")
+THREAD_TESTS = ("test-scratch", "test-archive", "test-gather", "test-hot", "test-select")
 STOCK_OPTIONS = ("-DHEADKV_STOCK=ON", "-DHEADKV_BUILD_TESTS=OFF")
 # llama-cpp-python without a library of its own: ours takes its place
 BINDING_ONLY = "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"

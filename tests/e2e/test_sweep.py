@@ -113,6 +113,18 @@ def test_other_ubatches_are_seen(open_context: MakeContext) -> None:
     assert "rows" in differences(stock, ours, TOKENS[300])
 
 
+def test_asking_whether_it_can_be_done_changes_nothing(open_context: MakeContext) -> None:
+    """A graph is built and not computed; the one that was computed last is not used again."""
+    stock, ours = open_pair(open_context, TINY)
+    for i, token in enumerate(TOKENS[:6]):
+        for context in (stock, ours):
+            context.llama.eval([token])
+        if i % 2:
+            assert ours.native.read_reason() == ""
+        assert np.array_equal(stock.last_logits(), ours.last_logits())
+    assert not differences(stock, ours, TOKENS[6])
+
+
 # ---- outputs ----
 
 

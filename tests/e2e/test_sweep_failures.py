@@ -63,10 +63,12 @@ class Watched:
         self._rows, self._stats = self._state(), self._fixed_stats()
 
     def assert_unchanged(self) -> None:
-        """Stats, rows, and the logits of the next token are those of the beginning."""
+        """Stats, rows, and the logits of the next token are those of the beginning; no token observes."""
         assert self.context.n_pos == self.n_pos
         assert self._fixed_stats() == self._stats
         np.testing.assert_array_equal(self._state(), self._rows)
+        with pytest.raises(NativeError, match="the last 0 positions were not all observed"):  # nothing observes
+            self.context.native.attention_read(0, 0)
         np.testing.assert_array_equal(next_logits(self.context), self._logits)
         np.testing.assert_array_equal(self._state(), self._rows)
 
