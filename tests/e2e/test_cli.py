@@ -71,6 +71,21 @@ def test_one_answer_as_json(demo: str, document: Path) -> None:
     assert again["text"] == report["text"]
 
 
+def test_a_memory_answers_as_its_text(demo: str, document: Path, tmp_path: Path) -> None:
+    memory, options = tmp_path / "the ferry.hkv", ("-c", "2048", "-ctk", "q8_0")
+    done = run("ingest", demo, "-f", document, "-o", memory, "--name", "a ferry", *options)
+    assert (done.returncode, done.stdout) == (0, f"{memory}\n"), done.stderr
+    assert run("ingest", demo, "-f", document, "-o", memory, *options).stderr.endswith("(overwrite=True, --force)\n")
+    (listed,) = json.loads(run("capsules", tmp_path, "--json").stdout)["capsules"]
+    assert (listed["name"], listed["turns"], listed["bytes"]) == ("a ferry", 1, memory.stat().st_size)
+    question = (demo, "-p", "What is the secret number?", "--budget", "50%", "-n", "12", "--temp", "0", "-st", *options)
+    texts = [run("chat", *question, *how).stdout for how in (("--memory", memory), ("-f", document))]
+    assert texts[0] == texts[1] != ""
+    refused = run("chat", *question, "-ctv", "q8_0", "--memory", memory)
+    assert refused.returncode == 1
+    assert refused.stderr == f"error: {memory} does not fit: cache type of V is f16 in it, q8_0 here\n"
+
+
 def test_prompt_from_stdin_and_cache_types(demo: str) -> None:
     report = answer_json(demo, "-n", "2", "-ctk", "q8_0", "-ctv", "q5_1", "-c", "1024", stdin="Say hello.")
     assert (report["kv"]["type_k"], report["kv"]["type_v"]) == ("q8_0", "q5_1")
@@ -184,8 +199,15 @@ def test_chat_on_a_terminal(terminal: pexpect.spawn, document: Path, tmp_path: P
     terminal.sendline("/stats")
     terminal.expect(r"positions +\d+, of which \d+ compressed")
     terminal.expect(r"plan +headkv:.*, budget 50%")
+    saved = tmp_path / "the ferry.hkv"
+    terminal.sendline(f"/save {saved}")
+    terminal.expect(r"the ferry\.hkv: \d+ tokens, of which \d+ are read again with the next message")
     terminal.sendline("/clear")
     terminal.expect("a new conversation")
+    terminal.sendline(f"/save {saved}")
+    terminal.expect("nothing was read yet")
+    terminal.sendline(f"/load {saved}")
+    terminal.expect(r"the ferry\.hkv: \d+ tokens")
     terminal.sendline("/exit")
     terminal.expect(pexpect.EOF)
     terminal.wait()

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pyheadkv.capsule import format as fmt
 from pyheadkv.capsule import reader
 from pyheadkv.capsule.identity import check_identity
 from pyheadkv.capsule.reader import Contents, open_capsule, read_contents
-from pyheadkv.capsule.writer import append_turn, write_capsule
+from pyheadkv.capsule.writer import Saved, append_turn, write_capsule
 from pyheadkv.errors import CapsuleError
 from tests.unit.capsule.made import CELL_BYTES, HEADER, expected_rows, made, write_turns
 
@@ -385,3 +386,19 @@ def test_records_of_equal_length_that_change_places(tmp_path: Path) -> None:
 def test_checksum() -> None:
     """Of the place, and of what stands there: zlib's CRC-32."""
     assert fmt.checksum_of(5, b"ab", b"c") == zlib.crc32(struct.pack("<Q", 5) + b"abc")
+
+
+def test_memory_while_a_large_file_is_read_and_written(tmp_path: Path) -> None:
+    """A block or two of rows, however large the file is."""
+    path, row = tmp_path / "a.hkv", 1 << 16
+    header = replace(HEADER, cell_bytes=[(row, row)])
+    zeros = np.zeros((reader.BLOCK_BYTES // row, row), dtype=np.uint8)
+    large = Saved([1] * 160, 160, lambda i, is_k, first, n: zeros[:n])
+    tracemalloc.start()
+    write_capsule(path, header, large)
+    with open_capsule(path) as capsule:
+        capsule.verify()
+        assert sum(len(rows) for _, rows in capsule.rows(0, True)) == 160
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert path.stat().st_size > 20e6 and peak < 3 * reader.BLOCK_BYTES
