@@ -7,7 +7,7 @@ the next one; an answer that was stopped halfway counts as far as it got.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from pyheadkv.capsule.reader import Contents, read_contents
 from pyheadkv.chat.loops import LoopWatch
 from pyheadkv.chat.sampling import Sampling
-from pyheadkv.chat.session import HeadKV
+from pyheadkv.chat.session import MIN_PROMPT, HeadKV
 from pyheadkv.engine.llama import context_length
 from pyheadkv.engine.template import ChatTemplate, plain_prompt, template_source
 from pyheadkv.errors import CapsuleError, UsageError, one_line
@@ -81,8 +81,7 @@ class Conversation:
         if not self.attachments:
             raise UsageError("nothing is attached that could be read")
         prompts = [self._tokens([*self.messages, self._user_message(text)]) for text in _BEGINNINGS]
-        n_same = next(n for n, tokens in enumerate(zip(*prompts, strict=False)) if len({*tokens}) > 1)
-        self.headkv.read_whole(prompts[0][:n_same])
+        self.headkv.read_whole(prompts[0][: _n_same(prompts)])
 
     def save(self, path: str | Path, *, name: str = "", overwrite: bool = False) -> Contents:
         """Save the conversation, or one more turn of it: as `HeadKV.save`."""
@@ -107,7 +106,21 @@ class Conversation:
         first = self.messages[0] if self.messages else {}
         self.system = first["content"] if first.get("role") == "system" else None
         self.is_full = False
+        self._say_what_differs(contents)
         return contents
+
+    def _say_what_differs(self, contents: Contents) -> None:
+        """The end of an answer may be tokens of another kind when it is written anew; a text may not."""
+        prompt, saved = (
+            self._tokens([*self.messages, self._user_message("?")]),
+            contents.tokens[: contents.n_rows].tolist(),
+        )
+        n_other = contents.n_rows - _n_same([prompt, saved])
+        if n_other > MIN_PROMPT:
+            self.headkv.on_notice(
+                f"{contents.path}: the chat template writes it otherwise here, {n_other} of {contents.n_rows} tokens "
+                "are read again"
+            )
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """Send a message and stream the answer, piece by piece.
@@ -173,3 +186,9 @@ class Conversation:
         can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
         advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
         return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"
+
+
+def _n_same(texts: Sequence[list[int]]) -> int:
+    """Tokens at the beginning that all have."""
+    each = enumerate(zip(*texts, strict=False))
+    return next((n for n, tokens in each if len({*tokens}) > 1), min(map(len, texts)))

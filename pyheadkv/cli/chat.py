@@ -110,9 +110,13 @@ class Talk:
         self.conversation = Conversation(headkv, system, sampling, not chat.no_loop_stop)
         if self.conversation.template is None:
             note("this model has no chat template: text is continued as it is")
+        self.ms_memory: float | None = None
         for memory in chat.memories or ():
+            start = time.perf_counter()
             contents = self.conversation.load(memory, is_shared=True)
-            note(f"{memory}: {len(contents.tokens)} tokens that were read before")
+            self.ms_memory = (time.perf_counter() - start) * 1000
+            if not chat.as_json:
+                note(f"{memory}: {len(contents.tokens)} tokens that were read before")
         for name, text in files:
             self.conversation.attach(name, text)
 
@@ -121,7 +125,8 @@ class Talk:
         text = "".join(self.conversation.answer(prompt))
         self.bar.stop()
         stats, report = self.headkv.stats(), self.headkv.report()
-        report["ms"] = {"load": round(ms_load, 3), **report["ms"]}
+        memory = {} if self.ms_memory is None else {"memory": round(self.ms_memory, 3)}
+        report["ms"] = {"load": round(ms_load, 3), **memory, **report["ms"]}
         return {
             "text": text,
             "n_prompt": stats.n_prompt,

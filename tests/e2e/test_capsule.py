@@ -103,6 +103,19 @@ def test_a_chat_goes_on_as_if_it_had_not_been_left(make: Make, tmp_path: Path, a
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("options", [{"sweep": False}, {"archive": "none"}], ids=str)
+def test_without_an_archive_of_its_own(make: Make, tmp_path: Path, options: dict[str, Any]) -> None:
+    """What was saved is chosen from all the same."""
+    reader = make()
+    reader.read_whole(DOCUMENT)
+    reader.save(tmp_path / "a.hkv")
+    plain, loaded = make(), make(**options)
+    loaded.load(tmp_path / "a.hkv")
+    assert ask(loaded, DOCUMENT, 2) == ask(plain, DOCUMENT, 2)
+    assert loaded.is_compressed and loaded.native.stats().n_pos_archive == 0
+    assert loaded.stats().n_read == N_QUESTION
+
+
 def test_a_whole_cache_is_saved_with_its_answer(make: Make, tmp_path: Path) -> None:
     headkv = make(min_prompt=2048)
     tokens = ask(headkv, DOCUMENT, 2)

@@ -78,9 +78,10 @@ def test_a_memory_answers_as_its_text(demo: str, document: Path, tmp_path: Path)
     assert run("ingest", demo, "-f", document, "-o", memory, *options).stderr.endswith("(overwrite=True, --force)\n")
     (listed,) = json.loads(run("capsules", tmp_path, "--json").stdout)["capsules"]
     assert (listed["name"], listed["turns"], listed["bytes"]) == ("a ferry", 1, memory.stat().st_size)
-    question = (demo, "-p", "What is the secret number?", "--budget", "50%", "-n", "12", "--temp", "0", "-st", *options)
-    texts = [run("chat", *question, *how).stdout for how in (("--memory", memory), ("-f", document))]
-    assert texts[0] == texts[1] != ""
+    question = (demo, "-p", "What is the secret number?", "--budget", "50%", "-n", "12", *options)
+    remembered, read = (answer_json(*question, *how) for how in (("--memory", memory), ("-f", document)))
+    assert remembered["text"] == read["text"] != "" and remembered["n_prompt"] == read["n_prompt"]
+    assert remembered["ms"]["memory"] > 0
     refused = run("chat", *question, "-ctv", "q8_0", "--memory", memory)
     assert refused.returncode == 1
     assert refused.stderr == f"error: {memory} does not fit: cache type of V is f16 in it, q8_0 here\n"

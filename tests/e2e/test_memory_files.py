@@ -28,8 +28,8 @@ def make_chat(library: None, demo_path: Path) -> Iterator[MakeChat]:
     """A chat on a new Llama."""
     opened: list[Any] = []
 
-    def make(system: str | None = demo.SYSTEM, **options: Any) -> Conversation:
-        opened.append(load(demo_path, n_ctx=2048, n_threads=1))
+    def make(system: str | None = demo.SYSTEM, template: str | None = None, **options: Any) -> Conversation:
+        opened.append(load(demo_path, n_ctx=2048, n_threads=1, chat_template=template))
         headkv = HeadKV(opened[-1], **{"policy": "snapkv", "budget": 0.2} | options)
         return Conversation(headkv, system, Sampling(temp=0, max_tokens=6))
 
@@ -84,6 +84,19 @@ def test_a_chat_is_saved_and_gone_on_with(make_chat: MakeChat, memory: Path, tmp
     assert say(second, QUESTIONS[1]) == say(first, QUESTIONS[1])
     assert second.headkv.stats().n_read < 60
     assert second.save(path).n_turns == 2
+
+
+def test_another_template_reads_it_again_and_says_so(make_chat: MakeChat, memory: Path) -> None:
+    notices: list[str] = []
+    chat = make_chat(on_notice=notices.append)
+    chat.load(memory)
+    assert notices == []
+    other = make_chat(
+        template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", on_notice=notices.append
+    )
+    other.load(memory)
+    n_rows = read_contents(memory).n_rows
+    assert len(notices) == 1 and f"the chat template writes it otherwise here, {n_rows} of {n_rows}" in notices[0]
 
 
 def test_a_conversation_without_words(make_chat: MakeChat, tmp_path: Path) -> None:
