@@ -18,7 +18,19 @@ from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context
 from tests.e2e.devices import count_traffic, device_bytes, fake_devices, has_device, n_devices
 from tests.e2e.sweep import batch_sizes, decode_batches
-from tests.e2e.test_device import F32, LAYOUTS, N_CTX, N_OBS, N_PROMPT, SPLIT_NONE, TINY, TOKENS, no_device, open_device
+from tests.e2e.test_device import (
+    F32,
+    LAYOUTS,
+    N_CTX,
+    N_OBS,
+    N_PROMPT,
+    SPLIT_LAYER,
+    SPLIT_NONE,
+    TINY,
+    TOKENS,
+    no_device,
+    open_device,
+)
 from tests.tiny import Tiny
 
 __all__ = ["no_device"]
@@ -161,12 +173,13 @@ def test_two_layers_are_on_a_device_at_a_time(no_device: None, open_context: Mak
         context.close()
 
 
-@pytest.mark.parametrize(("layout", "n_crossings"), [("one device", 0), ("two devices", 1)])
+@pytest.mark.parametrize("n_crossings", [0, 1])
 def test_hidden_states_lie_where_the_next_layer_does(
-    no_device: None, open_context: MakeContext, tmp_path: Path, layout: str, n_crossings: int
+    no_device: None, open_context: MakeContext, tmp_path: Path, n_crossings: int
 ) -> None:
+    layout = {"split_mode": SPLIT_LAYER, "tensor_split": [1, 2]} if n_crossings else {}  # two layers on each
     with fake_devices(2):
-        context = open_device(open_context, logits_all=False, **ALL_LAYOUTS[layout])
+        context = open_device(open_context, logits_all=False, **layout)
         with count_traffic() as traffic:
             read(context, TOKENS[:N_PROMPT], tmp_path)
         assert traffic.bytes_between == n_crossings * N_PROMPT * TINY.n_embd * F32
