@@ -175,23 +175,23 @@ def build_faults(nvcc: Path) -> Path:
 
 
 @cache
-def headers_digest(folders: tuple[Path, ...]) -> str:
-    """Hash of everything that a source may include."""
+def headers_digest(is_ours: bool) -> str:
+    """Hash of everything that one of our sources, or one of upstream's, may include."""
+    folders = [GGML / "ggml-cuda", GGML, TREE / "ggml" / "include", HERE / "include", *([OURS] if is_ours else [])]
+    headers = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".h", ".cuh")]
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cuh")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in (*headers, OURS / "headkv-cuda.h", OURS.parent / "node.h"):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def compile_objects(command: Sequence[str], sources: Sequence[Path], target: Path) -> list[Path]:
     """Objects of the sources, in their order; one that was made of the same bytes is taken again."""
     target.mkdir(parents=True, exist_ok=True)
-    headers = headers_digest((GGML / "ggml-cuda", GGML, TREE / "ggml" / "include", OURS, OURS.parent, HERE / "include"))
 
     def compile_one(source: Path) -> Path:
-        stamp = hashlib.sha256("\0".join([*command, headers]).encode() + source.read_bytes()).hexdigest()[:16]
-        made = target / f"{source.stem}-{stamp}.o"
+        call_of = "\0".join([*command, headers_digest(source.parent == OURS)])
+        made = target / f"{source.stem}-{hashlib.sha256(call_of.encode() + source.read_bytes()).hexdigest()[:16]}.o"
         if not made.is_file():
             build(*command, "-c", "-o", f"{made}.tmp", source)
             Path(f"{made}.tmp").replace(made)
