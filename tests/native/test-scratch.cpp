@@ -177,7 +177,7 @@ static void test_rows_travel_beside_the_next_layer() {
     std::promise<void> computed;
     bool is_there = false;
     scratch.store(1, 0, N_SCRATCH, [&] {
-        computed.get_future().wait();
+        computed.get_future().wait_for(std::chrono::seconds(10)); // or what is here waits for it
         std::this_thread::sleep_for(std::chrono::milliseconds(20)); // whoever does not wait is before it
         is_there = true;
     });
