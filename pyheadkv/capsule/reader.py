@@ -37,6 +37,7 @@ from pyheadkv.errors import CapsuleError
 FileId = tuple[int, int]  # device and number
 BLOCK_BYTES = 4 << 20  # of rows that are read, or written, at once
 _SEARCH_BYTES = 1 << 20
+_PER_END, _MAX_ENDS = 4096, 1024  # what looks like the end of a turn: bytes that each counts for, at least so many
 
 
 @dataclass(frozen=True)
@@ -293,15 +294,28 @@ class CapsuleFile:
             raise DamagedError(f"the checksum of {what} differs")
 
     def _has_commit(self, start: int) -> bool:
-        """Whether a turn was finished behind a place, so that what is wrong there was no writing that broke off."""
+        """Whether a turn was finished behind a place, so that what is wrong there was no writing that broke off.
+
+        Something that only looks like its end is met by chance, once in many gigabytes; a file made of such things is
+        not read for ever.
+        """
+        n_left = self._size + _PER_END * _MAX_ENDS
         for at in range(start, self._size, _SEARCH_BYTES):
             data = self._read(at, min(_SEARCH_BYTES + len(COMMIT) - 1, self._size - at))
             found = data.find(COMMIT)
             while found >= 0:
-                if self._is_right(at + found):
+                n_left -= _PER_END + self._length(at + found)
+                if n_left < 0 or self._is_right(at + found):
                     return True
                 found = data.find(COMMIT, found + 1)
         return False
+
+    def _length(self, at: int) -> int:
+        """Bytes of what a record holds, 0 where the file has no room for it."""
+        try:
+            return self._record(at)[1]
+        except DamagedError:
+            return 0
 
     def _is_right(self, at: int) -> bool:
         try:

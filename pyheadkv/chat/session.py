@@ -297,7 +297,7 @@ class HeadKV:
             it cannot be read, is damaged, or was made by another model or other settings; or the context has no room:
             the conversation is as it was then
         NativeError
-            there is no room for the rows
+            there is no room for the rows; the conversation is empty then
         """
         return self._saving.load(path, is_shared=is_shared)
 

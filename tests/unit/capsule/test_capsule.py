@@ -114,7 +114,7 @@ def test_a_file_that_was_cut_off_anywhere(tmp_path: Path) -> None:
             continue
         contents = check_whole(cut)
         assert (contents.n_turns, contents.n_dropped) == (n_turns, n_bytes - ends[n_turns - 1])
-        if n_bytes % 41 == 0:
+        if n_bytes % 397 == 0:
             status = cut.stat()
             append_turn(cut, (status.st_dev, status.st_ino), HEADER, made([*TOKENS, 7, 7]))
             again = check_whole(cut)
@@ -269,6 +269,17 @@ def test_a_length_is_believed_as_far_as_the_file_goes(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(CapsuleError, match=r"is damaged: a record at .* ends behind the end of the file"):
             read_contents(path)
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_file_of_nothing_but_ends_of_turns_is_refused_at_once(tmp_path: Path, is_long: bool) -> None:
+    """Each may reach to the end of the file: to compare all of them would take hours."""
+    path, n = tmp_path / "a.hkv", 20_000
+    write_turns(path, [made(TOKENS)])
+    lengths = (16 * (n - j) - fmt.OVERHEAD if is_long else 2**40 for j in range(n))
+    path.write_bytes(path.read_bytes() + b"".join(fmt.RECORD.pack(fmt.COMMIT, max(length, 0)) for length in lengths))
+    with pytest.raises(CapsuleError, match="is damaged"):
+        read_contents(path)
 
 
 def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
