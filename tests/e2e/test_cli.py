@@ -64,7 +64,8 @@ def test_one_answer_as_json(demo: str, document: Path) -> None:
     assert kv["rows_full"] == report["n_prompt"] * 90
     assert sum(map(sum, kv["rows_per_head"])) == kv["rows_kept"] == budget["rows"] == kv["rows_full"] // 2
     assert kv["bytes_full"] == report["n_prompt"] * 23040 and kv["bytes_kept"] == kv["rows_kept"] * 256
-    assert kv["bytes_measured"] < 0.8 * kv["bytes_full"] < kv["peak_bytes"]
+    assert kv["bytes_measured"] < 0.8 * kv["bytes_full"]
+    assert kv["bytes_measured"] <= kv["peak_bytes"]  # read layer by layer, the whole cache never exists
     assert all(report["ms"][key] > 0 for key in ("load", "prefill", "select", "decode"))
     assert report["ms"]["select"] < report["ms"]["prefill"]
     again = answer_json(*arguments)
@@ -121,7 +122,7 @@ def test_without_standard_input(demo: str) -> None:
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
     done = closed()
     assert done.returncode == 1
-    assert done.stderr == "error: there is no standard input to read the prompt from: give it with -p\n"
+    assert done.stderr == "error: there is no standard input to read from: name a file, or give the prompt with -p\n"
 
 
 def test_no_tokens_read_the_prompt_alone(demo: str) -> None:

@@ -18,6 +18,7 @@ from pyheadkv.chat.session import HeadKV, load
 from tests.e2e.served import TIMEOUT_S, ServerProcess, serving
 
 N_CTX = 2048
+# servers have one thread: two programs at once, with as many as there are CPUs each, wait for each other
 DOCUMENT = "The ferry leaves at nine. It is cold, and the tea in the old harbour is not. " * 11
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 PLAIN: dict[str, Any] = {"extra_body": {"repeat_penalty": 1.0}}
@@ -36,7 +37,7 @@ def hidden(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def server(library: None, demo_path: Path) -> Iterator[ServerProcess]:
-    with serving(demo_path, "-c", N_CTX, "--budget", "25%") as running:
+    with serving(demo_path, "-c", N_CTX, "-t", "1", "--budget", "25%") as running:
         yield running
 
 
@@ -58,7 +59,7 @@ def metric(server: ServerProcess, name: str) -> float:
 
 def turns_in_python(path: Path, questions: list[str], **options: Any) -> list[str]:
     """The same chat without a server: with HeadKV where it has options, else stock."""
-    llama: Any = load(path, n_ctx=N_CTX)
+    llama: Any = load(path, n_ctx=N_CTX, n_threads=1)
     headkv = HeadKV(llama, **options) if options else None
     messages: list[dict[str, str]] = []
     for question in questions:
@@ -102,11 +103,11 @@ def test_turns_equal_those_in_python(server: ServerProcess, client: openai.OpenA
 
 def test_a_whole_cache_answers_as_stock_does(library: None, demo_path: Path) -> None:
     expected = turns_in_python(demo_path, QUESTIONS)
-    with serving(demo_path, "-c", N_CTX, "--budget", "full") as server:
+    with serving(demo_path, "-c", N_CTX, "-t", "1", "--budget", "full") as server:
         client = server.client()
         assert turns_of_client(client, QUESTIONS, stream=False) == expected
         text = "The old harbour is"
-        llama: Any = load(demo_path, n_ctx=N_CTX)
+        llama: Any = load(demo_path, n_ctx=N_CTX, n_threads=1)
         stock = llama.create_completion(text, temperature=0, max_tokens=8, repeat_penalty=1.0)["choices"][0]["text"]
         llama.close()
         assert client.completions.create(model="demo", prompt=text, **GREEDY, **PLAIN).choices[0].text == stock
