@@ -32,6 +32,10 @@ class Archive:
     is_on_disk: bool = True
     directory: Path | None = None
 
+    def __str__(self) -> str:
+        """Where the rows lie, in words."""
+        return f"in {self.directory}" if self.directory else "on disk" if self.is_on_disk else "in main memory"
+
     @contextmanager
     def folder(self) -> Iterator[Path | None]:
         """Of the file, made where there is none; None is host memory.

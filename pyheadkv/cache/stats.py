@@ -55,6 +55,11 @@ class TurnCounts:
     ms_decode: float = 0.0
 
     @property
+    def n_reused(self) -> int:
+        """Tokens of the prompt that were in the cache or its archive."""
+        return max(0, self.n_prompt - self.n_read)
+
+    @property
     def tok_s_prefill(self) -> float:
         """Prompt tokens read per second; 0 when none was read."""
         return _rate(self.n_read, self.ms_prefill)
@@ -79,10 +84,13 @@ class SessionStats(TurnCounts):
         rows and bytes, read from the buffers
     bytes_full
         size of a whole cache of ``native.n_pos`` positions
+    archive
+        where all rows lie, in words
     """
 
     native: Stats
     bytes_full: int
+    archive: str = ""
 
     @property
     def bytes_measured(self) -> int:
@@ -129,9 +137,9 @@ class TurnTimer(TurnCounts):
             ms_inside = sum(counts[other] for other in inside) - before
             counts[name] += 1000 * (time.perf_counter() - start) - ms_inside
 
-    def stats(self, native: Stats, bytes_per_token: int) -> SessionStats:
+    def stats(self, native: Stats, bytes_per_token: int, archive: str = "") -> SessionStats:
         """Counts so far."""
-        return SessionStats(native=native, bytes_full=native.n_pos * bytes_per_token, **vars(self))
+        return SessionStats(native=native, bytes_full=native.n_pos * bytes_per_token, archive=archive, **vars(self))
 
 
 def kv_report(
@@ -142,7 +150,7 @@ def kv_report(
     type_k: str,
     type_v: str,
 ) -> dict[str, Any]:
-    """Build the objects "budget", "kv", "ms" and "tok_s".
+    """Build the objects "budget", "kv", "archive", "turn", "ms" and "tok_s".
 
     Rows and bytes are the plan's, of the prompt that was compressed; without a plan, of everything in the cache,
     which is whole then. "bytes_measured" and "peak_bytes" are read from the buffers, tail included.
@@ -166,6 +174,12 @@ def kv_report(
             "bytes_measured": stats.bytes_measured,
             "peak_bytes": stats.native.bytes_peak,
         },
+        "archive": {
+            "place": stats.archive,
+            "positions": stats.native.n_pos_archive,
+            "bytes": stats.native.bytes_archive,
+        },
+        "turn": {"n_prompt": stats.n_prompt, "n_read": stats.n_read, "n_reused": stats.n_reused},
         "ms": {
             name: round(getattr(stats, f"ms_{name}"), 3) for name in ("prefill", "reconstruction", "select", "decode")
         },

@@ -154,7 +154,7 @@ class HeadKV:
         self._check_settings()
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
-        place = self._archive(archive)
+        self._place = place = self._archive(archive)
         by_layers = Sweep(llama, self.native, place, self.on_notice) if sweep else None
         self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress, by_layers)
         self._turns = Turns(
@@ -216,10 +216,11 @@ class HeadKV:
 
     def stats(self) -> SessionStats:
         """Rows and bytes as they are now, times of the last turn."""
-        return self._prefill.turn.stats(self.native.stats(), self.shape.bytes_per_token(self.type_k, self.type_v))
+        bytes_per_token = self.shape.bytes_per_token(self.type_k, self.type_v)
+        return self._prefill.turn.stats(self.native.stats(), bytes_per_token, str(self._place))
 
     def report(self) -> dict[str, Any]:
-        """Objects "budget", "kv", "ms" and "tok_s" of the last turn, ready for JSON."""
+        """Objects "budget", "kv", "archive", "turn", "ms" and "tok_s" of the last turn, ready for JSON."""
         return kv_report(self.stats(), self.plan, self.budget, self.shape, self.type_k, self.type_v)
 
     def clear(self) -> None:

@@ -33,12 +33,15 @@ def footer(stats: SessionStats) -> None:
 
 
 def footer_text(stats: SessionStats) -> str:
-    """The line of `footer`: speeds of the turn, and the KV cache beside a whole one of as many positions."""
+    """The line of `footer`: speeds of the turn, the KV cache beside a whole one of as many positions, the archive."""
     read = f"{_speed(stats.tok_s_prefill)} t/s" if stats.n_read else "cached"
+    reused = f", {stats.n_reused} tokens reused" if stats.n_read and stats.n_reused else ""
     kept, full = stats.bytes_measured, stats.bytes_full
     # a short chat does not fill the cells that exist
     memory = f"{mib(kept)} of {mib(full)} MiB ({100 * kept / full:.0f} %)" if kept < full else f"{mib(kept)} MiB"
-    return f"[ prompt {read} | generation {_speed(stats.tok_s_decode)} t/s | KV {memory} ]"
+    native = stats.native
+    archive = f" | archive {mib(native.bytes_archive)} MiB {stats.archive}" if native.bytes_archive else ""
+    return f"[ prompt {read}{reused} | generation {_speed(stats.tok_s_decode)} t/s | KV {memory}{archive} ]"
 
 
 def _speed(tok_s: float) -> str:
@@ -56,6 +59,7 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
             f"rows         {native.n_rows_hot} compressed + {native.n_rows_tail} whole of {native.n_rows_full}",
             f"KV memory    {mib(native.bytes_hot)} compressed + {mib(native.bytes_tail)} whole "
             f"of {mib(stats.bytes_full)} MiB, peak {mib(native.bytes_peak)} MiB",
+            f"archive      {native.n_pos_archive} positions, {mib(native.bytes_archive)} MiB {stats.archive}",
             f"cells        {native.n_cells_used} used of {native.n_cells}, grown {native.n_grow} times",
             f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms{repeated}, "
             f"selected in {stats.ms_select:.0f} ms), generated {stats.n_generated} ({stats.ms_decode:.0f} ms)",

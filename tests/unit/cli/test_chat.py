@@ -165,7 +165,19 @@ def test_commands(talk: Talk, capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 def test_json_holds_what_was_measured(talk: Talk) -> None:
     report = talk.answer_json("x" * 400, 12.3456)
-    assert list(report) == ["text", "n_prompt", "n_generated", "finish", "policy", "budget", "kv", "ms", "tok_s"]
+    assert list(report) == [
+        "text",
+        "n_prompt",
+        "n_generated",
+        "finish",
+        "policy",
+        "budget",
+        "kv",
+        "archive",
+        "turn",
+        "ms",
+        "tok_s",
+    ]
     keys = "type_k type_v rows_full rows_kept rows_per_head bytes_full bytes_kept bytes_measured peak_bytes"
     assert " ".join(report["kv"]) == keys
     assert list(report["budget"]) == ["request", "rows", "keep_ratio", "bytes"]
@@ -190,6 +202,10 @@ def test_footer_counts_memory_against_a_whole_cache(talk: Talk) -> None:
     list(talk.conversation.answer("x" * 800))
     text = footer_text(talk.headkv.stats())
     assert text.startswith("[ prompt ") and " | generation " in text and text.endswith("KV 0.2 of 0.8 MiB (27 %) ]")
+    stats = talk.headkv.stats()
+    stats = replace(stats, n_prompt=900, n_read=100, native=replace(stats.native, bytes_archive=3 << 20))
+    text = footer_text(stats)
+    assert " t/s, 800 tokens reused | " in text and text.endswith(" | archive 3.0 MiB on disk ]")
     talk.conversation.clear()
     assert footer_text(talk.headkv.stats()).endswith(" | KV 0.0 MiB ]")
 
