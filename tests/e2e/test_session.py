@@ -307,7 +307,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])
-def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool) -> None:
+def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool, tmp_path: Path) -> None:
     headkv = HeadKV(llama, policy="snapkv", budget="10%")
     assert repr(headkv) == "<HeadKV policy=snapkv, budget=10%, 0 of 0 rows kept>"
     llama.eval(prompt_of(N_PROMPT if is_compressed else 9))
@@ -315,6 +315,8 @@ def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool
     stats = headkv.native.stats()
     kept = stats.n_rows_hot + stats.n_rows_tail
     assert f"budget=10%, {kept} of {4 * llama.n_tokens} rows kept>" in repr(headkv)
+    headkv.save(tmp_path / "saved.hkv")
+    arguments = {"read_whole": [[1, 2]], "save": [tmp_path / "new.hkv"], "load": [tmp_path / "saved.hkv"]}
     llama.close()
     for name, call in CALLS.items():
         with pytest.raises(UsageError, match="this Llama is closed"):
@@ -323,7 +325,8 @@ def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool
     for name in (name for name in dir(HeadKV) if not name.startswith("_") and name not in ("close", "plan_for")):
         with pytest.raises(UsageError, match="this Llama is closed"):
             found = getattr(headkv, name)
-            print(name, found())
+            print(name, found(*arguments.get(name, [])))
+    assert not (tmp_path / "new.hkv").exists()
     assert repr(headkv) == "<HeadKV policy=snapkv, budget=10%, its Llama is closed>"
     headkv.close()
     llama.close()
