@@ -237,11 +237,9 @@ void headkv_store::read_and_compress(const int32_t * tokens, uint32_t n, const h
     } catch (...) {
         stop_observing();
         swap(before);
-        bump_epoch();
         throw;
     }
     stop_observing();
     swap(fresh);
-    bump_epoch();
     ms_select = ms;
 }

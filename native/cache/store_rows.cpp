@@ -6,8 +6,6 @@
 
 #include "llama-context.h"
 
-#include <numeric>
-
 ggml_tensor * headkv_store::whole_rows(size_t i, bool is_k, uint32_t first, uint32_t n, size_t n_bytes, std::vector<uint32_t> & cells) const {
     if (hot_rows.exist() && !parked) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed, and no archive was kept of it");
@@ -34,24 +32,13 @@ ggml_tensor * headkv_store::whole_rows(size_t i, bool is_k, uint32_t first, uint
     return t;
 }
 
-// copy: of cells [first, end), which are n_bytes from the beginning of all rows
-template <typename F>
-static void each_run(const std::vector<uint32_t> & cells, size_t row_bytes, const F & copy) {
-    for (size_t j = 0; j < cells.size();) {
-        size_t end = j + 1;
-        while (end < cells.size() && cells[end] == cells[end - 1] + 1) {
-            end++;
-        }
-        copy(cells[j]*row_bytes, j*row_bytes, (end - j)*row_bytes);
-        j = end;
-    }
-}
-
 void headkv_store::get_rows(size_t i, bool is_k, uint32_t first, uint32_t n, void * dst, size_t n_bytes) {
     lctx->synchronize();
     std::vector<uint32_t> cells;
     const ggml_tensor * t = whole_rows(i, is_k, first, n, n_bytes, cells);
-    each_run(cells, t->nb[1], [&](size_t from, size_t to, size_t size) { ggml_backend_tensor_get(t, (char *) dst + to, from, size); });
+    for (const auto & run : headkv_cell_runs(cells)) {
+        ggml_backend_tensor_get(t, (char *) dst + run.dst*t->nb[1], run.src*t->nb[1], run.n*t->nb[1]);
+    }
     if (archive || parked) {
         (archive ? archive : parked->archive)->give_back(index(i));
     }
@@ -64,7 +51,9 @@ void headkv_store::set_rows(size_t i, bool is_k, uint32_t first, uint32_t n, con
     lctx->synchronize();
     std::vector<uint32_t> cells;
     ggml_tensor * t = whole_rows(i, is_k, first, n, n_bytes, cells);
-    each_run(cells, t->nb[1], [&](size_t to, size_t from, size_t size) { ggml_backend_tensor_set(t, (const char *) src + from, to, size); });
+    for (const auto & run : headkv_cell_runs(cells)) {
+        ggml_backend_tensor_set(t, (const char *) src + run.dst*t->nb[1], run.src*t->nb[1], run.n*t->nb[1]);
+    }
     archive->give_back(index(i));
 }
 

@@ -147,9 +147,7 @@ void headkv_sweep::decode(const headkv_sweep_tokens & tokens, uint32_t begin, ui
     std::vector<llama_seq_id *> seqs(n, &seq);
     std::vector<int8_t>         output(n, 0);
     for (uint32_t j = 0; j < n; ++j) {
-        pos[j] = tokens.pos + (int32_t) (begin + j);
-    }
-    for (uint32_t j = 0; j < n; ++j) {
+        pos[j]    = tokens.pos + (int32_t) (begin + j);
         output[j] = begin + j + tokens.n_outputs >= tokens.n;
     }
 

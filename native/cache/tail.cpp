@@ -35,7 +35,7 @@ size_t headkv_access::bytes(const llama_kv_cache & kv) {
 }
 
 // neighbouring cells are copied together; a cache that was filled from empty is one run
-static std::vector<headkv_cell_run> find_runs(const std::vector<uint32_t> & keep, uint32_t first) {
+std::vector<headkv_cell_run> headkv_cell_runs(const std::vector<uint32_t> & keep, uint32_t first) {
     std::vector<headkv_cell_run> runs;
     for (uint32_t i = 0; i < keep.size(); ++i) {
         if (!runs.empty() && runs.back().src + runs.back().n == keep[i]) {
@@ -110,7 +110,7 @@ std::vector<headkv_kv> headkv_access::rows(const llama_kv_cache & kv) {
 }
 
 void headkv_access::copy_cells(const headkv_kv & from, const std::vector<uint32_t> & cells, const headkv_kv & to, uint32_t first) {
-    const auto runs = find_runs(cells, first);
+    const auto runs = headkv_cell_runs(cells, first);
     copy_runs(runs, from.k, to.k);
     if (from.v) {
         copy_runs(runs, from.v, to.v);

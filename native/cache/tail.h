@@ -24,6 +24,9 @@ struct headkv_cell_run {
     uint32_t n;
 };
 
+// neighbouring cells as runs, which lie one behind the other from cell first on
+std::vector<headkv_cell_run> headkv_cell_runs(const std::vector<uint32_t> & cells, uint32_t first = 0);
+
 struct headkv_tail {
     struct layer {
         ggml_tensor * k;
