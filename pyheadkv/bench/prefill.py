@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyheadkv.bench.setup import Setup, finish, no_memory_error
 from pyheadkv.bench.speed import Spread
 from pyheadkv.chat.session import HeadKV
-from pyheadkv.engine.llama import cut
+from pyheadkv.engine.llama import empty
 from pyheadkv.files.jsonl import Record
 from pyheadkv.policy.trial import Trial
 
@@ -96,14 +96,9 @@ def _race(setup: Setup, n_prompt: int, trial: Trial, way: str) -> Record:
 
 
 def _read_ms(llama: llama_cpp.Llama, prompt: list[int], begin: Callable[[], None] = lambda: None) -> float:
-    _forget(llama)
+    empty(llama)
     begin()
     start = time.perf_counter()
     llama.eval(prompt)
     finish(llama)
     return (time.perf_counter() - start) * 1000
-
-
-def _forget(llama: llama_cpp.Llama) -> None:
-    llama.reset()  # type: ignore[no-untyped-call]
-    cut(llama, 0)

@@ -25,7 +25,7 @@ from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.cache.sweep import Sweep
 from pyheadkv.engine.abi import STATUS_COMPUTE
 from pyheadkv.engine.interrupt import interruptible
-from pyheadkv.engine.llama import cut, logits, tokens_of
+from pyheadkv.engine.llama import cut, empty, logits, tokens_of
 from pyheadkv.engine.native import Compression, Native, Observe
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -177,8 +177,7 @@ class Prefill:
         self._forget_draft()
         if self._sweep:
             self._sweep.forget()
-        self.llama.reset()  # type: ignore[no-untyped-call]
-        cut(self.llama, 0)
+        empty(self.llama)
         self.native.observe(0)
 
     def logits(self) -> npt.NDArray[np.float32]:

@@ -52,6 +52,12 @@ def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
     llama._requires_eval = True  # else a prompt of just these tokens is answered with logits of others
 
 
+def empty(llama: llama_cpp.Llama) -> None:
+    """Forget all tokens."""
+    llama.reset()  # type: ignore[no-untyped-call]
+    cut(llama, 0)
+
+
 def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
     """Tokens were read after those that are there, and not by ``llama.eval``; their logits are where it leaves them."""
     n_past, n_tokens = llama.n_tokens, len(tokens)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.chat.session import HeadKV
-from pyheadkv.engine.llama import cut, is_end, tokens_of
+from pyheadkv.engine.llama import cut, empty, is_end, tokens_of
 from pyheadkv.engine.load import opened
 from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import ChatTemplate
@@ -111,8 +111,7 @@ class TalkRunner:
 
     def close(self) -> None:
         """Empty the cache."""
-        self._llama.reset()
-        cut(self._llama, 0)
+        empty(self._llama)
 
     def _chat(self, talk: Talk, name: str, options: dict[str, Any]) -> Outcome:
         clock = time.monotonic()
