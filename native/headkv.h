@@ -42,7 +42,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 8
+#define HEADKV_ABI_VERSION 9
 
 #ifdef __cplusplus
 extern "C" {
@@ -158,6 +158,7 @@ struct headkv_stats {
     uint64_t bytes_hot;      // of the buffers of hot rows that exist
     uint64_t bytes_tail;     // of the tail buffers that exist; of an archive, what is in memory of it, measured
     uint64_t bytes_observed; // of what observing tokens left (until the cache is compressed), beside the archive
+    uint64_t bytes_beside;   // of what the model's other layers have: the cells of sliding windows, recurrent states
     uint64_t bytes_archive;  // that may be written of the archive's file: of the disk
     uint64_t bytes_peak;     // most of the first three together since attach or headkv_stats_reset_peak(). While an archive is read
                              // or written, sampled whenever a layer is done with
@@ -205,11 +206,12 @@ HEADKV_API const char * headkv_last_error(void);
 HEADKV_API int32_t headkv_context_next(uint32_t n_cells);
 
 // Prepare a context for compression; calling it again is no error. An empty cache is shrunk and grows on demand from
-// then on. UNSUPPORTED, with the reason, for: no flash attention, several sequences, sliding windows, recurrent or hybrid
-// memory, latent attention (MLA), ALiBi, M-RoPE, a cache shared with another context, and backends without a kernel.
+// then on. Of models with sliding windows or recurrent layers, the layers that attend to all positions are compressed.
+// UNSUPPORTED, with the reason, for: no flash attention, several sequences, no layer that attends to all positions, an index that
+// chooses positions, latent attention (MLA), ALiBi, a cache shared with another context, and backends without a kernel.
 HEADKV_API int32_t headkv_attach(struct llama_context * ctx);
 
-// number of layers with a KV cache of their own; 0 if ctx is not attached
+// number of layers with a KV cache of their own that attend to all positions; 0 if ctx is not attached
 HEADKV_API uint32_t headkv_n_layer(const struct llama_context * ctx);
 
 // i in [0, headkv_n_layer)

@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Value | None]]] = {
     "baichuan, 40 layers": ("baichuan", {"block_count": 40}),
     "glm4, sections": ("glm4", {"rope.dimension_sections": [16, 24, 24, 0]}),
     "nanbeige, one loop": ("nanbeige", {"num_loops": 1}),
+    "lfm2, no window": ("lfm2", {"attention.sliding_window": None}),
     "hy_v4, no index": ("hy_v4", {"attention.indexer.top_k": 0}),
     "deci, a layer without attention": ("deci", {"attention.head_count": [2, 0], "attention.head_count_kv": [2, 0]}),
     "openelm, unequal layers": ("openelm", {"attention.head_count": [2, 4], "attention.head_count_kv": [1, 2]}),

@@ -101,16 +101,6 @@ def _refused_gemma3(writer: gguf.GGUFWriter) -> _Shapes:
     }
 
 
-def _refused_qwen2vl(writer: gguf.GGUFWriter) -> _Shapes:
-    writer.add_head_count_kv(1)
-    writer.add_rope_dimension_sections([4, 6, 6, 0])
-    return _grouped_query_shapes(writer) | {
-        "blk.0.attn_q.bias": (2 * D,),
-        "blk.0.attn_k.bias": (D,),
-        "blk.0.attn_v.bias": (D,),
-    }
-
-
 def _grouped_query_shapes(writer: gguf.GGUFWriter) -> _Shapes:
     writer.add_head_count(2)
     writer.add_key_length(D)
@@ -192,13 +182,12 @@ _REFUSED: dict[str, Callable[[gguf.GGUFWriter], _Shapes]] = {
     "deepseek2": _refused_deepseek2,
     "gemma3": _refused_gemma3,
     "mamba": _refused_mamba,
-    "qwen2vl": _refused_qwen2vl,
 }
 REFUSED = tuple(_REFUSED)
 
 
 def write_refused(path: Path, arch: str) -> Path:
-    """Write a model of an architecture in `REFUSED`: ALiBi, latent attention, sliding window, recurrent, M-RoPE."""
+    """Write a model of an architecture in `REFUSED`: ALiBi, latent attention, sliding windows alone, recurrent."""
     writer = gguf.GGUFWriter(path, arch)
     _add_sizes(writer, 1, E, F, V, 1024)
     rng = np.random.default_rng(0)

@@ -21,13 +21,22 @@ static headkv_store * store_of(const llama_kv_cache & kv) {
     return headkv_access::store(const_cast<llama_kv_cache &>(kv)).get();
 }
 
+static headkv_store * store_of(llama_memory_i * memory) {
+    const llama_kv_cache * kv = headkv_attention_cache(memory);
+    return kv ? store_of(*kv) : nullptr;
+}
+
 uint32_t headkv_hook_cache_size(uint32_t n_ctx_seq) {
     return n_cells_next ? std::min(n_cells_next, n_ctx_seq) : n_ctx_seq;
 }
 
+uint32_t headkv_hook_base_size(const llama_model & model, uint32_t n_ctx_seq) {
+    return headkv_is_elastic(model) ? headkv_hook_cache_size(n_ctx_seq) : n_ctx_seq;
+}
+
 void headkv_hook_cache_created(llama_memory_i * memory, uint32_t n_ctx_seq) {
     llama_kv_cache * kv = headkv_attention_cache(memory);
-    if (kv && kv->get_size() < n_ctx_seq) {
+    if (kv && kv->get_size() < n_ctx_seq && headkv_access::is_own(*kv)) {
         headkv_access::store(*kv) = std::make_shared<headkv_store>(*kv, n_ctx_seq);
     }
 }
@@ -58,14 +67,15 @@ bool headkv_hook_refuse(const llama_kv_cache & kv, const char * operation) {
     return true;
 }
 
-uint32_t headkv_hook_n_ubatch(const llama_kv_cache & kv, uint32_t n_ubatch) {
-    const auto * store = store_of(kv);
-    return store ? store->n_ubatch_max(n_ubatch) : n_ubatch;
+void headkv_hook_decode(llama_memory_i * memory, uint32_t n_tokens) {
+    if (auto * store = store_of(memory)) {
+        store->want_cells(n_tokens);
+    }
 }
 
-bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens) {
-    auto * store = store_of(kv);
-    return store && store->want_cells(n_tokens);
+uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_ubatch) {
+    const auto * store = store_of(memory);
+    return store ? store->n_ubatch_max(n_ubatch) : n_ubatch;
 }
 
 bool headkv_hook_pending(const llama_kv_cache & kv) {

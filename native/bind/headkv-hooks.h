@@ -4,13 +4,14 @@
 // | hook              | called by                                | upstream's answer, and ours                               |
 // | ----------------- | ---------------------------------------- | --------------------------------------------------------- |
 // | _cache_size       | llama_model::create_memory               | n_ctx_seq, or what headkv_context_next() asked for        |
-// | _cache_created    | the same, after the cache was made       | gives an elastic cache its store                          |
+// | _base_size        | llama_kv_cache_iswa, made                | the same, of the layers without a sliding window          |
+// | _cache_created    | create_memory, after the memory was made | gives an elastic cache its store                          |
 // | _clear            | llama_kv_cache::clear                    | the hot rows are dropped too                              |
-// | _seq_rm           | llama_kv_cache::seq_rm                   | false: refused, nothing changed; may drop the hot rows    |
+// | _seq_rm           | llama_kv_cache::seq_rm, and that of _iswa| false: refused, nothing changed; may drop the hot rows    |
 // | _seq_keep         | llama_kv_cache::seq_keep                 | another sequence is kept: the hot rows are dropped        |
 // | _refuse           | seq_cp, seq_add, seq_div, get_can_shift  | true: there are hot rows, and the operation would be wrong|
-// | _n_ubatch         | llama_kv_cache::init_batch               | n_ubatch, or less while tokens observe                    |
-// | _wants_cells      | llama_kv_cache::init_batch               | true: no slot yet, an update must grow the tail first     |
+// | _decode           | llama_context::decode, before it updates | the update grows the tail if these tokens do not fit      |
+// | _n_ubatch         | the same, before it splits the batch     | n_ubatch, or less while tokens observe                    |
 // | _pending          | llama_kv_cache_context (update)          | true: the update has to run                               |
 // | _update           | llama_kv_cache::update                   | grows the tail                                            |
 // | _state_write      | llama_kv_cache::state_write              | throws: a compressed cache cannot be saved yet            |
@@ -32,9 +33,11 @@ class llama_kv_cache;
 class llm_graph_result;
 struct headkv_store;
 struct llama_memory_i;
+struct llama_model;
 struct llm_graph_context;
 
 uint32_t headkv_hook_cache_size   (uint32_t n_ctx_seq);
+uint32_t headkv_hook_base_size    (const llama_model & model, uint32_t n_ctx_seq);
 void     headkv_hook_cache_created(llama_memory_i * memory, uint32_t n_ctx_seq);
 
 void headkv_hook_clear   (llama_kv_cache & kv);
@@ -42,11 +45,11 @@ bool headkv_hook_seq_rm  (llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0
 void headkv_hook_seq_keep(llama_kv_cache & kv, llama_seq_id seq_id);
 bool headkv_hook_refuse  (const llama_kv_cache & kv, const char * operation);
 
-uint32_t headkv_hook_n_ubatch(const llama_kv_cache & kv, uint32_t n_ubatch);
+void     headkv_hook_decode  (llama_memory_i * memory, uint32_t n_tokens);
+uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_ubatch);
 
-bool headkv_hook_wants_cells(llama_kv_cache & kv, uint32_t n_tokens);
-bool headkv_hook_pending    (const llama_kv_cache & kv);
-bool headkv_hook_update     (llama_kv_cache & kv);
+bool headkv_hook_pending(const llama_kv_cache & kv);
+bool headkv_hook_update (llama_kv_cache & kv);
 
 void headkv_hook_state_write(const llama_kv_cache & kv);
 bool headkv_hook_state_read (llama_kv_cache & kv, uint32_t n_cells);

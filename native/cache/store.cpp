@@ -1,6 +1,7 @@
 #include "cache/store.h"
 #include "attend/attn.h"
 #include "cache/select.h"
+#include "cache/support.h"
 #include "cache/tail.h"
 #include "core/error.h"
 #include "score/observe.h"
@@ -53,7 +54,11 @@ headkv_store::headkv_store(llama_kv_cache & kv, uint32_t n_cells_max) : kv(kv), 
         if (headkv_access::hparams(kv).n_head_kv(il) == 0) {
             continue; // upstream caches nothing for it, in an empty tensor
         }
-        index_of[il] = shapes.size();
+        for (const auto & [reader, owner] : headkv_access::layer_ids(kv)) {
+            if (owner == (int32_t) i) {
+                index_of[reader] = shapes.size();
+            }
+        }
         shapes.push_back(shape_of(kv, il));
     }
     account();
@@ -98,6 +103,22 @@ uint32_t headkv_store::n_pos() const {
 
 uint64_t headkv_store::bytes_tail() const {
     return archive ? archive->bytes_resident() : headkv_access::bytes(kv);
+}
+
+std::string headkv_store::beside_reason() const {
+    return lctx->get_memory() == &kv ? "" : "other layers of the model have memory of their own (sliding windows or recurrent states)";
+}
+
+static uint64_t bytes_of(const llama_memory_i & memory) {
+    uint64_t res = 0;
+    for (const auto & [buft, n_bytes] : memory.memory_breakdown()) {
+        res += n_bytes;
+    }
+    return res;
+}
+
+uint64_t headkv_store::bytes_beside() const {
+    return beside_reason().empty() ? 0 : bytes_of(*lctx->get_memory()) - bytes_of(kv);
 }
 
 size_t headkv_store::index(size_t i) const { return headkv_access::index(kv, shapes[i].il); }
@@ -189,6 +210,7 @@ headkv_stats headkv_store::stats() const {
     res.bytes_hot     = hot_rows.bytes();
     res.bytes_tail    = bytes_tail();
     res.bytes_observed = observation.bytes();
+    res.bytes_beside  = bytes_beside();
     res.bytes_archive = archive ? archive->bytes() : parked ? parked->archive->bytes() : 0;
     res.n_pos_archive = archive ? n_pos() : parked ? parked->n_pos : 0;
     res.bytes_peak    = bytes_peak;
@@ -289,7 +311,8 @@ void headkv_store::start_observing(headkv_window window, headkv_observe_what wha
 
     std::vector<headkv_observed> observed;
     for (size_t i = 0; i < shapes.size(); ++i) {
-        observed.push_back({ shapes[i], n_cells, bufts[index(i)] });
+        const auto n_readers = std::count_if(index_of.begin(), index_of.end(), [&](const auto & x) { return x.second == i; });
+        observed.push_back({ shapes[i], n_cells, bufts[index(i)], (uint32_t) n_readers });
     }
     observation.start(window, what, observed, place ? place : [&](size_t i, ggml_tensor * t) {
         return archive && ggml_backend_buft_is_host(bufts[index(i)]) && archive->place_observed(index(i), t);
@@ -499,11 +522,25 @@ void headkv_store::add_memory(std::map<ggml_backend_buffer_type_t, size_t> & siz
     }
 }
 
+// whether a token at position p finds all that it attends to in layers with a sliding window, which forget what is older
+bool headkv_store::has_window_before(int32_t p) const {
+    const llama_kv_cache * window = lctx && p < (int32_t) n_pos() ? headkv_window_cache(lctx->get_memory()) : nullptr;
+    if (!window) {
+        return true;
+    }
+    const int32_t first = std::max(0, p + 1 - (int32_t) headkv_access::n_window(*window));
+    return headkv_access::cells_of(*window, first, p).size() == (size_t) (p - first);
+}
+
 bool headkv_store::remove(int32_t p0, int32_t p1) {
     if (sweep) {
         return true; // cells alone
     }
     p0 = std::max(p0, 0); // as upstream reads it
+    if (!has_window_before(p0)) {
+        LLAMA_LOG_DEBUG("%s: positions [%d, %d): the window before them is gone: refused\n", __func__, p0, p1);
+        return false;
+    }
     if (parked) {
         parked->n_pos = std::min(parked->n_pos, (uint32_t) p0);
     }
@@ -547,7 +584,8 @@ ggml_tensor * headkv_store::attend(const llm_graph_context & g, ggml_tensor * fa
     if (it == index_of.end()) {
         return fa;
     }
-    if (observation.is_on()) {
+    // queries are those of the layer that has the rows; the attention of others that read them counts as much as its own
+    if (observation.is_on() && (headkv_observes_attention(observation.what()) || shapes[it->second].il == (uint32_t) il)) {
         headkv_observe_build(*g.res, observation, it->second, fa, g.ubatch);
     }
     return hot_rows.exist() ? headkv_attn_build(*g.res, hot_rows.layer(it->second), fa, is_unfused) : fa;

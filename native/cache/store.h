@@ -113,7 +113,7 @@ private:
     uint32_t       n_cells_wanted = 0; // by the next update; 0: none
 
     std::vector<headkv_layer>       shapes;
-    std::unordered_map<int, size_t> index_of; // model layer -> index in shapes
+    std::unordered_map<int, size_t> index_of; // model layer -> index in shapes of the rows that it reads
 
     headkv_observation observation;
     headkv_hot         hot_rows;
@@ -136,6 +136,11 @@ private:
     uint32_t              n_cells_used() const;
     std::vector<uint32_t> n_head_kv()    const; // [n_layer]
     uint64_t              bytes_tail()   const; // in memory
+    uint64_t              bytes_beside() const; // what the model's memory has beside kv: sliding windows, recurrent states
+
+    std::string beside_reason() const; // that it has something; ""
+
+    bool has_window_before(int32_t p) const;
 
     headkv_view view();
 
@@ -158,7 +163,10 @@ private:
 
     headkv_transition room_for(const headkv_view & now, const headkv_plan & plan) const;
 
-    // store_rows.cpp: K or V of layer i and the cells of some positions, of which n_bytes are to be copied
+    // store_rows.cpp
+    void check_rows_are_all() const; // throws UNSUPPORTED where there is something beside kv
+
+    // K or V of layer i and the cells of some positions, of which n_bytes are to be copied
     ggml_tensor * whole_rows(size_t i, bool is_k, uint32_t first, uint32_t n, size_t n_bytes, std::vector<uint32_t> & cells) const;
 
     // store_read.cpp

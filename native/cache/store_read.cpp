@@ -15,6 +15,9 @@
 #include <algorithm>
 
 std::string headkv_store::sweep_reason() {
+    if (const std::string reason = beside_reason(); !reason.empty()) {
+        return reason;
+    }
     lctx->synchronize();
     bump_epoch();
     return headkv_sweep::reason(*lctx, cut_layers());

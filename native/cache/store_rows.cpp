@@ -6,7 +6,14 @@
 
 #include "llama-context.h"
 
+void headkv_store::check_rows_are_all() const {
+    if (const std::string reason = beside_reason(); !reason.empty()) {
+        throw headkv_error(HEADKV_STATUS_UNSUPPORTED, "rows alone are not all of the conversation: " + reason);
+    }
+}
+
 ggml_tensor * headkv_store::whole_rows(size_t i, bool is_k, uint32_t first, uint32_t n, size_t n_bytes, std::vector<uint32_t> & cells) const {
+    check_rows_are_all();
     if (hot_rows.exist() && !parked) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed, and no archive was kept of it");
     }
@@ -58,6 +65,7 @@ void headkv_store::set_rows(size_t i, bool is_k, uint32_t first, uint32_t n, con
 }
 
 void headkv_store::begin_rows(const int32_t * tokens, uint32_t n, const std::string & dir) {
+    check_rows_are_all();
     if (n_cells_used() > 0 || hot_rows.exist()) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache holds %u positions already", n_pos());
     }

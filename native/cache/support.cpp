@@ -5,14 +5,65 @@
 
 #include "llama-cparams.h"
 #include "llama-impl.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-idx.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-memory-recurrent.h"
 #include "llama-model.h"
 
 #include "ggml-backend.h"
 
 #include <cstring>
 
+// the two caches of a model in which some layers attend to sliding windows, or nullptr
+static const llama_kv_cache_iswa * find_windows(llama_memory_i * memory) {
+    const auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(memory);
+    return hybrid ? hybrid->get_mem_attn() : dynamic_cast<llama_kv_cache_iswa *>(memory);
+}
+
 llama_kv_cache * headkv_attention_cache(llama_memory_i * memory) {
+    if (const auto * windows = find_windows(memory)) {
+        return windows->get_base();
+    }
+    if (dynamic_cast<llama_memory_hybrid_idx *>(memory)) {
+        return nullptr; // its index has the same cells
+    }
+    if (const auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        return hybrid->get_mem_attn();
+    }
     return dynamic_cast<llama_kv_cache *>(memory);
+}
+
+llama_kv_cache * headkv_window_cache(llama_memory_i * memory) {
+    const auto * windows = find_windows(memory);
+    return windows ? windows->get_swa() : nullptr;
+}
+
+bool headkv_is_elastic(const llama_model & model) {
+    // upstream keeps caches of other sizes in step with these
+    return model.arch != LLM_ARCH_DEEPSEEK4 && model.arch != LLM_ARCH_DFLASH;
+}
+
+// layers that read another one's rows must read them alike
+static std::string readers_reason(const llama_kv_cache & kv) {
+    const auto & hparams = headkv_access::hparams(kv);
+    for (const auto & [il, i] : headkv_access::layer_ids(kv)) {
+        const uint32_t owner = headkv_access::il(kv, i);
+        if (hparams.n_head(il) != hparams.n_head(owner) || hparams.n_embd_head_k(il) != hparams.n_embd_head_k(owner)) {
+            return format("layer %d reads the rows of layer %u with other heads", il, owner);
+        }
+    }
+    return "";
+}
+
+static bool has_rows(const llama_kv_cache & kv) {
+    for (size_t i = 0; i < headkv_access::n_layer(kv); ++i) {
+        if (headkv_access::hparams(kv).n_head_kv(headkv_access::il(kv, i)) > 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 static std::string cache_reason(const llama_kv_cache & kv, const llama_cparams & cparams) {
@@ -42,16 +93,19 @@ static std::string cache_reason(const llama_kv_cache & kv, const llama_cparams &
     if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
         return "the model uses ALiBi, whose bias needs every position";
     }
-    if (hparams.n_pos_per_embd() != 1) {
-        return "the model uses multi-dimensional positions (M-RoPE)";
-    }
     if (hparams.ple_n_heads > 0) {
         return "the model reads the tokens of earlier positions from the cache";
     }
-    if (!headkv_access::is_plain(kv)) {
-        return "the cache is not a plain one (several streams, sliding window or shared layers)";
+    if (cparams.n_rs_seq > 0) {
+        return "the context keeps recurrent states to go back to, which its compressed rows could not follow";
     }
-    return "";
+    if (!headkv_access::is_plain(kv)) {
+        return "the cache is not a plain one (several streams, sliding window, or shared with another context)";
+    }
+    if (!has_rows(kv)) {
+        return "no layer of the model attends to all positions";
+    }
+    return readers_reason(kv);
 }
 
 static bool is_known(ggml_backend_dev_t dev) {
@@ -115,7 +169,7 @@ std::string headkv_unsupported_reason(llama_memory_i * memory, const llama_cpara
     }
     const llama_kv_cache * kv = headkv_attention_cache(memory);
     if (!kv) {
-        return "the model's memory is not a plain KV cache (sliding window, recurrent, hybrid or sparse attention)";
+        return "the model's memory is no KV cache that could be compressed (it is recurrent, or has an index beside its rows)";
     }
     const std::string reason = cache_reason(*kv, cparams);
     return reason.empty() ? device_reason(*kv) : reason;

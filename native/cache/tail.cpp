@@ -7,9 +7,10 @@
 #include <algorithm>
 
 bool headkv_access::is_plain(const llama_kv_cache & kv) {
-    return kv.n_stream == 1 && kv.n_seq_max == 1 && !kv.other && !kv.v_trans && kv.swa_type == LLAMA_SWA_TYPE_NONE &&
-           kv.layers.size() == kv.map_layer_ids.size();
+    return kv.n_stream == 1 && kv.n_seq_max == 1 && is_own(kv) && !kv.v_trans && kv.swa_type == LLAMA_SWA_TYPE_NONE;
 }
+
+bool headkv_access::is_own(const llama_kv_cache & kv) { return !kv.other; }
 
 std::vector<uint32_t> headkv_access::cells_of(const llama_kv_cells & cells, int32_t p0, int32_t p1) {
     std::vector<uint32_t> res;
@@ -85,7 +86,7 @@ std::vector<ggml_backend_buffer_type_t> headkv_access::bufts(const llama_kv_cach
     return res;
 }
 
-// tensors of n_cells cells without memory, layer i of them in the context and buffer number of[i]
+// n_cells empty cells, and tensors for them without memory, layer i of them in the context and buffer number of[i]
 static headkv_tail new_tail(const std::vector<headkv_kv> & like, uint32_t n_cells, const std::vector<size_t> & of) {
     headkv_tail tail;
     for (size_t i = 0; i < like.size(); ++i) {
@@ -98,6 +99,7 @@ static headkv_tail new_tail(const std::vector<headkv_kv> & like, uint32_t n_cell
         ggml_tensor * v = new_cells(ctx, like[i].v, n_cells);
         tail.layers.push_back({ k, v, view_cells(ctx, k), view_cells(ctx, v) });
     }
+    tail.cells.resize(n_cells);
     return tail;
 }
 
@@ -129,7 +131,6 @@ void headkv_access::set_tokens(headkv_tail & tail, const int32_t * tokens, uint3
 }
 
 void headkv_access::set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells_kept) {
-    tail.cells.resize(tail.layers[0].k->ne[1]);
     tail.cells.set(0, cells(kv).cp(cells_kept));
     tail.head = (uint32_t) cells_kept.size();
 }

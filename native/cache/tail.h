@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -50,11 +51,18 @@ struct headkv_access {
     static const llama_hparams & hparams(const llama_kv_cache & kv) { return kv.hparams; }
     static const llama_model   & model  (const llama_kv_cache & kv) { return kv.model; }
 
-    static bool is_plain(const llama_kv_cache & kv); // one stream, not shared, V not transposed, no sliding window
+    static bool is_plain(const llama_kv_cache & kv); // one stream, V not transposed, no sliding window, and
+    static bool is_own  (const llama_kv_cache & kv); // not shared with another context
 
     static size_t        n_layer(const llama_kv_cache & kv)              { return kv.layers.size(); }
     static uint32_t      il     (const llama_kv_cache & kv, size_t i)    { return kv.layers[i].il; }
     static size_t        index  (const llama_kv_cache & kv, uint32_t il) { return kv.map_layer_ids.at(il); }
+
+    // model layer -> index of the layer whose rows it reads, mostly its own
+    static const std::unordered_map<int32_t, int32_t> & layer_ids(const llama_kv_cache & kv) { return kv.map_layer_ids; }
+
+    // positions before its own that a token attends to in a cache of sliding windows, its own counted
+    static uint32_t n_window(const llama_kv_cache & kv) { return kv.n_swa; }
 
     // of model layer il, which has a cache
     static ggml_tensor * k(const llama_kv_cache & kv, uint32_t il) { return kv.layers[kv.map_layer_ids.at(il)].k; }
@@ -102,6 +110,6 @@ struct headkv_access {
     // the first n cells of an empty tail are those of n tokens from position 0 on
     static void set_tokens(headkv_tail & tail, const int32_t * tokens, uint32_t n);
 
-    // the cells of a tail are the given ones of kv, in this order
+    // the cells of a tail, which are empty, become the given ones of kv, in this order
     static void set_cells(headkv_tail & tail, const llama_kv_cache & kv, const std::vector<uint32_t> & cells);
 };

@@ -23,7 +23,8 @@ void headkv_observation::start(
     for (size_t i = 0; i < observed.size(); ++i) {
         ggml_tensor * t = new_gathered(fresh.ctx_on(observed[i].buft), observed[i], what, window.n);
         ggml_format_name(t, "headkv_observed_l%u", observed[i].shape.il);
-        fresh_layers[i].gathered = t;
+        fresh_layers[i].gathered  = t;
+        fresh_layers[i].n_readers = observed[i].n_readers;
         if (place) {
             place(i, t);
         }

@@ -17,6 +17,7 @@ struct headkv_observed {
     headkv_layer               shape;
     uint32_t                   n_cells; // that they attend to, at most
     ggml_backend_buffer_type_t buft;    // where it is gathered
+    uint32_t                   n_readers = 1; // model layers that attend to its rows
 };
 
 // the positions that observe: [begin, begin + n)
@@ -37,6 +38,8 @@ public:
         // attention, summed or its maximum, F32 [n_cells, n_head]; or sums over the queries (moments), F32 [n_embd_head_k,
         // n_embd_head_k + 1, n_head]; or the queries, F32 [n_embd_head_k, n_head, n of the window]
         ggml_tensor * gathered = nullptr;
+
+        uint32_t n_readers = 1; // model layers whose attention is gathered
 
         // the way queries meet keys, as the graph tells it
         headkv_rotation rotation;

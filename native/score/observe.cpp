@@ -117,6 +117,16 @@ static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, c
     ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, all, sums));
 }
 
+// text has one position in all sections of M-RoPE but the last, whose position is 0; what is left is NEOX's rotation
+static bool is_turned_by_position(headkv_rotation & rotation) {
+    int32_t & mode = rotation.rope[2];
+    if (mode & GGML_ROPE_TYPE_MROPE) {
+        mode = GGML_ROPE_TYPE_NEOX;
+        return rotation.rope[14] == 0; // the last section
+    }
+    return true;
+}
+
 // the queries before they were rotated, F32 [n_embd_head_k, n_head, n_tokens], and what was done to them since; nullptr if
 // something else was done
 static ggml_tensor * find_unrotated(const ggml_tensor * q, headkv_rotation & rotation) {
@@ -154,7 +164,7 @@ static ggml_tensor * find_unrotated(const ggml_tensor * q, headkv_rotation & rot
             case GGML_OP_ROPE:
                 memcpy(rotation.rope, t->op_params, sizeof(rotation.rope));
                 rotation.factors = t->src[2];
-                return t->src[0];
+                return is_turned_by_position(rotation) ? t->src[0] : nullptr;
             default:
                 return nullptr;
         }
@@ -186,13 +196,13 @@ static void build_queries(llm_graph_result & graph, ggml_tensor * queries, ggml_
     ggml_build_forward_expand(graph.get_gf(), ggml_cpy(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), dst));
 }
 
-static bool is_attention(headkv_observe_what what) {
+bool headkv_observes_attention(headkv_observe_what what) {
     return what == HEADKV_OBSERVE_ATTN_MEAN || what == HEADKV_OBSERVE_ATTN_MAX;
 }
 
 uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch) {
     const bool is_observing = observation.window().has(pos, 1);
-    return is_observing && is_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
+    return is_observing && headkv_observes_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
 }
 
 void headkv_observe_build(
@@ -209,7 +219,7 @@ void headkv_observe_build(
     if (!observation.window().has(pos, n_tokens)) {
         return;
     }
-    if (is_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n_tokens > N_QUERIES_MAX)) {
+    if (headkv_observes_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n_tokens > N_QUERIES_MAX)) {
         return;
     }
 
@@ -217,7 +227,7 @@ void headkv_observe_build(
         graph.add_input(std::make_unique<headkv_input_observed>(observation));
     }
 
-    if (is_attention(observation.what())) {
+    if (headkv_observes_attention(observation.what())) {
         build_attention_sums(graph, layer.gathered, fa, observation.what());
         return;
     }

@@ -16,6 +16,9 @@
 class llm_graph_result;
 struct llama_ubatch;
 
+// whether it is attention that is gathered, to which every layer that reads the rows can add
+bool headkv_observes_attention(headkv_observe_what what);
+
 // how many tokens from position pos on may lie in one graph: n_ubatch at most
 uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch);
 

@@ -35,7 +35,7 @@ std::vector<float> headkv_score_attention(const headkv_view & view, size_t i, ui
     const auto      raw     = observation.read(i);
     const size_t    n_cells = raw.size()/n_head;
 
-    const float scale = observation.what() == HEADKV_OBSERVE_ATTN_MEAN ? 1.0f / observation.window().n : 1.0f;
+    const float scale = observation.what() == HEADKV_OBSERVE_ATTN_MEAN ? 1.0f / (observation.window().n*observation.at(i).n_readers) : 1.0f;
 
     std::vector<float> attn;
     attn.reserve(n_head*n);

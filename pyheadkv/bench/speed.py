@@ -12,7 +12,6 @@ from pyheadkv.bench.setup import Setup, finish, no_memory
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import begin_observation, observed
 from pyheadkv.cache.stats import TurnTimer
-from pyheadkv.engine.llama import cut
 from pyheadkv.policy.plan import DraftPlan, Plan
 from pyheadkv.policy.trial import Trial
 
@@ -100,7 +99,7 @@ class Race:
         ms_scoring = self._scoring_ms(draft.expected)
         self._put_back()
         n_last = draft.expected.n_last
-        cut(self.ours, len(self.prompt) - n_last)
+        self.prefill.cut(len(self.prompt) - n_last)
         self.prefill.turn = TurnTimer()
         with no_memory(trial):
             self.prefill.compress_prompt(self.prompt[-n_last:], draft)

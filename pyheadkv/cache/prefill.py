@@ -24,8 +24,9 @@ from pyheadkv.cache.select import Floats, begin_observation, compress, early_com
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.cache.sweep import Sweep
 from pyheadkv.engine.abi import STATUS_COMPUTE
+from pyheadkv.engine.checkpoints import Checkpoints
 from pyheadkv.engine.interrupt import interruptible
-from pyheadkv.engine.llama import cut, empty, logits, tokens_of
+from pyheadkv.engine.llama import empty, logits, tokens_of
 from pyheadkv.engine.native import Compression, Native, Observe
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.policy.plan import DraftPlan, Plan
@@ -69,6 +70,8 @@ class Prefill:
     ----------
     turn
         counts tokens that are read, and their time
+    checkpoints
+        where the model has memory that cannot be cut
 
     Raises
     ------
@@ -91,6 +94,7 @@ class Prefill:
         self.llama = llama
         self.native = native or Native(llama)
         self.turn = TurnTimer()
+        self.checkpoints = Checkpoints(llama, is_needed=self.native.stats().bytes_beside > 0)
         self._evaluate = evaluate
         self._on_progress = on_progress
         self._sweep = sweep
@@ -132,7 +136,7 @@ class Prefill:
             with interruptible(self.native) if len(batch) > 1 else nullcontext():
                 self._eval(batch)
         except BaseException:
-            cut(self.llama, self.llama.n_tokens)  # some ubatches of the batch may be in the cache
+            self.checkpoints.cut(self.llama.n_tokens)  # some ubatches of the batch may be in the cache
             raise
         self._count(len(batch))
 
@@ -170,11 +174,19 @@ class Prefill:
 
     def go_back(self, n_tokens: int) -> None:
         """Forget the last tokens, none of which has hot rows; there are no logits until one is read."""
-        cut(self.llama, self.llama.n_tokens - n_tokens)
+        self.cut(self.llama.n_tokens - n_tokens)
+
+    def cut(self, n_tokens: int) -> None:
+        """Keep the first tokens, at least those that have hot rows; some may have to be read again for that."""
+        tokens = tokens_of(self.llama)[:n_tokens]
+        n_left = self.checkpoints.cut(n_tokens)
+        if n_left < n_tokens:
+            self._eval(tokens[n_left:])
 
     def forget(self) -> None:
         """Empty the cache and give its memory back; observe nothing any more."""
         self._forget_draft()
+        self.checkpoints.forget()
         if self._sweep:
             self._sweep.forget()
         empty(self.llama)
@@ -229,13 +241,14 @@ class Prefill:
         head, last = list(tokens[:n_head]), list(tokens[n_head:])
         reconstruction = None
         if plan.policy.scorer.needs_reconstruction and scores is None:
-            reconstruction = Reconstruction(self.llama, [*tokens_of(self.llama), *head])
+            reconstruction = Reconstruction(self.llama, [*tokens_of(self.llama), *head], cut=self.cut)
         self.start_progress(len(tokens) + (reconstruction.n_tokens if reconstruction else 0))
         by_layers = self._sweep is not None and self._sweep.suits(len(tokens))
         try:
             if reconstruction:
                 if not (by_layers and self._read_by_layers(head)):
                     self._read_by_batches(head, len(tokens))
+                self.checkpoints.keep()
                 scores = self._reconstruct(reconstruction, plan)
             self._stage, self._draft, self._scores = Stage.OBSERVING, draft, scores
             if reconstruction:
@@ -262,6 +275,7 @@ class Prefill:
                 self._forget_draft()
             return
         self._read_by_batches(head, len(head) + len(last))
+        self.checkpoints.keep()  # the hot rows will end here, where only the window observes
         begin_observation(self.native, observe)
         self.read(last)
 

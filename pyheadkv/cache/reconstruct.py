@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyheadkv.cache.select import attention_of
-from pyheadkv.engine.llama import context_length, cut, has_vocabulary
+from pyheadkv.engine.llama import context_length, has_vocabulary
+from pyheadkv.engine.llama import cut as cut_rows
 from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import ChatTemplate, template_source
 from pyheadkv.errors import UsageError
@@ -65,6 +67,8 @@ class Reconstruction:
         to be repeated, from position 0 on
     max_part
         tokens of a part
+    cut
+        takes the cache back to so many tokens
 
     Raises
     ------
@@ -74,8 +78,14 @@ class Reconstruction:
         the chat template cannot be used
     """
 
-    def __init__(self, llama: llama_cpp.Llama, tokens: Sequence[int], max_part: int = MAX_PART) -> None:
-        self._llama = llama
+    def __init__(
+        self,
+        llama: llama_cpp.Llama,
+        tokens: Sequence[int],
+        max_part: int = MAX_PART,
+        cut: Callable[[int], object] | None = None,
+    ) -> None:
+        self._cut = cut or partial(cut_rows, llama)
         self._n_pos = n_pos = len(tokens)
         ask_all, ask_part, answer = _asking(llama)
         n_ctx = context_length(llama)
@@ -131,9 +141,9 @@ class Reconstruction:
                     layer[:, part.first : part.end] = fold_heads(
                         found[:, part.first : part.end], len(layer), scorer.fold
                     )
-                cut(self._llama, self._n_pos)
+                self._cut(self._n_pos)
         finally:
-            cut(self._llama, self._n_pos)
+            self._cut(self._n_pos)
             native.observe(0)
         return scores
 

@@ -8,7 +8,7 @@ from pyheadkv.cache.prefill import Prefill, Stage
 from pyheadkv.cache.stats import TurnTimer
 from pyheadkv.cache.sweep import Sweep
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
-from pyheadkv.engine.llama import context_length, cut, tokens_of
+from pyheadkv.engine.llama import context_length, tokens_of
 from pyheadkv.errors import NativeError, UsageError
 from pyheadkv.policy.plan import DraftPlan
 
@@ -99,6 +99,7 @@ class Turns:
                 self._read_whole(tokens)
             else:
                 self._read(tokens)
+            self.prefill.checkpoints.keep()
 
     def _read(self, tokens: list[int]) -> None:
         self.prefill.start_progress(len(tokens))
@@ -114,9 +115,9 @@ class Turns:
             return
         # the last tokens of the cache are taken back where the new ones are fewer than those that observe
         n_left = min(self._llama.n_tokens, len(prompt) - draft.expected.n_last)
-        cut(self._llama, n_left)
+        self.prefill.checkpoints.cut(n_left)
         try:
-            self.prefill.compress_prompt(prompt[n_left:], draft)
+            self.prefill.compress_prompt(prompt[self._llama.n_tokens :], draft)
         except NativeError as error:
             if error.status != STATUS_NO_MEMORY:
                 raise

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import attention_of
-from pyheadkv.engine.llama import context_length, cut, tokens_of
+from pyheadkv.engine.llama import context_length, tokens_of
 from pyheadkv.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ class Observer(Prefill):
         n_kept = n_same(tokens, tokens_of(self.llama))
         if n_kept < len(tokens):
             n_kept = max(0, min(n_kept, len(tokens) - TILE))
-        cut(self.llama, n_kept)
+        n_kept = self.checkpoints.cut(n_kept)
         self.native.observe(0)
         self.native.reserve(max(1, len(tokens)))
         self.read(tokens[n_kept:])
+        self.checkpoints.keep()
 
     def observe(self, tokens: Sequence[int], reduce: str = "mean") -> Attention:
         """Read tokens and return what they attended to before them.

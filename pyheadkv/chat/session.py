@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from pyheadkv.cache.turns import Turns
 from pyheadkv.capsule.format import Message
 from pyheadkv.capsule.reader import Contents
 from pyheadkv.chat.saving import Saving, no_room
-from pyheadkv.engine.llama import context_length, is_on_gpu, n_ctx_train, piece, replace_freed
+from pyheadkv.engine.llama import context_length, is_on_gpu, n_ctx_train, piece, replace_freed, tokens_of
 from pyheadkv.engine.load import load
 from pyheadkv.engine.native import Native
 from pyheadkv.engine.template import protect_chat_completion
@@ -331,6 +332,8 @@ class HeadKV:
         """Llama.generate, counted: its first eval reads the prompt, later ones are drafts and single tokens."""
         self._prefill.turn = TurnTimer(n_prompt=len(tokens))
         self._is_generating = False
+        tokens = list(tokens)
+        self._go_back_to(tokens)
         with closing(self._stock["generate"](tokens, *args, **options)) as stock:
             sent = None
             while True:
@@ -345,6 +348,13 @@ class HeadKV:
                 if self.stop_when and self.stop_when(token):
                     return
                 self._is_generating = True
+
+    def _go_back_to(self, tokens: list[int]) -> None:
+        """Cut where a prompt differs first, which upstream tries too, and reads all again where it cannot be done."""
+        known = tokens_of(self.llama)
+        n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, tokens, strict=False)))
+        if n_same < len(known) and self._prefill.checkpoints.n_bytes:
+            self._prefill.checkpoints.cut(min(n_same, len(tokens) - 1))
 
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)

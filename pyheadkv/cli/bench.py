@@ -24,7 +24,7 @@ from pyheadkv.errors import BenchError, UsageError
 from pyheadkv.files.jsonl import JsonLines, Record
 from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.profile import Profile
 from pyheadkv.profile.find import find_profile
 

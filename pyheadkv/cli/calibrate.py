@@ -16,7 +16,7 @@ from pyheadkv.errors import ProfileError, UsageError
 from pyheadkv.files.targets import check_target
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.profile import Profile, Scores, parse_mix, write_profile
 
 N_LEADING = 10

@@ -43,7 +43,8 @@ from pyheadkv.files.jsonl import Record
 from pyheadkv.files.measured import Block, measured_head
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
-from pyheadkv.model.shape import ModelShape, supported_shape
+from pyheadkv.model.shape import ModelShape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.resolve import resolve
 from pyheadkv.policy.trial import Trial

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pyheadkv.cli.options import InspectOptions, ModelOptions
 from pyheadkv.errors import UsageError
-from pyheadkv.model.shape import Metadata, ModelShape
+from pyheadkv.model.keys import Metadata
+from pyheadkv.model.shape import ModelShape
 from pyheadkv.model.weights import file_bytes
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.fit import Fit, Needs, Wanted, find_fit

@@ -17,7 +17,8 @@ from pyheadkv.cli.render import note
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ModelError, ProfileError, UsageError
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.model.shape import ModelShape, shape_from_metadata
+from pyheadkv.model.support import unsupported_reason
 from pyheadkv.model.weights import slow_weights_note, weight_types
 from pyheadkv.plots.heatmap import HeatMap
 from pyheadkv.policy.peak import peak

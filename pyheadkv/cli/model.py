@@ -18,7 +18,7 @@ from pyheadkv.engine.template import check_template
 from pyheadkv.errors import ProfileError, UsageError
 from pyheadkv.files.plain_text import read_text, typed_text
 from pyheadkv.model.file import check_has_vocabulary, read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.plan import check_budget, choose_budget
 from pyheadkv.policy.policy import PolicyChoice

@@ -11,7 +11,7 @@ from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import EvaluationError
 from pyheadkv.evaluate.selftest import run_checks
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.model.weights import weight_types
 
 

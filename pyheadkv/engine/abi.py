@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -75,6 +75,7 @@ struct headkv_stats {
     uint64_t bytes_hot;
     uint64_t bytes_tail;
     uint64_t bytes_observed;
+    uint64_t bytes_beside;
     uint64_t bytes_archive;
     uint64_t bytes_peak;
     uint64_t n_grow;

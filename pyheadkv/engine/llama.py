@@ -42,14 +42,20 @@ def tokens_of(llama: llama_cpp.Llama) -> list[int]:
     return tokens
 
 
-def cut(llama: llama_cpp.Llama, n_tokens: int) -> None:
+def cut(llama: llama_cpp.Llama, n_tokens: int) -> bool:
     """Keep the first tokens of a cache, at least those that have hot rows; there are no logits until one is read.
 
     At once: the next eval would cut there too, but what observes asks for cells before that.
+
+    Returns
+    -------
+    false: the memory of some layers does not go back so far (see `Checkpoints`), or there are hot rows; nothing changed
     """
-    llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1)
+    if not llama._ctx.kv_cache_seq_rm(-1, n_tokens, -1):
+        return False
     llama.n_tokens = n_tokens
     llama._requires_eval = True  # else a prompt of just these tokens is answered with logits of others
+    return True
 
 
 def empty(llama: llama_cpp.Llama) -> None:

@@ -100,6 +100,7 @@ def load(
         "type_k": parse_cache_type(type_k).ggml_type,
         "type_v": parse_cache_type(type_v).ggml_type,
         "flash_attn": True,
+        "swa_full": False,  # layers with a sliding window keep their window
         "verbose": verbose,
         **llama_options,
     }

@@ -62,6 +62,7 @@ class Stats:
     bytes_hot: int
     bytes_tail: int
     bytes_observed: int
+    bytes_beside: int
     bytes_archive: int
     bytes_peak: int
     n_grow: int

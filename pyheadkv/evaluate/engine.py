@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.reconstruct import Reconstruction
 from pyheadkv.cache.select import Floats, begin_observation, observed
-from pyheadkv.engine.llama import cut, tokens_of
+from pyheadkv.engine.llama import tokens_of
 from pyheadkv.policy.allocators import get_allocator
 from pyheadkv.policy.plan import DraftPlan, Plan
 from pyheadkv.policy.scorers import Scorer
@@ -47,8 +47,9 @@ class Engine(Prefill):
         self.forget()
         self.native.reserve(len(snapshot.tokens))
         self.native.state_restore(snapshot.rows)
-        self.llama.input_ids[:n_tokens] = snapshot.tokens[:n_tokens]
-        cut(self.llama, n_tokens)
+        self.llama.input_ids[: len(snapshot.tokens)] = snapshot.tokens
+        self.llama.n_tokens = len(snapshot.tokens)
+        self.cut(n_tokens)
 
     def compress(self, snapshot: Snapshot, draft: DraftPlan) -> None:
         """Put a copy back and compress it, as `pyheadkv.HeadKV` does with a prompt: after a lookahead, if any.

@@ -147,7 +147,8 @@ class TalkRunner:
         n_same, stats = sum(1 for _ in pairs), self._native.stats()
         if stats.n_pos_hot:
             n_same = min(n_same, stats.n_pos_hot - 1) if stats.n_pos_archive else 0
-        cut(self._llama, n_same)
+        if not cut(self._llama, n_same):
+            empty(self._llama)
 
     def _answer(self, tokens: list[int], n_max: int) -> str:
         """The likeliest answer, one line."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from pyheadkv.errors import ModelError
 from pyheadkv.model.gguf_header import open_header
 from pyheadkv.model.key_limits import check_limits
-from pyheadkv.model.shape import ENCODER, Metadata, not_generating_reason
+from pyheadkv.model.keys import Metadata
+from pyheadkv.model.support import ENCODER, not_generating_reason
 
 _KINDS = {  # values of general.type beside "model"
     "adapter": "an adapter (LoRA) for a model",

@@ -7,7 +7,7 @@ to it.
 from __future__ import annotations
 
 from pyheadkv.errors import ModelError
-from pyheadkv.model.shape import Metadata, layer_count
+from pyheadkv.model.keys import Metadata, layer_count
 
 _MAX_EXPERTS = 1024  # llama.cpp's LLAMA_MAX_EXPERTS
 _ONE_EXPERT_IS_NONE = ("hunyuan-dense", "hunyuan_vl")

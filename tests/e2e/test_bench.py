@@ -14,7 +14,7 @@ from pyheadkv.bench.reading import read_apart
 from pyheadkv.bench.setup import ROOM
 from pyheadkv.errors import BenchError
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 from pyheadkv.policy.budget import Budget
 from pyheadkv.policy.text import parse_policy
 from tests.e2e.conftest import WriteTiny

@@ -268,9 +268,8 @@ def test_scores_of_another_window_are_not_used(open_context: MakeContext, what: 
 REASONS = {
     "bloom": "ALiBi",
     "deepseek2": "latent attention",
-    "gemma3": "sliding window",
+    "gemma3": "no layer of the model attends to all positions",
     "mamba": "recurrent",
-    "qwen2vl": "M-RoPE",
 }
 
 

@@ -31,7 +31,8 @@ from pyheadkv.engine.llama import log_lines
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import ModelError
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import shape_from_metadata, unsupported_reason
+from pyheadkv.model.shape import shape_from_metadata
+from pyheadkv.model.support import unsupported_reason
 from tests import architectures
 from tests.e2e.context import Context, make_tokens, relative_error
 from tests.e2e.sweep import differences

@@ -20,7 +20,8 @@ from pyheadkv.export.header import new_header
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.fingerprint import fingerprint
 from pyheadkv.model.gguf_header import open_header
-from pyheadkv.model.shape import ModelShape, shape_from_metadata, unsupported_reason
+from pyheadkv.model.shape import ModelShape, shape_from_metadata
+from pyheadkv.model.support import unsupported_reason
 from pyheadkv.profile import Profile, read_profile
 from pyheadkv.profile.gguf_keys import profile_from_metadata, profile_to_metadata
 from tests.fuzz.cases import Base, make_base, make_case

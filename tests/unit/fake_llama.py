@@ -135,6 +135,7 @@ class FakeNative:
             bytes_hot=prefix * ROW_BYTES,
             bytes_tail=tail * ROW_BYTES,
             bytes_observed=0,
+            bytes_beside=0,
             bytes_archive=0,
             bytes_peak=n_pos * N_HEADS * ROW_BYTES,
             n_grow=0,

@@ -13,7 +13,6 @@ from pyheadkv.model.shape import (
     ModelShape,
     parse_cache_type,
     shape_from_metadata,
-    unsupported_reason,
 )
 
 SMOLLM2: dict[str, object] = {
@@ -138,55 +137,3 @@ def test_a_row_is_whole_blocks() -> None:
     assert shape.row_bytes(0, "q8_0", "f16") == 68 + 160
     with pytest.raises(ModelError, match="q8_0 stores blocks of 32 elements, but this model's V vectors have 80"):
         shape.row_bytes(0, "f16", "q8_0")
-
-
-@pytest.mark.parametrize(
-    ("arch", "keys", "reason"),
-    [
-        ("llama", {}, None),
-        ("an-architecture-of-tomorrow", {}, None),
-        ("mamba2", {}, "is recurrent"),
-        ("qwen3next", {}, "mixes attention with recurrent layers"),
-        ("bert", {}, "is an encoder"),
-        ("t5", {}, "position bias"),
-        ("bloom", {}, "uses ALiBi"),
-        ("jais", {"attention.max_alibi_bias": 8.0}, "uses ALiBi"),
-        ("jais", {}, None),
-        ("baichuan", {"block_count": 40}, "uses ALiBi"),
-        ("baichuan", {"block_count": 32}, None),
-        ("grok", {}, "cannot use flash attention"),
-        ("qwen2vl", {}, "uses M-RoPE"),
-        ("glm4", {"rope.dimension_sections": [16, 24, 24, 0]}, "uses M-RoPE"),
-        ("glm4", {"rope.dimension_sections": [0, 0, 0, 0]}, None),
-        ("glm4", {"rope.dimension_sections": []}, None),
-        ("gemma3", {"attention.sliding_window": 512}, "uses sliding-window attention (window of 512 tokens)"),
-        ("gemma3", {}, None),
-        ("gemma2", {}, "window of 4096 tokens"),  # slides without being told
-        ("llama4", {"attention.sliding_window": 0}, "ends the process"),
-        ("llama-embed", {}, "is an encoder"),
-        ("graniteswitch", {}, "which adapter each token chose"),
-        ("plm", {}, "ends the process"),
-        ("gptj", {}, "is a name"),
-        ("exaone4", {"attention.sliding_window": 4096, "block_count": 64}, "sliding-window"),
-        ("exaone4", {"attention.sliding_window": 4096, "block_count": 30}, None),
-        ("exaone4", {"block_count": 64}, "window of 4096 tokens"),
-        ("llama", {"attention.sliding_window": 4096}, None),  # Mistral 7B: llama.cpp ignores the key
-        ("phi3", {"attention.sliding_window": 2047}, None),  # llama.cpp has it switched off
-        ("deepseek2", {"attention.kv_lora_rank": 512, "attention.key_length_mla": 192}, "(MLA, rank 512)"),
-        ("minicpm3", {"attention.kv_lora_rank": 256}, None),  # expands K and V before they are cached
-        ("llama", {"attention.causal": False}, "attends to later tokens"),
-    ],
-)
-def test_unsupported(arch: str, keys: dict[str, object], reason: str | None) -> None:
-    metadata = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in keys.items()}}
-    found = unsupported_reason(metadata)
-    if reason is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert found.startswith(f"architecture {arch} ")
-        assert reason in found
-
-
-def test_unsupported_without_an_architecture() -> None:
-    assert unsupported_reason({}) == "general.architecture is missing"
