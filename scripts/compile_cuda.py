@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Compile our CUDA files and the patched dispatch file: what a machine without a GPU can check of the CUDA backend.
 
-    scripts/compile_cuda.py                  for one architecture; without nvcc or cuBLAS's headers: skipped, and why
+    scripts/compile_cuda.py                  for one architecture; without nvcc: skipped, and why
     scripts/compile_cuda.py --arch 75 120a   for others
-    scripts/compile_cuda.py --fetch-headers  first take the headers from the package nvidia-cublas (420 MB, once)
 
-ggml's CUDA sources include cublas_v2.h, which the compiler's own package may lack; a toolkit has it. Files that
-compiled before and did not change since, nor anything that they may include, are not compiled again. The first time
-takes 2 minutes of one core.
+nvcc comes with the packages of the extra `dev`. They have no cublas_v2.h, which ggml's CUDA sources include: that
+of tests/cuda stands in where the toolkit has none. Files that compiled before and did not change since, nor anything
+that they may include, are not compiled again. The first time takes 2 minutes of one core.
 """
 
 from __future__ import annotations
@@ -20,18 +19,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from patches import PatchError, make_tree
-from pin import PinError, cache_dir
+from pin import PinError
+from prepare import BUILD as BUILD_ROOT
+from prepare import ROOT, VENV
 
-ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "native" / "attend" / "cuda"
-BUILD = ROOT / "build" / "cuda-compile"
+BUILD = BUILD_ROOT / "cuda-compile"
 DISPATCH = "ggml/src/ggml-cuda/fattn.cu"
 HEADER = "cublas_v2.h"
+STAND_INS = ROOT / "tests" / "cuda" / "include"
 # as ggml's CMake files have them, in a build with default options
 FLAGS = ["-std=c++17", "-use_fast_math", "-extended-lambda", "-Werror", "all-warnings", "-Wno-deprecated-gpu-targets"]
 FA_TYPES = ("F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16")
@@ -44,28 +45,22 @@ class SkipError(Exception):
 
 
 def find_nvcc() -> Path:
-    """Path of nvcc: in PATH, or in CUDA_PATH; raises SkipError."""
+    """Path of nvcc: of the packages in .venv, or of the toolkit; raises SkipError."""
+    packaged = sorted(VENV.glob("lib/python*/site-packages/nvidia/cu*/bin/nvcc"))
+    return packaged[-1] if packaged else find_toolkit_nvcc()
+
+
+def find_toolkit_nvcc() -> Path:
+    """Path of nvcc in PATH or in CUDA_PATH, with which a library for a card can be built; raises SkipError."""
     found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_PATH', '/usr/local/cuda')}/bin")
     if not found:
         raise SkipError("no nvcc")
     return Path(found)
 
 
-def headers_dir() -> Path:
-    """Where --fetch-headers puts them."""
-    return cache_dir() / "cublas"
-
-
 def find_headers(nvcc: Path) -> list[Path]:
-    """Folders to add to the include path: none where the toolkit has cuBLAS; raises SkipError."""
-    if (nvcc.resolve().parent.parent / "include" / HEADER).is_file():
-        return []
-    found = sorted(headers_dir().rglob(HEADER))
-    if not found:
-        raise SkipError(
-            f"no {HEADER}: `scripts/compile_cuda.py --fetch-headers` takes it from the package nvidia-cublas"
-        )
-    return [found[-1].parent]
+    """Folders to add to the include path: none where the toolkit has cuBLAS."""
+    return [] if (nvcc.resolve().parent.parent / "include" / HEADER).is_file() else [STAND_INS]
 
 
 def cuda_version(nvcc: Path) -> tuple[str, str]:
@@ -75,22 +70,6 @@ def cuda_version(nvcc: Path) -> tuple[str, str]:
     if not match:
         raise SkipError(f"{nvcc} names no release")
     return match[1], match[2]
-
-
-def fetch_headers(nvcc: Path) -> None:
-    """Put the headers of the cuBLAS of nvcc's release into this user's cache."""
-    major, minor = cuda_version(nvcc)
-    package = "nvidia-cublas" if int(major) >= 13 else f"nvidia-cublas-cu{major}"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, "--dest", folder, f"{package}=={major}.{minor}.*"], check=True)
-        wheel = next(Path(folder).glob("*.whl"))
-        target = headers_dir() / wheel.name.split("-")[1] / "include"
-        target.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if re.search(r"/include/[^/]+\.h$", name):
-                    (target / Path(name).name).write_bytes(archive.read(name))
 
 
 def compile_command(nvcc: Path, tree: Path, headers: Sequence[Path], arch: str, source: Path) -> list[str]:
@@ -130,12 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", default=["90"], metavar="N", help="architectures (90)")
-    parser.add_argument("--fetch-headers", action="store_true")
     arguments = parser.parse_args(argv)
     try:
         nvcc = find_nvcc()
-        if arguments.fetch_headers:
-            fetch_headers(nvcc)
         headers = find_headers(nvcc)
         BUILD.mkdir(parents=True, exist_ok=True)
         tree = BUILD / "upstream"
@@ -148,13 +124,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
     sources = [*sorted(KERNELS.glob("*.cu")), tree / DISPATCH]
-    failed = []
-    for arch in arguments.arch:
-        for source in sources:
-            command = compile_command(nvcc, tree, headers, arch, source)
-            if not compile_file(command, stamp_of(command, tree)):
-                failed.append(f"{source.name} for sm_{arch}")
-    n = len(sources) * len(arguments.arch)
+    commands = {
+        f"{source.name} for sm_{arch}": compile_command(nvcc, tree, headers, arch, source)
+        for arch in arguments.arch
+        for source in sources
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = list(pool.map(lambda command: compile_file(command, stamp_of(command, tree)), commands.values()))
+    failed = [name for name, is_done in zip(commands, compiled, strict=True) if not is_done]
+    n = len(commands)
     print(f"cuda: {n - len(failed)} of {n} files compiled with nvcc {'.'.join(cuda_version(nvcc))}, not run")
     for name in failed:
         print(f"FAILED: {name}", file=sys.stderr)
