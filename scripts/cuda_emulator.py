@@ -89,9 +89,9 @@ def call(command: Sequence[str | Path], **settings: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def build(*command: str | Path) -> None:
+def build(*command: str | Path, **settings: str) -> None:
     """A command that must succeed."""
-    code, said = call(command)
+    code, said = call(command, **settings)
     if code != 0:
         raise SetupError(f"{Path(command[0]).name} failed:\n{said[-4000:]}")
 
@@ -151,12 +151,12 @@ def make_ptx(nvcc: Path, kernels: Path, arch: str, target: Path, types: Sequence
     return target
 
 
-def translate(folder: Path) -> None:
+def translate(folder: Path, **settings: str) -> None:
     """Compile all kernels of a folder of PTX, on all cores."""
     files = sorted(folder.glob("*.ptx"))
     parts = [[EMULATOR / "translate", str(part), str(N_JOBS), *files] for part in range(N_JOBS)]
     with ThreadPoolExecutor(N_JOBS) as pool:
-        list(pool.map(lambda command: build(*command), parts))
+        list(pool.map(lambda command: build(*command, **settings), parts))
 
 
 def build_faults(nvcc: Path) -> Path:
@@ -223,8 +223,8 @@ def write_missing(library: Path, needed: Sequence[Path]) -> Path:
 
 def backend_objects(nvcc: Path) -> dict[str, Path]:
     """Objects of the CUDA backend, by the names of their sources."""
-    sources = [*(GGML / "ggml-cuda" / name for name in GGML_SOURCES), *(OURS / name for name in OUR_SOURCES)]
-    sources += [HERE / "attention.cu", HERE / "without-mmf.cu"]
+    sources = [HERE / "attention.cu", HERE / "without-mmf.cu"]  # the first takes longest
+    sources += [*(GGML / "ggml-cuda" / name for name in GGML_SOURCES), *(OURS / name for name in OUR_SOURCES)]
     objects = compile_objects(backend_command(nvcc), sources, BUILD / "objects")
     return {source.name: made for source, made in zip(sources, objects, strict=True)}
 

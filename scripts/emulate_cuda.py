@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from compile_cuda import SkipError, find_nvcc
@@ -25,6 +26,7 @@ from cuda_emulator import (
     BUILD,
     EMULATOR,
     FAST_ARCHS,
+    N_JOBS,
     OURS,
     TREE,
     build,
@@ -54,6 +56,7 @@ ORDERS = ("rev", "rand:1")
 # what tests/cuda/faults.cu does wrong, and how it is noticed: "wrong" are the program's own numbers
 NUMBERS = "wrong: element"
 LATE, LAST, TWO = {"CUDAEMU_LATE": "1"}, {"CUDAEMU_LATE": "2"}, {"CUDAEMU_DEVICES": "2"}
+QUICK = {"CUDAEMU_OPTIMIZE": "-O0"}  # kernels that run for seconds
 CHECKED = {"CUDAEMU_CHECK": "1", "CUDAEMU_REPORTS": "100"}
 FAULTS: dict[str, tuple[dict[str, str], str]] = {
     "bounds": ({}, "0 bytes behind an allocation of 4096"),
@@ -95,10 +98,10 @@ def run_cases(folder: Path, *cases: int, **settings: str) -> str:
     return "" if code == 0 else said
 
 
-def kernels_of(nvcc: Path, arch: str) -> Path:
+def kernels_of(nvcc: Path, arch: str, **settings: str) -> Path:
     """Folder of the PTX of our kernels, translated."""
     folder = make_ptx(nvcc, OURS, arch, BUILD / "ptx" / arch)
-    translate(folder)
+    translate(folder, **settings)
     return folder
 
 
@@ -120,7 +123,7 @@ def check_runtime(nvcc: Path) -> str:
 
 def check_kernels(nvcc: Path) -> str:
     """Every third case."""
-    return "".join(run_cases(kernels_of(nvcc, arch)) for arch in FAST_ARCHS)
+    return "".join(run_cases(kernels_of(nvcc, arch, **QUICK), **QUICK) for arch in FAST_ARCHS)
 
 
 def say_end(result: tuple[int, str]) -> str:
@@ -128,6 +131,13 @@ def say_end(result: tuple[int, str]) -> str:
     code, said = result
     print(said.strip().splitlines()[-1] if said else code, flush=True)
     return "" if code == 0 else said
+
+
+def pass_models(library: Path, *arguments: str, **settings: str) -> str:
+    """All tests of models, a file in a process of its own."""
+    with ThreadPoolExecutor(N_JOBS) as pool:
+        results = list(pool.map(lambda file: run_models(library, file, *arguments, **settings), MODEL_TESTS))
+    return "".join(map(say_end, results))
 
 
 def check_device(nvcc: Path) -> str:
@@ -149,7 +159,7 @@ def check_ops(nvcc: Path) -> str:
 def check_models(nvcc: Path) -> str:
     """Tiny models; the demo model, read layer by layer, all layers on the device. Recorded graphs are replayed."""
     small = "not demo or (layer and not half)"
-    return say_end(run_models(build_backend(nvcc), *MODEL_TESTS, "-k", small))
+    return pass_models(build_backend(nvcc), "-k", small)
 
 
 def check_device_cases(nvcc: Path) -> str:
@@ -161,7 +171,7 @@ def check_conversations(nvcc: Path) -> str:
     """Every test of a model on two devices: as late as may be, and in another order without recorded graphs."""
     library = build_backend(nvcc)
     settings = (LATE | TWO, LAST | TWO | {"GGML_CUDA_DISABLE_GRAPHS": "1"})
-    return "".join(say_end(run_models(library, *MODEL_TESTS, **each)) for each in settings)
+    return "".join(pass_models(library, **each) for each in settings)
 
 
 def spilled(ptxas: Path, ptx: Path, arch: str) -> str:

@@ -2,6 +2,7 @@
 //
 // Environment:
 //     CUDAEMU_CACHE    folder of compiled kernels (default: cudaemu in XDG_CACHE_HOME or ~/.cache)
+//     CUDAEMU_OPTIMIZE how kernels are compiled (default -O1; -O0: in half of the time, and they run twice as long)
 //     CXX              compiler (default: c++)
 //     CUDAEMU_VERBOSE  1: says what it compiles
 
@@ -35,12 +36,14 @@ const char * const TOOLS[] = {
     "/ptx/text.py", "/ptx/unit.py", "/runtime/kernel.h", "/runtime/ptxmath.h",
 };
 // the same bits of arithmetic as PTX asks for: no contraction, IEEE signs and NaN; vectors do not matter
-const char * const FLAGS = "-std=c++20 -O1 -march=x86-64-v3 -ffp-contract=off -fno-strict-aliasing -fwrapv -fno-math-errno -w -fPIC -shared";
+const char * const FLAGS = "-std=c++20 -march=x86-64-v3 -ffp-contract=off -fno-strict-aliasing -fwrapv -fno-math-errno -w -fPIC -shared";
 
 std::string setting(const char * name, const std::string & other) {
     const char * s = getenv(name);
     return s && *s ? s : other;
 }
+
+std::string flags() { return FLAGS + (" " + setting("CUDAEMU_OPTIMIZE", "-O1")); }
 
 std::string read(const std::string & path) {
     std::ifstream f(path, std::ios::binary);
@@ -101,7 +104,7 @@ bool call(const std::vector<std::string> & command) {
 
 const std::string & tools() { // what a compiled kernel depends on besides its PTX
     static const std::string d = [] {
-        std::string text = FLAGS;
+        std::string text = flags();
         for (const char * file : TOOLS) { text += read(HOME + file); }
         return digest(text);
     }();
@@ -112,8 +115,8 @@ bool exists(const std::string & path) { return access(path.c_str(), R_OK) == 0; 
 
 std::vector<std::string> compiler(const std::string & cpp, const std::string & so) {
     std::vector<std::string> command = { setting("CXX", "c++") };
-    std::stringstream flags(FLAGS);
-    for (std::string f; flags >> f;) { command.push_back(f); }
+    std::stringstream all(flags());
+    for (std::string f; all >> f;) { command.push_back(f); }
     command.insert(command.end(), { "-I" + HOME + "/runtime", "-o", so, cpp });
     return command;
 }
