@@ -59,10 +59,18 @@ class Saving:
         self._own = None
 
     def save(
-        self, path: str | Path, name: str, messages: Sequence[Message], attachments: Sequence[str], *, overwrite: bool
+        self,
+        path: str | Path,
+        name: str,
+        messages: Sequence[Message],
+        attachments: Sequence[str],
+        *,
+        n_rows_max: int | None,
+        overwrite: bool,
     ) -> Contents:
         """Write a new file, or one more turn into the conversation's own."""
-        path, tokens, n_rows = Path(path), tokens_of(self._llama), self._turns.n_exact
+        path, tokens, n_exact = Path(path), tokens_of(self._llama), self._turns.n_exact
+        n_rows = n_exact if n_rows_max is None else min(n_exact, n_rows_max)
         if not tokens:
             raise UsageError("nothing was read yet, there is nothing to save")
         if n_rows == 0:
@@ -78,8 +86,7 @@ class Saving:
         """Begin with what a file holds, once all of it is known to be right."""
         with open_capsule(path) as capsule:
             contents = capsule.contents
-            check_identity(capsule.path, capsule.header, self._header(""))
-            self._check_tokens(contents)
+            self.check(contents)
             capsule.verify()
             self._forget_all()
             try:
@@ -93,6 +100,11 @@ class Saving:
         if contents.n_dropped:
             self._notify(f"{contents.path}: {contents.n_dropped} bytes of a turn that was broken off are left out")
         return contents
+
+    def check(self, contents: Contents) -> None:
+        """Refuse what `load` would, its rows aside."""
+        check_identity(contents.path, contents.header, self._header(""))
+        self._check_tokens(contents)
 
     def _forget_all(self) -> None:
         self.forget()

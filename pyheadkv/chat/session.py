@@ -254,6 +254,7 @@ class HeadKV:
         name: str = "",
         messages: Sequence[Message] = (),
         attachments: Sequence[str] = (),
+        n_rows: int | None = None,
         overwrite: bool = False,
     ) -> Contents:
         """Save the conversation as a capsule: a new file, or one more turn in the file that it was saved to before.
@@ -267,6 +268,8 @@ class HeadKV:
             of a new file
         messages, attachments
             of a chat, which `load` gives back: {"role", "content"} each, and texts that wait for the next message
+        n_rows
+            rows of no more than so many tokens are saved; by default all there are
         overwrite
             replace a file that is there
 
@@ -281,7 +284,11 @@ class HeadKV:
         CapsuleError
             there is such a file, or it cannot be written; what was there is there
         """
-        return self._saving.save(path, name, messages, attachments, overwrite=overwrite)
+        return self._saving.save(path, name, messages, attachments, n_rows_max=n_rows, overwrite=overwrite)
+
+    def check_capsule(self, contents: Contents) -> None:
+        """Refuse a capsule that `load` would refuse, with the same CapsuleError; its rows are not looked at."""
+        self._saving.check(contents)
 
     def load(self, path: str | Path, *, is_shared: bool = False) -> Contents:
         """Go on with a conversation that was saved; the one that there is, is forgotten. Nothing of the model is read.

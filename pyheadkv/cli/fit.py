@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyheadkv.cli.options import InspectOptions, ModelOptions
-from pyheadkv.errors import UsageError
+from pyheadkv.errors import BudgetError, UsageError
 from pyheadkv.model.keys import Metadata
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.model.weights import file_bytes
@@ -18,17 +18,20 @@ from pyheadkv.profile import Profile
 _FREE = "f16"  # the default of -ctk and -ctv, which nobody need have asked for
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--fit") -> int:
     """Bytes of 8GiB, 500MB.
 
     Raises
     ------
-    HeadKVError
+    UsageError
         it is no size
     """
-    budget = Budget.parse(text)
-    if budget.kind != "bytes":
-        raise UsageError(f"--fit is {text[:40]!r}, expected a size: 8GiB or 500MB")
+    try:
+        budget = Budget.parse(text)
+    except BudgetError:
+        budget = None
+    if budget is None or budget.kind != "bytes":
+        raise UsageError(f"{option} is {text[:40]!r}, expected a size: 8GiB or 500MB")
     return int(budget.value)
 
 

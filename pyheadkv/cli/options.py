@@ -159,6 +159,10 @@ class ServeOptions(SamplingOptions, ModelOptions):
     allow_origin: list[str] | None = _option(
         None, "Pages of this origin may ask too: https://chat.example.org, * is all; repeatable.", metavar="ORIGIN"
     )
+    memory: Path | None = _option(
+        None, "Keep conversations there, so that each goes on where it was, also after a restart.", metavar="DIR"
+    )
+    memory_size: str = _option("20GiB", "Of the files there; those that were not used for longest go.", metavar="SIZE")
     max_waiting: int = _option(64, "Requests that may wait for the model; more are sent away.", min=1, max=4096)
     log_prompts: bool = _option(False, "Write prompts and answers to the log.", "--log-prompts")
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from contextlib import nullcontext
 
 from pyheadkv.chat import demo
 from pyheadkv.chat.sampling import Sampling
+from pyheadkv.chat.session import HeadKV
+from pyheadkv.cli.fit import parse_size
 from pyheadkv.cli.model import ModelChoice
 from pyheadkv.cli.options import ServeOptions
 from pyheadkv.cli.render import note
 from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.errors import UsageError
+from pyheadkv.server.conversations import Conversations
+from pyheadkv.server.folder import Folder
 
 GRACE_SECONDS = 30  # for answers that are being given when the server is stopped
 MIN_BODY, MAX_BODY = 1 << 23, 1 << 26
@@ -38,13 +43,21 @@ def run(options: ServeOptions) -> None:
 
     choice = ModelChoice.read(options)
     Sampling().having(options.sampling)  # refuses what is out of range
+    folder = _folder(options)
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
-    with _bound(options.host, options.port) as listener:  # before a model is fetched and loaded
+    # before a model is fetched and loaded
+    with _bound(options.host, options.port) as listener, folder.used_alone() if folder else nullcontext():
         found = choice.find()
         llama = found.load()
         with found.compressing(llama) as headkv:
             sampling = demo.sampling_of(llama, note).having(options.sampling)
-            model = Model(headkv, found.path.stem, sampling, stop_loops=not options.no_loop_stop)
+            model = Model(
+                headkv,
+                found.path.stem,
+                sampling,
+                stop_loops=not options.no_loop_stop,
+                conversations=_conversations(folder, headkv) if folder else None,
+            )
             max_body = min(max(MIN_BODY, BODY_PER_TOKEN * found.n_ctx), MAX_BODY)
             rules = Rules(keys, options.allow_origin or (), max_body)
             app = make_app(model, rules, max_waiting=options.max_waiting, log_prompts=options.log_prompts)
@@ -58,6 +71,23 @@ def run(options: ServeOptions) -> None:
                 app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
             )
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def _folder(options: ServeOptions) -> Folder | None:
+    """Where conversations are kept."""
+    if not options.memory:
+        return None
+    if options.archive == "none" or options.no_sweep:
+        which = "--no-sweep" if options.no_sweep else "--archive none"
+        raise UsageError(f"{which} keeps no rows that could be saved: --memory needs an archive")
+    return Folder(options.memory, parse_size(options.memory_size, "--memory-size"))
+
+
+def _conversations(folder: Folder, headkv: HeadKV) -> Conversations:
+    for line in folder.scan(headkv.check_capsule):
+        note(line)
+    note(f"{folder.n_kept} conversations in {folder.path}")
+    return Conversations(headkv, folder, logging.getLogger("pyheadkv.server").warning)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -53,6 +53,8 @@ def make_app(model: Model, rules: Rules, *, max_waiting: int, log_prompts: bool 
         write requests and answers to the log
     """
     metrics = Metrics(lambda: len(worker.line))
+    if model.conversations:
+        metrics.watch_conversations(model.conversations)
     worker = Worker(model, max_waiting, metrics.count_answer)
     service = Service(worker, log_prompts)
 

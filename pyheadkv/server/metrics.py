@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from pyheadkv.server.conversations import Conversations
 from pyheadkv.server.worker import Finished
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -29,6 +30,15 @@ class Metrics:
         self._seconds = Counter("headkv_seconds", "Time at the model.", ["at"], registry=own)
         self._kv = Gauge("headkv_kv_bytes", "K and V behind the last answer.", ["which"], registry=own)
         Gauge("headkv_waiting", "Requests that wait for the model.", registry=own).set_function(n_waiting)
+
+    def watch_conversations(self, conversations: Conversations) -> None:
+        """Those that are parked, too."""
+        for name, words, value in (
+            ("headkv_conversations", "Conversations on disk.", lambda: conversations.n_parked),
+            ("headkv_conversations_bytes", "Of their files.", lambda: conversations.n_bytes),
+            ("headkv_conversations_loaded", "Times that one was loaded.", lambda: conversations.n_loaded),
+        ):
+            Gauge(name, words, registry=self._registry).set_function(value)
 
     def count_request(self, path: str, status: int) -> None:
         """Count an answer over HTTP; `path` is one of few."""

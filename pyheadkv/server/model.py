@@ -1,8 +1,8 @@
 """The model that answers: prompts, questions and answers of one HeadKV.
 
 Conversations are told apart by their tokens: `Llama.generate` goes on where a prompt begins with what is in the cache,
-as far as HeadKV lets it, and reads the rest. One conversation is in the cache at a time. Where others are to be parked,
-`answer` is the place: it knows the tokens, and nothing is read yet.
+as far as HeadKV lets it, and reads the rest. One conversation is in the cache at a time, `Conversations` has the
+others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pyheadkv.engine.llama import adds_bos, context_length
 from pyheadkv.engine.template import ChatTemplate, template_source
 from pyheadkv.files.plain_text import BYTES_PER_TOKEN
 from pyheadkv.server.answer import Answer, Question
+from pyheadkv.server.conversations import Conversations
 from pyheadkv.server.errors import ApiError
 from pyheadkv.server.requests import ChatRequest, CompletionRequest, template_messages
 from pyheadkv.server.tools import answer_schema, template_tools
@@ -39,6 +40,8 @@ class Model:
         settings of answers
     stop_loops
         end answers that say the same over and over
+    conversations
+        where those are that are not in the cache; by default they are gone
 
     Raises
     ------
@@ -46,8 +49,16 @@ class Model:
         its chat template cannot be used
     """
 
-    def __init__(self, headkv: HeadKV, name: str, sampling: Sampling, *, stop_loops: bool = True) -> None:
-        self.headkv, self.name = headkv, name
+    def __init__(
+        self,
+        headkv: HeadKV,
+        name: str,
+        sampling: Sampling,
+        *,
+        stop_loops: bool = True,
+        conversations: Conversations | None = None,
+    ) -> None:
+        self.headkv, self.name, self.conversations = headkv, name, conversations
         self.n_ctx = context_length(headkv.llama)
         self._llama: Any = headkv.llama
         self._sampling, self._stop_loops = sampling, stop_loops
@@ -80,8 +91,15 @@ class Model:
     def answer(
         self, question: Question, is_cancelled: Callable[[], bool], on_progress: Callable[[int, int], None]
     ) -> Answer:
-        """The answer; nothing is read before its pieces are asked for."""
+        """The answer; nothing is read before its pieces are asked for. `keep` is to be called behind it."""
+        if self.conversations:
+            self.conversations.take(question.tokens)
         return Answer(self.headkv, question, is_cancelled, stop_loops=self._stop_loops, on_progress=on_progress)
+
+    def keep(self, question: Question) -> None:
+        """Save what was read for a question, as far as conversations are saved."""
+        if self.conversations:
+            self.conversations.keep(len(question.tokens))
 
     def _check_size(self, n_chars: int) -> None:
         """Refuse what cannot fit before it is made into tokens, which takes seconds where it is long."""

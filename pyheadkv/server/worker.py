@@ -159,10 +159,13 @@ class Worker:
 
     def _answer(self, job: Job) -> None:
         answer = self._model.answer(job.question, job.is_cancelled, lambda done, total: job.send(Reading(done, total)))
-        for piece in answer.pieces():
-            job.send(piece)
-        self._n_answers += 1
-        self.row_map = row_map(self._model.headkv, self._n_answers)
-        finished = Finished(self._n_answers, answer.finish, answer.n_generated, self._model.headkv.stats())
-        self._on_finished(finished)
-        job.send(finished)
+        try:
+            for piece in answer.pieces():
+                job.send(piece)
+            self._n_answers += 1
+            self.row_map = row_map(self._model.headkv, self._n_answers)
+            finished = Finished(self._n_answers, answer.finish, answer.n_generated, self._model.headkv.stats())
+            self._on_finished(finished)
+            job.send(finished)
+        finally:
+            self._model.keep(job.question)
