@@ -176,8 +176,6 @@ struct headkv_read_params {
     uint32_t n_ahead;
     int32_t  what; // enum headkv_observe_what
 
-    uint32_t n_last; // the last tokens that are in batches of their own; those that observe are
-
     // the last tokens whose logits and embeddings are left where llama_get_logits_ith() and llama_get_embeddings_ith() find them, by
     // their numbers in the last batch, of which they can be all; 0: 1
     uint32_t n_outputs;
@@ -220,19 +218,18 @@ HEADKV_API int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i
 // Make room for n_cells tail cells at once (at most n_ctx), before a long prompt. Never shrinks.
 HEADKV_API int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
 
-// The next n_tokens decoded tokens observe: their attention is gathered per query head and position, or their queries, as
+// After n_before tokens more the next n_tokens decoded ones observe: their attention is gathered per query head and position, or their queries, as
 // enum headkv_observe_what says. They may lie in several batches, and are the window (SnapKV) or the whole prompt (H2O).
 // Only without hot rows. Asking again starts over; n_tokens = 0 ends it and frees what was gathered. Scores by position or
 // by keys need none of it.
-HEADKV_API int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
+HEADKV_API int32_t headkv_observe(struct llama_context * ctx, uint32_t n_before, uint32_t n_tokens, int32_t what);
 
 // "" if tokens can be read layer by layer (headkv_read()), else what of the model stands against it; NULL on failure. Valid
 // until the next call on this thread
 HEADKV_API const char * headkv_read_reason(const struct llama_context * ctx);
 
 // Read tokens behind those in the cache layer by layer, so that the rows of one layer are in memory at a time; those of the others lie
-// in the file. Logits, rows and what is observed are what llama_decode() of the same ubatches leaves: batches of n_batch
-// tokens, and of those that observe. Afterwards the cache is compressed, or, without params->compress, as ever but for where it lies:
+// in the file. Logits, rows and what is observed are what llama_decode() leaves of batches of n_batch tokens. Afterwards the cache is compressed, or, without params->compress, as ever but for where it lies:
 // llama_decode() goes on, slower, and headkv_compress() brings hot rows and tail back to where they belong.
 HEADKV_API int32_t headkv_read(struct llama_context * ctx, const int32_t * tokens, uint32_t n, const struct headkv_read_params * params);
 

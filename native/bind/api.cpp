@@ -111,11 +111,11 @@ int32_t headkv_reserve(llama_context * ctx, uint32_t n_cells) {
     return guarded([&] { get_store(ctx).reserve(n_cells); });
 }
 
-int32_t headkv_observe(llama_context * ctx, uint32_t n_tokens, int32_t what) {
+int32_t headkv_observe(llama_context * ctx, uint32_t n_before, uint32_t n_tokens, int32_t what) {
     return guarded([&] {
         headkv_store & store = get_store(ctx);
         check_observe_what(what);
-        store.observe(n_tokens, (headkv_observe_what) what);
+        store.observe(n_before, n_tokens, (headkv_observe_what) what);
     });
 }
 

@@ -73,9 +73,9 @@ void headkv_hook_decode(llama_memory_i * memory, uint32_t n_tokens) {
     }
 }
 
-uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_ubatch) {
+uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_tokens, uint32_t n_ubatch) {
     const auto * store = store_of(memory);
-    return store ? store->n_ubatch_max(n_ubatch) : n_ubatch;
+    return store ? store->n_ubatch_max(n_tokens, n_ubatch) : n_ubatch;
 }
 
 bool headkv_hook_pending(const llama_kv_cache & kv) {

@@ -46,7 +46,7 @@ void headkv_hook_seq_keep(llama_kv_cache & kv, llama_seq_id seq_id);
 bool headkv_hook_refuse  (const llama_kv_cache & kv, const char * operation);
 
 void     headkv_hook_decode  (llama_memory_i * memory, uint32_t n_tokens);
-uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_ubatch);
+uint32_t headkv_hook_n_ubatch(llama_memory_i * memory, uint32_t n_tokens, uint32_t n_ubatch);
 
 bool headkv_hook_pending(const llama_kv_cache & kv);
 bool headkv_hook_update (llama_kv_cache & kv);

@@ -294,7 +294,7 @@ bool headkv_store::make_room(uint32_t n_cells) {
 // observation
 //
 
-void headkv_store::observe(uint32_t n_tokens, headkv_observe_what what) {
+void headkv_store::observe(uint32_t n_before, uint32_t n_tokens, headkv_observe_what what) {
     if (hot_rows.exist()) {
         headkv_fail(HEADKV_STATUS_WRONG_STATE, "the cache is compressed already");
     }
@@ -302,8 +302,8 @@ void headkv_store::observe(uint32_t n_tokens, headkv_observe_what what) {
     if (n_tokens == 0) {
         return;
     }
-    reserve(n_cells_used() + n_tokens);
-    start_observing({ (int32_t) n_pos(), n_tokens }, what);
+    reserve(n_cells_used() + n_before + n_tokens);
+    start_observing({ (int32_t) (n_pos() + n_before), n_tokens }, what);
 }
 
 void headkv_store::start_observing(headkv_window window, headkv_observe_what what, const headkv_place & place) {
@@ -330,8 +330,8 @@ void headkv_store::stop_observing() {
     observation.stop();
 }
 
-uint32_t headkv_store::n_ubatch_max(uint32_t n_ubatch) const {
-    return observation.is_on() ? headkv_observe_n_ubatch(observation, (int32_t) n_pos(), n_ubatch) : n_ubatch;
+uint32_t headkv_store::n_ubatch_max(uint32_t n_tokens, uint32_t n_ubatch) const {
+    return observation.is_on() ? headkv_observe_n_ubatch(observation, (int32_t) n_pos(), n_tokens, n_ubatch) : n_ubatch;
 }
 
 //

@@ -45,7 +45,7 @@ struct headkv_store {
 
     void reserve(uint32_t n_cells);
 
-    void observe(uint32_t n_tokens, headkv_observe_what what); // 0: no more
+    void observe(uint32_t n_before, uint32_t n_tokens, headkv_observe_what what); // 0 tokens: no more
 
     std::string sweep_reason(); // why prompts cannot be read layer by layer, or ""
 
@@ -82,7 +82,7 @@ struct headkv_store {
     bool remove(int32_t p0, int32_t p1);
 
     // how many tokens may be in a ubatch, n_ubatch at most
-    uint32_t n_ubatch_max(uint32_t n_ubatch) const;
+    uint32_t n_ubatch_max(uint32_t n_tokens, uint32_t n_ubatch) const; // of a batch
 
     // true: n_tokens more do not fit, and the next update makes room
     bool want_cells(uint32_t n_tokens);

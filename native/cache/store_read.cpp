@@ -63,17 +63,14 @@ uint32_t headkv_store::block_size(const headkv_read_params & params) const {
 
 // steps: what is done with the rows of a layer
 void headkv_store::run_sweep(const int32_t * tokens, uint32_t n, const headkv_read_params & params, headkv_sweep_steps steps) {
-    const int32_t  n_past      = (int32_t) n_pos();
-    const int32_t  end         = n_past + (int32_t) n;
-    const uint32_t n_observing = observation.is_on() ? (uint32_t) std::clamp(end - observation.window().begin, 0, (int32_t) n) : 0;
-    const uint32_t n_block     = std::min(n, block_size(params));
+    const uint32_t n_block = std::min(n, block_size(params));
     if (params.progress) {
         steps.progress = [&](uint64_t n_done, uint64_t n_total) { return params.progress(n_done, n_total, params.progress_data); };
     }
     headkv_sweep work(*lctx, cut_layers(), cut_bufts(), n_block);
     sweep = &work;
     try {
-        work.run({ tokens, n, std::max(std::min(params.n_last, n), n_observing), std::max(params.n_outputs, 1u), n_past }, steps);
+        work.run({ tokens, n, std::max(params.n_outputs, 1u), (int32_t) n_pos() }, steps);
     } catch (...) {
         lctx->synchronize(); // nothing is computed any more
         sweep = nullptr;

@@ -129,11 +129,7 @@ void headkv_sweep::compute_layer(
 
 // of the batch that begins there
 uint32_t headkv_sweep::batch_size(const headkv_sweep_tokens & tokens, uint32_t begin) const {
-    const uint32_t alone = tokens.n - tokens.n_alone;
-    uint32_t end = std::min(begin - begin % n_block + n_block, tokens.n); // of the block
-    if (begin < alone) {
-        end = std::min(end, alone);
-    }
+    const uint32_t end = std::min(begin - begin % n_block + n_block, tokens.n); // of the block
     return std::min(lctx.n_batch(), end - begin);
 }
 

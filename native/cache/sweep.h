@@ -29,8 +29,7 @@ struct llama_context;
 struct headkv_sweep_tokens {
     const int32_t * tokens;
     uint32_t        n;
-    uint32_t        n_alone;   // the last ones are in batches of their own
-    uint32_t        n_outputs; // and these have logits
+    uint32_t        n_outputs; // the last ones have logits
     int32_t         pos;       // of the first
 };
 

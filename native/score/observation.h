@@ -8,6 +8,7 @@
 #include "score/expected.h"
 #include "score/keys.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -26,7 +27,12 @@ struct headkv_window {
     uint32_t n;
 
     int32_t end() const { return begin + (int32_t) n; }
-    bool has(int32_t pos, uint32_t n_tokens) const { return pos >= begin && pos + (int32_t) n_tokens <= end(); }
+
+    // how many of the positions [pos, pos + n_tokens) are in the window: the last ones. None where it ends before these do
+    uint32_t overlap(int32_t pos, uint32_t n_tokens) const {
+        const int32_t last = pos + (int32_t) n_tokens;
+        return last > begin && last <= end() ? (uint32_t) (last - std::max(pos, begin)) : 0;
+    }
 };
 
 // gives a tensor for layer i memory that holds zeros, which is not the observation's own; false: it does not

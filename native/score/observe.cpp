@@ -19,21 +19,23 @@ static int32_t first_pos(const llama_ubatch & ubatch) {
 // counts the observing tokens as they are evaluated: a graph that is reused is built once and evaluated more often
 class headkv_input_observed : public llm_graph_input_i {
 public:
-    headkv_input_observed(headkv_observation & observation) : observation(observation) {}
+    headkv_input_observed(headkv_observation & observation, uint32_t n) : observation(observation), n(n) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        if (ubatch) {
-            observation.see(first_pos(*ubatch), ubatch->n_tokens);
+        if (ubatch && n > 0) {
+            observation.see(first_pos(*ubatch) + (int32_t) (ubatch->n_tokens - n), n);
         }
     }
 
     bool can_reuse(const llm_graph_params & params) override {
         // kept queries have a place of their own each
-        return observation.what() != HEADKV_OBSERVE_QUERIES && observation.window().has(first_pos(params.ubatch), params.ubatch.n_tokens);
+        const bool has_places = n > 0 && observation.what() == HEADKV_OBSERVE_QUERIES;
+        return !has_places && observation.window().overlap(first_pos(params.ubatch), params.ubatch.n_tokens) == n;
     }
 
 private:
     headkv_observation & observation;
+    const uint32_t       n; // the last tokens, which observe; of tokens before the window none
 };
 
 // attention of queries [first, first + n), F32 [n_kv, n, n_head]
@@ -93,8 +95,8 @@ static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_
     return what == HEADKV_OBSERVE_ATTN_MAX ? res : ggml_scale(ctx, res, (float) n_tokens);
 }
 
-// sums: F32 [n_cells, n_head], to which the attention of the node's queries is added
-static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, const ggml_tensor * fa, headkv_observe_what what) {
+// sums: F32 [n_cells, n_head], to which the attention of the node's queries from number begin on is added
+static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, const ggml_tensor * fa, int64_t begin, headkv_observe_what what) {
     ggml_context * ctx = graph.get_ctx();
 
     const int64_t n_tokens = fa->src[HEADKV_SRC_Q]->ne[1];
@@ -104,7 +106,7 @@ static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, c
     sums = ggml_view_2d(ctx, sums, fa->src[HEADKV_SRC_K]->ne[1], sums->ne[1], sums->nb[1], 0); // F32 [n_kv, n_head]
 
     ggml_tensor * all = sums;
-    for (int64_t first = 0; first < n_tokens; first += N_QUERIES_AT_ONCE) {
+    for (int64_t first = begin; first < n_tokens; first += N_QUERIES_AT_ONCE) {
         const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
 
         ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), what, is_host); // F32 [n_kv, n_head]
@@ -200,9 +202,9 @@ bool headkv_observes_attention(headkv_observe_what what) {
     return what == HEADKV_OBSERVE_ATTN_MEAN || what == HEADKV_OBSERVE_ATTN_MAX;
 }
 
-uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch) {
-    const bool is_observing = observation.window().has(pos, 1);
-    return is_observing && headkv_observes_attention(observation.what()) ? std::min(n_ubatch, (uint32_t) N_QUERIES_MAX) : n_ubatch;
+uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_tokens, uint32_t n_ubatch) {
+    const bool are_few = observation.window().overlap(pos, n_tokens) <= N_QUERIES_MAX;
+    return are_few || !headkv_observes_attention(observation.what()) ? n_ubatch : std::min(n_ubatch, (uint32_t) N_QUERIES_MAX);
 }
 
 void headkv_observe_build(
@@ -214,33 +216,37 @@ void headkv_observe_build(
     const int64_t n_tokens = q->ne[1];
     const int64_t n_kv     = fa->src[HEADKV_SRC_K]->ne[1];
 
-    // tokens before the window; or such that lie in it in part (the caller's batch is too long), whose loss scorers notice
-    const int32_t pos = first_pos(ubatch);
-    if (!observation.window().has(pos, n_tokens)) {
+    // none: tokens before the window; or some of it and some behind it (the caller's batch is too long), whose loss scorers notice
+    const int32_t pos   = first_pos(ubatch);
+    const int64_t n     = observation.window().overlap(pos, n_tokens);
+    const int64_t first = n_tokens - n;
+    if (headkv_observes_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n > N_QUERIES_MAX)) {
         return;
     }
-    if (headkv_observes_attention(observation.what()) && (n_kv > layer.gathered->ne[0] || n_tokens > N_QUERIES_MAX)) {
-        return;
-    }
-
     if (i == 0) {
-        graph.add_input(std::make_unique<headkv_input_observed>(observation));
+        graph.add_input(std::make_unique<headkv_input_observed>(observation, n));
+    }
+    if (n == 0) {
+        return;
     }
 
     if (headkv_observes_attention(observation.what())) {
-        build_attention_sums(graph, layer.gathered, fa, observation.what());
+        build_attention_sums(graph, layer.gathered, fa, first, observation.what());
         return;
     }
     const headkv_node node(fa);
     layer.logits = { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] };
 
     if (observation.what() == HEADKV_OBSERVE_QUERIES) {
-        build_queries(graph, layer.gathered, q, pos - observation.window().begin);
+        q = ggml_view_3d(graph.get_ctx(), q, q->ne[0], n, q->ne[2], q->nb[1], q->nb[2], first*q->nb[1]);
+        build_queries(graph, layer.gathered, q, pos + first - observation.window().begin);
         return;
     }
     ggml_tensor * unrotated = find_unrotated(q, layer.rotation);
     layer.is_rotation_known = unrotated != nullptr;
-    if (unrotated) {
+    if (unrotated) { // F32 [n_embd_head_k, n_head, n_tokens]
+        const size_t stride = unrotated->nb[2];
+        unrotated = ggml_view_3d(graph.get_ctx(), unrotated, unrotated->ne[0], unrotated->ne[1], n, unrotated->nb[1], stride, first*stride);
         build_moments(graph, layer.gathered, unrotated);
     }
 }

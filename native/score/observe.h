@@ -19,8 +19,8 @@ struct llama_ubatch;
 // whether it is attention that is gathered, to which every layer that reads the rows can add
 bool headkv_observes_attention(headkv_observe_what what);
 
-// how many tokens from position pos on may lie in one graph: n_ubatch at most
-uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_ubatch);
+// how many tokens may lie in one graph, of a batch of n_tokens from position pos on: n_ubatch at most
+uint32_t headkv_observe_n_ubatch(const headkv_observation & observation, int32_t pos, uint32_t n_tokens, uint32_t n_ubatch);
 
 // fa: the FLASH_ATTN_EXT node of the ubatch in layer i of the cache, which carries q, k, mask, sinks and scale. The observation is on
 void headkv_observe_build(

@@ -3,9 +3,9 @@
     WHOLE --> OBSERVING (the last tokens of a prompt) -----------------------------------------> COMPRESSED
                         \\--> LOOKING_AHEAD (the first tokens of the answer, on the whole cache) --/
 
-A prompt is read up to the last tokens of its plan, those that its scorer observes; then an observation begins, they are
-read, and the cache is compressed, or after the first tokens of the answer where the policy looks ahead. Where the
-scorer has the prompt repeated, that comes before the last tokens. Whatever fails on the way leaves a whole cache that
+A prompt is read, of which the last tokens of its plan observe, as its scorer wants it; then the cache is compressed, or
+after the first tokens of the answer where the policy looks ahead. Where the scorer has the prompt repeated, that comes
+before the last tokens. Whatever fails on the way leaves a whole cache that
 holds the tokens up to ``llama.n_tokens``, in which nothing observes.
 """
 
@@ -94,7 +94,7 @@ class Prefill:
         self.llama = llama
         self.native = native or Native(llama)
         self.turn = TurnTimer()
-        self.checkpoints = Checkpoints(llama, is_needed=self.native.stats().bytes_beside > 0)
+        self.checkpoints = Checkpoints(llama, are_needed=self.native.stats().bytes_beside > 0)
         self._evaluate = evaluate
         self._on_progress = on_progress
         self._sweep = sweep
@@ -144,7 +144,6 @@ class Prefill:
         self,
         tokens: Sequence[int],
         observe: Observe | None = None,
-        n_last: int = 0,
         compression: Compression | None = None,
     ) -> bool:
         """Read tokens layer by layer; false: there is no room for their file, and nothing was read."""
@@ -156,7 +155,7 @@ class Prefill:
             self._on_progress(n_before + n_done * len(tokens) // n_all, self._n_total)
 
         with interruptible(self.native):
-            is_read = self._sweep.read(tokens, on_progress, observe, n_last, compression)
+            is_read = self._sweep.read(tokens, on_progress, observe, compression)
         if is_read:
             self._count(len(tokens))
         return is_read
@@ -237,10 +236,10 @@ class Prefill:
             a computation failed, or there is no memory
         """
         plan = draft.expected
-        n_head = len(tokens) - (plan.n_last if scores is None else plan.policy.n_obs)
-        head, last = list(tokens[:n_head]), list(tokens[n_head:])
         reconstruction = None
         if plan.policy.scorer.needs_reconstruction and scores is None:
+            n_last = plan.n_last
+            head, last = list(tokens[: len(tokens) - n_last]), list(tokens[len(tokens) - n_last :])
             reconstruction = Reconstruction(self.llama, [*tokens_of(self.llama), *head], cut=self.cut)
         self.start_progress(len(tokens) + (reconstruction.n_tokens if reconstruction else 0))
         by_layers = self._sweep is not None and self._sweep.suits(len(tokens))
@@ -254,7 +253,7 @@ class Prefill:
             if reconstruction:
                 self.read(last)
             else:
-                self._read_observing(head, last, draft, by_layers)
+                self._read_observing(list(tokens), draft, by_layers)
             if self._draft:
                 self._stage = Stage.LOOKING_AHEAD
                 self.compress_if_due()
@@ -262,22 +261,26 @@ class Prefill:
             self.stop_observing()
             raise
 
-    def _read_observing(self, head: list[int], last: list[int], draft: DraftPlan, by_layers: bool) -> None:
+    def _read_observing(self, tokens: list[int], draft: DraftPlan, by_layers: bool) -> None:
         """Read tokens of which the last ones observe, if any does; layer by layer they may be compressed at once."""
         observe, compression = None, None
         if self._scores is None:
             observe = observed(draft.expected)
             compression = early_compression(draft, int(self.llama.n_threads_batch))
-        if by_layers and self._read_by_layers([*head, *last], observe, len(last), compression):
+        if by_layers and self._read_by_layers(tokens, observe, compression):
             if compression:
                 self.turn.ms_select += self.native.stats().ms_select
                 self._plan = draft.expected
                 self._forget_draft()
             return
-        self._read_by_batches(head, len(head) + len(last))
-        self.checkpoints.keep()  # the hot rows will end here, where only the window observes
-        begin_observation(self.native, observe)
-        self.read(last)
+        n_observing = observe.n_tokens - observe.n_ahead if observe else 0
+        begin_observation(self.native, observe, len(tokens) - n_observing)
+        if self.checkpoints.are_needed:
+            n_hot = len(tokens) - draft.expected.policy.n_obs
+            self._read_by_batches(tokens[:n_hot], len(tokens))
+            self.checkpoints.keep()  # the hot rows will end here
+            tokens = tokens[n_hot:]
+        self._read_by_batches(tokens, len(tokens))
 
     def _read_by_batches(self, tokens: list[int], n_cells: int) -> None:
         """Read tokens, with room for as many as n_cells made at once."""

@@ -36,15 +36,15 @@ def attention_of(native: Native, read: Callable[[list[int]], None], tokens: Sequ
     return [native.attention_read(i, len(tokens)) for i in range(len(native.layers()))]
 
 
-def begin_observation(native: Native, observe: Observe | None) -> None:
-    """Have the tokens that are read from here on observe, if any shall.
+def begin_observation(native: Native, observe: Observe | None, n_before: int = 0) -> None:
+    """Have the last tokens of a prompt observe, if any shall.
 
     Parameters
     ----------
-    native
-        the prompt was read up to the last tokens
     observe
         as `observed` has it of the plan
+    n_before
+        tokens that are to be read before those
 
     Raises
     ------
@@ -52,7 +52,7 @@ def begin_observation(native: Native, observe: Observe | None) -> None:
         there is no memory for what is gathered
     """
     if observe:
-        native.observe(observe.n_tokens, observe.what)
+        native.observe(observe.n_tokens, observe.what, n_before)
     else:
         native.observe(0)
 

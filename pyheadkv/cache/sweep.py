@@ -112,7 +112,6 @@ class Sweep:
         tokens: Sequence[int],
         on_progress: Callable[[int, int], None] = lambda n_done, n_total: None,
         observe: Observe | None = None,
-        n_last: int = 0,
         compression: Compression | None = None,
     ) -> bool:
         """Read tokens after those that are there; arguments as of `Native.read`.
@@ -134,7 +133,6 @@ class Sweep:
                 self._native.read(
                     tokens,
                     observe=observe,
-                    n_last=n_last,
                     folder=folder,
                     compression=compression,
                     on_progress=on_progress,

@@ -4,10 +4,10 @@
 streaming, stop words, grammars and samplers of llama-cpp-python go on working. It wraps `close` too: a call of a freed
 model would crash, and is a UsageError instead.
 
-    eval(prompt):   prompt[:-n_last] in batches | observe | prompt[-n_last:] | plan -> compress
+    eval(prompt):   the prompt's last n_last tokens observe | plan -> compress
     eval(token):    as it was, on the compressed cache
 
-The last n_last tokens are those that the scorer observes: the window, or all of the prompt.
+The last n_last tokens are those that the scorer looks at: the window, or all of the prompt.
 
 With a lookahead of m tokens, the observation goes on while the first m tokens of the answer are generated on the whole
 cache, and compression comes after them.

@@ -88,7 +88,6 @@ struct headkv_read_params {
     uint32_t n_observe;
     uint32_t n_ahead;
     int32_t  what;
-    uint32_t n_last;
     uint32_t n_outputs;
     size_t bytes_hidden;
     const char * dir;
@@ -104,7 +103,7 @@ int32_t headkv_attach(struct llama_context * ctx);
 uint32_t headkv_n_layer(const struct llama_context * ctx);
 int32_t headkv_layer_get(const struct llama_context * ctx, uint32_t i, struct headkv_layer * layer);
 int32_t headkv_reserve(struct llama_context * ctx, uint32_t n_cells);
-int32_t headkv_observe(struct llama_context * ctx, uint32_t n_tokens, int32_t what);
+int32_t headkv_observe(struct llama_context * ctx, uint32_t n_before, uint32_t n_tokens, int32_t what);
 const char * headkv_read_reason(const struct llama_context * ctx);
 int32_t headkv_read(
     struct llama_context * ctx, const int32_t * tokens, uint32_t n, const struct headkv_read_params * params);

@@ -35,12 +35,12 @@ class Checkpoints:
     ----------
     llama
         the model
-    is_needed
+    are_needed
         it has something beside the rows; otherwise nothing is ever kept
     """
 
-    def __init__(self, llama: llama_cpp.Llama, *, is_needed: bool) -> None:
-        self._llama, self._is_needed = llama, is_needed
+    def __init__(self, llama: llama_cpp.Llama, *, are_needed: bool) -> None:
+        self._llama, self.are_needed = llama, are_needed
         self._kept: list[_Checkpoint] = []
 
     @property
@@ -51,7 +51,7 @@ class Checkpoints:
     def keep(self) -> None:
         """Copy the state behind the tokens that were read; nothing where it is not needed."""
         tokens = tokens_of(self._llama)
-        if not self._is_needed or not tokens:
+        if not self.are_needed or not tokens:
             return
         from llama_cpp import llama_cpp as bindings
 

@@ -338,8 +338,8 @@ class Native:
         """Make room for n_cells tail cells at once; never shrinks."""
         _check(self._lib.headkv_reserve(self._ctx, n_cells))
 
-    def observe(self, n_tokens: int, what: str = "attn_mean") -> None:
-        """The next n_tokens decoded tokens observe; 0 ends it.
+    def observe(self, n_tokens: int, what: str = "attn_mean", n_before: int = 0) -> None:
+        """After n_before more the next n_tokens decoded tokens observe; 0 ends it.
 
         Parameters
         ----------
@@ -347,7 +347,7 @@ class Native:
             is gathered, one of `OBSERVES`: their attention to each position, mean or maximum, the statistics of their
             queries, or these themselves
         """
-        _check(self._lib.headkv_observe(self._ctx, n_tokens, OBSERVES[what]))
+        _check(self._lib.headkv_observe(self._ctx, n_before, n_tokens, OBSERVES[what]))
 
     def read_reason(self) -> str:
         """Why `read` cannot read layer by layer on this model, or ""."""
@@ -361,7 +361,6 @@ class Native:
         tokens: Sequence[int],
         *,
         observe: Observe | None = None,
-        n_last: int = 0,
         n_outputs: int = 1,
         folder: Path | None = None,
         compression: Compression | None = None,
@@ -370,15 +369,13 @@ class Native:
     ) -> None:
         """Read tokens after those in the cache layer by layer: the rows of the other layers lie in a file.
 
-        Logits and rows are those that llama_decode leaves of the same ubatches: batches of n_batch tokens, those that
-        observe in batches of their own. The cache stays in the file until it is compressed.
+        Logits and rows are those that llama_decode leaves of batches of n_batch tokens. The cache stays in the file
+        until it is compressed.
 
         Parameters
         ----------
         observe
             which tokens observe; by default those of an observation that has begun
-        n_last
-            tokens at the end that are in batches of their own; those that observe are
         n_outputs
             tokens at the end whose logits are left, as llama_decode leaves them; all of them in the last batch
         folder
@@ -400,7 +397,7 @@ class Native:
             return not raised
 
         values = np.ascontiguousarray(tokens, dtype=np.int32)
-        params = _ffi.new("struct headkv_read_params *", {"bytes_hidden": bytes_hidden, "n_last": n_last})
+        params = _ffi.new("struct headkv_read_params *", {"bytes_hidden": bytes_hidden})
         params.n_outputs = n_outputs
         if observe is not None:
             params.n_observe, params.n_ahead, params.what = observe.n_tokens, observe.n_ahead, OBSERVES[observe.what]

@@ -9,17 +9,15 @@ import numpy as np
 from tests.e2e.context import Context
 
 
-def batch_sizes(n: int, n_batch: int, n_block: int = 0, n_alone: int = 0) -> list[int]:
+def batch_sizes(n: int, n_batch: int, n_block: int = 0) -> list[int]:
     """Batches that reading layer by layer makes of n tokens.
 
     Parameters
     ----------
     n_block
         tokens whose hidden states exist at once; 0: all
-    n_alone
-        the last tokens, which observe, are in batches of their own
     """
-    edges = {0, n, n - n_alone, *range(0, n, n_block or n or 1)}
+    edges = {0, n, *range(0, n, n_block or n or 1)}
     sizes = []
     for first, end in pairwise(sorted(edges)):
         sizes += [min(n_batch, end - begin) for begin in range(first, end, n_batch)]

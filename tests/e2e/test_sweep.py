@@ -163,11 +163,11 @@ def test_outputs_of_the_last_tokens(open_context: MakeContext, n: int, n_outputs
     stock, ours = open_pair(open_context, TINY, n_batch=128)
     for context in (stock, ours):
         llama_cpp.llama_set_embeddings(context.llama._ctx.ctx, True)
-    tokens, n_first = TOKENS[:n], max(0, n - 12 if n > 128 else 0)
+    tokens, n_first = TOKENS[:n], n - n % 128 if n > 128 else 0
     if n_first:
         decode_with_outputs(stock, tokens[:n_first], 0)
     decode_with_outputs(stock, tokens[n_first:], n_outputs)
-    ours.read(tokens, n_last=n - n_first, n_outputs=n_outputs)
+    ours.read(tokens, n_outputs=n_outputs)
     numbers = range(n - n_first - n_outputs, n - n_first)
     for a, b in zip(outputs(stock, numbers), outputs(ours, numbers), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -31,7 +31,7 @@ def read(context: Context, how: Compression, is_at_once: bool, n_observe: int = 
     """Read up to N_POS, and compress."""
     assert isinstance(how.scorer, Scorer)
     what = how.scorer.gathers
-    options |= {"n_last": N_OBS, "observe": Observe(n_observe, what) if what else None}
+    options |= {"observe": Observe(n_observe, what) if what else None}
     context.read(TOKENS[context.n_pos : N_POS], compression=how if is_at_once else None, **options)
     if not is_at_once:
         context.native.compress(how)

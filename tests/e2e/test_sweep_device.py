@@ -99,9 +99,8 @@ def test_the_same_rows_are_chosen_and_go_where_they_belong(
     how = Compression(np.full(8, 20), SCORER, 4, 2)
     with devices(layout):
         stock, ours = open_both(open_context, **ALL_LAYOUTS[layout])
-        stock.llama.eval(TOKENS[: N_PROMPT - N_OBS])
-        stock.native.observe(N_OBS)
-        stock.llama.eval(TOKENS[N_PROMPT - N_OBS : N_PROMPT])
+        stock.native.observe(N_OBS, n_before=N_PROMPT - N_OBS)
+        stock.llama.eval(TOKENS[:N_PROMPT])
         stock.native.compress(how)
         read(ours, TOKENS[:N_PROMPT], tmp_path, observe=Observe(N_OBS), compression=how if is_at_once else None)
         if not is_at_once:

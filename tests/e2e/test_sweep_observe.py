@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,8 @@ WINDOWS = {  # tokens that observe, of which so many are decoded later
 
 def decode_observed(context: Context, tokens: list[int], observe: Observe) -> None:
     """What `Native.read` does, by llama_decode."""
-    n_alone = observe.n_tokens - observe.n_ahead
-    first = len(tokens) - n_alone
-    decode_batches(context, tokens[:first], batch_sizes(first, OPTIONS["n_batch"]))
-    context.native.observe(observe.n_tokens, observe.what)
-    decode_batches(context, tokens[first:], batch_sizes(n_alone, OPTIONS["n_batch"]))
+    context.native.observe(observe.n_tokens, observe.what, len(tokens) - (observe.n_tokens - observe.n_ahead))
+    decode_batches(context, tokens, batch_sizes(len(tokens), OPTIONS["n_batch"]))
 
 
 def read_observed(
@@ -110,16 +106,46 @@ def test_observing_behind_what_is_there(open_context: MakeContext, tmp_path: Pat
     for context in (decoded, read):
         decode_batches(context, TOKENS[:n_past], batch_sizes(n_past, OPTIONS["n_batch"]))
     rest = TOKENS[n_past:N_POS]
-    n_before = len(rest) - 150
     n_block = 50
-    edges = sorted({*range(0, len(rest), n_block), n_before, len(rest)})
-    for first, end in pairwise(edges):
-        if first == n_before:
-            decoded.native.observe(150)
-        decode_batches(decoded, rest[first:end], [end - first])
+    decoded.native.observe(150, n_before=len(rest) - 150)
+    decode_batches(decoded, rest, batch_sizes(len(rest), OPTIONS["n_batch"], n_block))
     read.read(rest, observe=observe, folder=tmp_path, bytes_hidden=n_block * TINY.n_embd * 4)
     assert_equal(gathered(read.native, observe), gathered(decoded.native, observe))
     np.testing.assert_array_equal(read.state(), decoded.state())
+
+
+# ---- windows that begin within a batch ----
+
+
+@pytest.mark.parametrize("n_obs", [1, 16, 100, 128, 129, 200])
+@pytest.mark.parametrize("what", OBSERVES)
+def test_a_window_within_a_batch(open_context: MakeContext, what: str, n_obs: int) -> None:
+    """What observes is told apart from what stands before it in the batch.
+
+    As in a batch of its own, though not bit for bit, since batches decide how upstream's kernels sum up.
+    """
+    options = OPTIONS | {"n_batch": 512, "n_ubatch": 512}
+    alone, within = (open_context(TINY, **options) for _ in range(2))
+    n_before = N_POS - n_obs
+    decode_batches(alone, TOKENS[:n_before], batch_sizes(n_before, 512))
+    alone.native.observe(n_obs, what)
+    decode_batches(alone, TOKENS[n_before:N_POS], batch_sizes(n_obs, 512))
+    within.native.observe(n_obs, what, n_before)
+    decode_batches(within, TOKENS[:N_POS], batch_sizes(N_POS, 512))
+    pairs = zip(*(gathered(context.native, Observe(n_obs, what)) for context in (alone, within)), strict=True)
+    for expected, found in pairs:
+        np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-2 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("n_obs", [1, 16, 100, 128, 129, 200])
+def test_observing_changes_nothing(open_context: MakeContext, n_obs: int) -> None:
+    """Logits and rows are those of stock, unless more tokens observe than can at once."""
+    options = OPTIONS | {"n_batch": 512, "n_ubatch": 512}
+    stock, ours = open_context(TINY, **options), open_context(TINY, **options)
+    decode_batches(stock, TOKENS[:N_POS], batch_sizes(N_POS, 512))
+    ours.read(TOKENS[:N_POS], observe=Observe(n_obs))
+    is_equal = np.array_equal(ours.state(), stock.state()) and np.array_equal(ours.last_logits(), stock.last_logits())
+    assert is_equal or n_obs > 128
 
 
 # ---- what is kept ----

@@ -29,7 +29,7 @@ int main(void) {
     check(headkv_n_layer(NULL) == 0, "n_layer(NULL)");
     check(headkv_layer_get(NULL, 0, &layer)         == HEADKV_STATUS_WRONG_STATE, "layer_get");
     check(headkv_reserve(NULL, 1)                   == HEADKV_STATUS_WRONG_STATE, "reserve");
-    check(headkv_observe(NULL, 1, 0)             == HEADKV_STATUS_WRONG_STATE, "score_arm");
+    check(headkv_observe(NULL, 0, 1, 0)            == HEADKV_STATUS_WRONG_STATE, "score_arm");
     check(headkv_attention_read(NULL, 0, NULL, 0)   == HEADKV_STATUS_WRONG_STATE, "attention_read");
     check(headkv_score_read(NULL, 0, NULL, NULL, 0) == HEADKV_STATUS_WRONG_STATE, "score_read");
     check(headkv_semantics_read(NULL, 0, 1, NULL, 0) == HEADKV_STATUS_WRONG_STATE, "semantics_read");

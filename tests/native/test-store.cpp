@@ -75,7 +75,7 @@ static void test_removal_without_hot_rows() {
     c.add(0, 9);
     CHECK(store.remove(4, -1)); // upstream does it
     CHECK(store.remove(-1, 3));
-    CHECK_EQUAL(store.n_ubatch_max(512), 512u);
+    CHECK_EQUAL(store.n_ubatch_max(512, 512), 512u);
     store.clear();
     CHECK(c.holds(0, 9));
 }
