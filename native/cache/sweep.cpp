@@ -29,7 +29,9 @@ struct headkv_sweep_access {
         const auto         full   = lctx.memory->init_full();
         res.reset();
         ggml_backend_sched_reset(lctx.sched.get());
-        return lctx.model.build_graph(lctx.graph_params(&res, ubatch, full.get(), LLM_GRAPH_TYPE_DECODER));
+        llm_graph_params params = lctx.graph_params(&res, ubatch, full.get(), LLM_GRAPH_TYPE_DECODER);
+        params.n_outputs = 1; // before the first batch there are none, and some models' graphs end with an assertion then
+        return lctx.model.build_graph(params);
     }
 
     // what it counts, when nothing is computed: tokens of prompts, single ones, and the time of these
