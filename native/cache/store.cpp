@@ -106,7 +106,8 @@ uint64_t headkv_store::bytes_tail() const {
 }
 
 std::string headkv_store::beside_reason() const {
-    return lctx->get_memory() == &kv ? "" : "other layers of the model have memory of their own (sliding windows or recurrent states)";
+    const bool is_alone = !lctx || lctx->get_memory() == &kv; // before attach() nothing is known
+    return is_alone ? "" : "other layers of the model have memory of their own (sliding windows or recurrent states)";
 }
 
 static uint64_t bytes_of(const llama_memory_i & memory) {
