@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyheadkv.capsule.reader import read_contents
 from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.engine.llama import cut
@@ -316,7 +317,12 @@ def test_a_closed_llama_is_an_error_and_no_crash(llama: Any, is_compressed: bool
     kept = stats.n_rows_hot + stats.n_rows_tail
     assert f"budget=10%, {kept} of {4 * llama.n_tokens} rows kept>" in repr(headkv)
     headkv.save(tmp_path / "saved.hkv")
-    arguments = {"read_whole": [[1, 2]], "save": [tmp_path / "new.hkv"], "load": [tmp_path / "saved.hkv"]}
+    arguments: dict[str, list[Any]] = {
+        "read_whole": [[1, 2]],
+        "save": [tmp_path / "new.hkv"],
+        "load": [tmp_path / "saved.hkv"],
+        "check_capsule": [read_contents(tmp_path / "saved.hkv")],
+    }
     llama.close()
     for name, call in CALLS.items():
         with pytest.raises(UsageError, match="this Llama is closed"):

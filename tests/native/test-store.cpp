@@ -166,7 +166,6 @@ static void test_support() {
         { "position bias",               [](llama_hparams & h) { h.n_rel_attn_bkts = 32; } },
         { "which adapter",               [](llama_hparams & h) { h.router_layer = 1; } },
         { "ALiBi",                       [](llama_hparams & h) { h.use_alibi = true; } },
-        { "multi-dimensional positions", [](llama_hparams & h) { h.rope_type = LLAMA_ROPE_TYPE_MROPE; } },
         { "tokens of earlier positions", [](llama_hparams & h) { h.ple_n_heads = 1; } },
     };
     const llama_hparams plain = hparams;
