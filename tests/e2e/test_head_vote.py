@@ -42,9 +42,8 @@ def expected_scores(raw: list[np.ndarray], policy: Policy) -> list[np.ndarray]:
 def test_positions_are_those_of_roles_and_vote(open_context: MakeContext, budget: str) -> None:
     tokens, policy = make_tokens(N_PROMPT, 64), Policy.preset("headkv")
     context = open_context(TINY)
-    context.decode(tokens[: -policy.n_obs])
-    context.native.observe(policy.n_obs, "attn_max")
-    context.decode(tokens[-policy.n_obs :])
+    context.native.observe(policy.n_obs, "attn_max", len(tokens) - policy.n_obs)
+    context.decode(tokens)
     plain = replace(policy.scorer, pool_kernel=1)
     raw = [context.native.score_read(i, plain) for i in range(TINY.n_layer)]
     scores = expected_scores(raw, policy)
