@@ -77,7 +77,7 @@ class Watched:
         stock = open_context(TINY, **OPTIONS | {"n_cells": 0}, attach=False)
         decode_batches(stock, TOKENS[: self.n_pos], batch_sizes(self.n_pos, N_BATCH))
         tokens = TOKENS[self.n_pos : self.n_pos + N_READ]
-        decode_batches(stock, tokens, batch_sizes(N_READ, N_BATCH, N_BLOCK, 16))
+        decode_batches(stock, tokens, batch_sizes(N_READ, N_BATCH, N_BLOCK))
         read(self.context, **options)
         assert not differences(stock, self.context, TOKENS[-1])
 
@@ -126,7 +126,7 @@ def test_reading_that_is_stopped(open_context: MakeContext, watched: Watched, ki
         if len(calls) == n_stop:
             raise kind("stopped here")
 
-    n_batches = len(batch_sizes(N_READ, N_BATCH, N_BLOCK, 16)) * TINY.n_layer
+    n_batches = len(batch_sizes(N_READ, N_BATCH, N_BLOCK)) * TINY.n_layer
     for n_stop in range(1, n_batches + 1):
         calls.clear()
         with pytest.raises(kind, match="stopped here"):
