@@ -79,11 +79,11 @@ class FakeNative:
         self.memory.call("reserve")
         self.memory.reserved = n_cells
 
-    def observe(self, n_obs: int, what: str = "attn_mean") -> None:
+    def observe(self, n_obs: int, what: str = "attn_mean", n_before: int = 0) -> None:
         self.memory.call("observe", n_obs)
         if self.memory.n_prefix:
             raise NativeError("a prefix exists", STATUS_WRONG_STATE)
-        self.memory.observing = self.memory.window_left = n_obs
+        self.memory.observing, self.memory.window_left = n_obs, n_before + n_obs
 
     def keep_archive(self, is_kept: bool) -> None:
         pass

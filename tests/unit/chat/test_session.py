@@ -49,7 +49,7 @@ def test_long_prompt_is_compressed_with_its_last_tokens_as_window(make: Make) ->
     headkv = make(budget="25%")
     answer(headkv, prompt_of(400))
     memory = headkv.llama.memory
-    assert memory.calls == ["reserve", "observe(16)", "compress"]
+    assert memory.calls == ["observe(16)", "reserve", "compress"]
     assert memory.reserved == 400
     assert memory.n_prefix == 400 - 16
     assert headkv.is_compressed and headkv.plan is not None
