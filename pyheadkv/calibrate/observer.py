@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.cache.select import attention_of
+from pyheadkv.engine.beginning import n_same
 from pyheadkv.engine.llama import context_length, tokens_of
 from pyheadkv.errors import CalibrationError
 
@@ -72,8 +72,3 @@ class Observer(Prefill):
         n_ctx = context_length(self.llama)
         if n_pos > n_ctx:
             raise CalibrationError(f"a prompt of {n_pos} tokens does not fit into the context of {n_ctx}")
-
-
-def n_same(tokens: Sequence[int], others: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, others, strict=False)))

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 
 from pyheadkv.calibrate.haystack import paragraphs
-from pyheadkv.calibrate.observer import Observer, n_same
+from pyheadkv.calibrate.observer import Observer
 from pyheadkv.calibrate.pages import fill, text_of
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.calibrate.scores import Floats, largest_attention
+from pyheadkv.engine.beginning import n_same
 
 REQUEST = "Repeat the text above, word for word."
 N_FIRST = 4  # positions that any head attends to, whatever stands there

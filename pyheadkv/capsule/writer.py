@@ -37,6 +37,7 @@ from pyheadkv.capsule.format import (
 )
 from pyheadkv.capsule.identity import check_identity
 from pyheadkv.capsule.reader import BLOCK_BYTES, CapsuleFile, FileId
+from pyheadkv.engine.beginning import n_same
 from pyheadkv.errors import CapsuleError
 from pyheadkv.files.beside import make_part, remove_old_parts, rename_as_new, sync_folder
 from pyheadkv.files.plain_text import size_text
@@ -132,8 +133,8 @@ def append_turn(path: Path, own: FileId, header: Header, talk: Saved) -> None:
             raise CapsuleError(f"{path} is another file than the one that was saved: it is not written over")
         check_identity(path, capsule.header, header)
         contents = capsule.contents
-        first = min(contents.n_rows, talk.n_rows, _n_equal(contents.tokens.tolist(), talk.tokens))
-        n_messages = _n_equal(contents.messages, talk.messages)
+        first = min(contents.n_rows, talk.n_rows, n_same(contents.tokens.tolist(), talk.tokens))
+        n_messages = n_same(contents.messages, talk.messages)
         try:
             _ask_for_room(path, header, talk, first)
             file.truncate(contents.end)
@@ -233,11 +234,6 @@ def _locked(file: BinaryIO, path: Path) -> Iterator[None]:
         except OSError as error:
             raise _cannot_be_written(path, error) from error
     yield
-
-
-def _n_equal(a: Sequence[object], b: Sequence[object]) -> int:
-    """Items at the beginning that are the same."""
-    return next((j for j, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _exists(path: Path) -> CapsuleError:

@@ -7,7 +7,7 @@ the next one; an answer that was stopped halfway counts as far as it got.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pyheadkv.capsule.reader import Contents, read_contents
 from pyheadkv.chat.loops import LoopWatch
 from pyheadkv.chat.sampling import Sampling
 from pyheadkv.chat.session import MIN_PROMPT, HeadKV
+from pyheadkv.engine.beginning import n_same
 from pyheadkv.engine.llama import context_length
 from pyheadkv.engine.template import ChatTemplate, plain_prompt, template_source
 from pyheadkv.errors import CapsuleError, UsageError, one_line
@@ -81,7 +82,7 @@ class Conversation:
         if not self.attachments:
             raise UsageError("nothing is attached that could be read")
         prompts = [self._tokens([*self.messages, self._user_message(text)]) for text in _BEGINNINGS]
-        self.headkv.read_whole(prompts[0][: _n_same(prompts)])
+        self.headkv.read_whole(prompts[0][: n_same(*prompts)])
 
     def save(self, path: str | Path, *, name: str = "", overwrite: bool = False) -> Contents:
         """Save the conversation, or one more turn of it: as `HeadKV.save`."""
@@ -115,7 +116,7 @@ class Conversation:
             self._tokens([*self.messages, self._user_message("?")]),
             contents.tokens[: contents.n_rows].tolist(),
         )
-        n_other = contents.n_rows - _n_same([prompt, saved])
+        n_other = contents.n_rows - n_same(prompt, saved)
         if n_other > MIN_PROMPT:
             self.headkv.on_notice(
                 f"{contents.path}: the chat template writes it otherwise here, {n_other} of {contents.n_rows} tokens "
@@ -186,9 +187,3 @@ class Conversation:
         can_be_raised = int(match[2]) < self.headkv.shape.n_ctx_train
         advice = " or raise -c" if can_be_raised else ", the model was trained for no more"
         return f"the prompt has {match[1]} tokens, the context holds {match[2]}: shorten it{advice}"
-
-
-def _n_same(texts: Sequence[list[int]]) -> int:
-    """Tokens at the beginning that all have."""
-    each = enumerate(zip(*texts, strict=False))
-    return next((n for n, tokens in each if len({*tokens}) > 1), min(map(len, texts)))

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from pyheadkv.cache.turns import Turns
 from pyheadkv.capsule.format import Message
 from pyheadkv.capsule.reader import Contents
 from pyheadkv.chat.saving import Saving, no_room
+from pyheadkv.engine.beginning import n_same
 from pyheadkv.engine.llama import context_length, is_on_gpu, n_ctx_train, piece, replace_freed, tokens_of
 from pyheadkv.engine.load import load
 from pyheadkv.engine.native import Native
@@ -358,10 +358,12 @@ class HeadKV:
 
     def _go_back_to(self, tokens: list[int]) -> None:
         """Cut where a prompt differs first, which upstream tries too, and reads all again where it cannot be done."""
+        if not self._prefill.checkpoints.n_bytes:
+            return
         known = tokens_of(self.llama)
-        n_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(known, tokens, strict=False)))
-        if n_same < len(known) and self._prefill.checkpoints.n_bytes:
-            self._prefill.checkpoints.cut(min(n_same, len(tokens) - 1))
+        n_left = n_same(known, tokens)
+        if n_left < len(known):
+            self._prefill.checkpoints.cut(min(n_left, len(tokens) - 1))
 
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyheadkv.calibrate.prompts import Prompter
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.beginning import n_same
 from pyheadkv.engine.llama import cut, empty, is_end, tokens_of
 from pyheadkv.engine.load import opened
 from pyheadkv.engine.native import Native
@@ -143,11 +143,10 @@ class TalkRunner:
     def _go_back(self, talk: Talk) -> None:
         """Leave nothing of the chat before but rows of the first prompt, whole, where its archive has them."""
         first = self._template.prompt([{"role": "user", "content": talk.message}], talk.answer_prefix).tokens
-        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, tokens_of(self._llama), strict=False))
-        n_same, stats = sum(1 for _ in pairs), self._native.stats()
+        n_left, stats = n_same(first, tokens_of(self._llama)), self._native.stats()
         if stats.n_pos_hot:
-            n_same = min(n_same, stats.n_pos_hot - 1) if stats.n_pos_archive else 0
-        if not cut(self._llama, n_same):
+            n_left = min(n_left, stats.n_pos_hot - 1) if stats.n_pos_archive else 0
+        if not cut(self._llama, n_left):
             empty(self._llama)
 
     def _answer(self, tokens: list[int], n_max: int) -> str:
