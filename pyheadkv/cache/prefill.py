@@ -5,8 +5,8 @@
 
 A prompt is read, of which the last tokens of its plan observe, as its scorer wants it; then the cache is compressed, or
 after the first tokens of the answer where the policy looks ahead. Where the scorer has the prompt repeated, that comes
-before the last tokens. Whatever fails on the way leaves a whole cache that
-holds the tokens up to ``llama.n_tokens``, in which nothing observes.
+before the last tokens. Whatever fails on the way leaves a whole cache that holds the tokens up to ``llama.n_tokens``,
+in which nothing observes.
 """
 
 from __future__ import annotations
