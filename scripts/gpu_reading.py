@@ -16,7 +16,7 @@ from pyheadkv.bench.reading import measure_ours, measure_stock
 from pyheadkv.cli.parsing import make_trials, parse_budgets, split_policies
 from pyheadkv.errors import HeadKVError
 from pyheadkv.model.file import read_gguf_metadata
-from pyheadkv.model.shape import supported_shape
+from pyheadkv.model.support import supported_shape
 
 ALL_LAYERS = -1
 
