@@ -84,10 +84,11 @@ def _folder(options: ServeOptions) -> Folder | None:
 
 
 def _conversations(folder: Folder, headkv: HeadKV) -> Conversations:
+    conversations = Conversations(headkv, folder, logging.getLogger("pyheadkv.server").warning)
     for line in folder.scan(headkv.check_capsule):
         note(line)
     note(f"{folder.n_kept} conversations in {folder.path}")
-    return Conversations(headkv, folder, logging.getLogger("pyheadkv.server").warning)
+    return conversations
 
 
 def _bound(host: str, port: int) -> socket.socket:

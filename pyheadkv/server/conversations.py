@@ -17,7 +17,7 @@ import numpy as np
 
 from pyheadkv.chat.session import HeadKV
 from pyheadkv.engine.llama import tokens_of
-from pyheadkv.errors import CapsuleError, HeadKVError
+from pyheadkv.errors import CapsuleError, HeadKVError, UsageError
 from pyheadkv.server.folder import Folder, Kept, n_equal
 
 MIN_TOKENS = 64  # prompts of fewer are read again sooner than they are found on a disk
@@ -34,9 +34,15 @@ class Conversations:
         where they are parked; those that fit are known already
     on_notice
         called with one line when something went wrong, and answers go on without it
+
+    Raises
+    ------
+    UsageError
+        the rows of this model, or those that its budget keeps, are not all that a conversation is made of
     """
 
     def __init__(self, headkv: HeadKV, folder: Folder, on_notice: Callable[[str], None]) -> None:
+        _refuse_unsaved(headkv)
         self._headkv, self._folder, self._notify = headkv, folder, on_notice
         self._llama: Any = headkv.llama
         self._own: Kept | None = None  # the file of the hot one
@@ -96,6 +102,13 @@ class Conversations:
         self._own = own
         self._folder.touch(found)
         self.n_loaded += 1
+
+
+def _refuse_unsaved(headkv: HeadKV) -> None:
+    """What cannot be read layer by layer has no archive, so that a compressed cache cannot be saved."""
+    reason = headkv.native.read_reason()
+    if reason and (headkv.native.stats().bytes_beside > 0 or headkv.budget.kind != "full"):
+        raise UsageError(f"--memory cannot keep conversations of this model: {reason}")
 
 
 def _is_worth_loading(found: Kept, n: int, n_here: int) -> bool:

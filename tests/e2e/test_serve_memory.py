@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import openai
 import pytest
 
 from pyheadkv.capsule.reader import read_contents
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.errors import UsageError
+from pyheadkv.server.conversations import Conversations
+from pyheadkv.server.folder import Folder
+from tests import architectures
 from tests.e2e.served import ENV, serving
 from tests.e2e.test_serve import GREEDY, N_CTX, PLAIN, QUESTIONS, hidden, metric, turns_in_python
 
@@ -103,6 +109,16 @@ def test_refused_before_the_model_is_loaded(
     command = [sys.executable, "-m", "pyheadkv.cli.app", "serve", demo_path, "--memory", tmp_path / "m", *options]
     done = subprocess.run([*map(str, command)], env=ENV, check=False, capture_output=True, text=True)
     assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("arch", "budget"), [("gemma3", "full"), ("jamba", "25%")])
+def test_a_model_whose_rows_are_not_all_of_a_conversation(
+    library: None, tmp_path: Path, arch: str, budget: str
+) -> None:
+    llama: Any = load(architectures.write(tmp_path / "model.gguf", arch), n_ctx=512, n_threads=1)
+    refused = pytest.raises(UsageError, match=r"--memory .*: .*sliding windows or recurrent states")
+    with closing(llama), HeadKV(llama, policy="snapkv", budget=budget) as headkv, refused:
+        Conversations(headkv, Folder(tmp_path, 1), print)
 
 
 def test_two_servers_in_one_folder(library: None, demo_path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from pyheadkv.capsule.reader import Contents, FileId, read_contents
 from pyheadkv.capsule.writer import append_turn, is_own, write_capsule
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.errors import CapsuleError, NativeError, UsageError
+from pyheadkv.policy.budget import Budget
 from pyheadkv.server import conversations
 from pyheadkv.server.conversations import MIN_TOKENS, Conversations
 from pyheadkv.server.folder import Folder, n_equal
@@ -34,6 +36,8 @@ class FakeHeadKV:
         self.llama = SimpleNamespace(input_ids=np.zeros(N_CTX, dtype=np.intc), n_tokens=0)
         self.shape = SimpleNamespace(bytes_per_token=lambda k, v: BYTES_PER_TOKEN)
         self.type_k = self.type_v = "f16"
+        self.native = SimpleNamespace(read_reason=lambda: "", stats=lambda: SimpleNamespace(bytes_beside=0))
+        self.budget = Budget.parse("25%")
         self.own: FileId | None = None
         self.fail: Exception | None = None
         self.loads: list[Path] = []
@@ -306,6 +310,21 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be used"), Folder(tmp_path / "file" / "x", 1).used_alone():
         pass
+
+
+@pytest.mark.parametrize(
+    ("budget", "bytes_beside", "is_refused"), [("25%", 0, True), ("full", 0, False), ("full", 1, True)]
+)
+def test_what_cannot_be_saved_is_refused_at_once(
+    tmp_path: Path, budget: str, bytes_beside: int, is_refused: bool
+) -> None:
+    """Without an archive a whole cache can be saved all the same, unless its rows are not all there is."""
+    headkv: Any = FakeHeadKV()
+    headkv.native.read_reason = lambda: "no such layers"
+    headkv.native.stats = lambda: SimpleNamespace(bytes_beside=bytes_beside)
+    headkv.budget = Budget.parse(budget)
+    with pytest.raises(UsageError, match="no such layers") if is_refused else nullcontext():
+        Conversations(headkv, Folder(tmp_path, 1), print)
 
 
 # ---- any order of chats ----
