@@ -547,13 +547,17 @@ bool headkv_store::remove(int32_t p0, int32_t p1) {
     }
 
     const uint32_t n_pos_hot = hot_rows.n_pos();
+    const bool is_end = p1 < 0 || p1 >= (int32_t) n_pos();
+    if (p0 == 0 && is_end && archive && n_pos() > 0) { // without rows it holds memory alone, and would be parked beside what comes
+        clear();
+        return true;
+    }
     if (p0 >= (int32_t) n_pos_hot) {
         if (observation.has_seen() && p0 < (int32_t) n_pos()) {
             observation.spoil();
         }
         return true;
     }
-    const bool is_end = p1 < 0 || p1 >= (int32_t) n_pos();
     if (p0 > 0 && is_end && parked) {
         try {
             reopen((uint32_t) p0);

@@ -96,7 +96,7 @@ class Saving:
                 self._forget_all()
                 raise
             self._own = None if is_shared else capsule.file_id
-        count_read(self._llama, contents.tokens[: contents.n_rows].tolist())
+        count_read(self._llama, contents.tokens[: contents.n_rows].tolist(), has_logits=False)
         if contents.n_dropped:
             self._notify(f"{contents.path}: {contents.n_dropped} bytes of a turn that was broken off are left out")
         return contents

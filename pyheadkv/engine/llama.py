@@ -64,12 +64,18 @@ def empty(llama: llama_cpp.Llama) -> None:
     cut(llama, 0)
 
 
-def count_read(llama: llama_cpp.Llama, tokens: Sequence[int]) -> None:
-    """Tokens were read after those that are there, and not by ``llama.eval``; their logits are where it leaves them."""
+def count_read(llama: llama_cpp.Llama, tokens: Sequence[int], *, has_logits: bool = True) -> None:
+    """Tokens were read after those that are there, and not by ``llama.eval``; their logits are where it leaves them.
+
+    Parameters
+    ----------
+    has_logits
+        otherwise those in memory are of others, and none are sampled from before a token is read
+    """
     n_past, n_tokens = llama.n_tokens, len(tokens)
     llama.input_ids[n_past : n_past + n_tokens] = tokens
     llama.n_tokens += n_tokens
-    llama._requires_eval = False
+    llama._requires_eval = not has_logits
 
 
 def is_on_gpu(llama: llama_cpp.Llama) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 from pyheadkv.capsule.reader import read_contents
 from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.engine.llama import cut
 from pyheadkv.errors import CapsuleError, UsageError
 from pyheadkv.model.shape import CACHE_TYPES
 from tests.e2e.conftest import WriteTiny
@@ -100,6 +101,37 @@ def test_a_chat_goes_on_as_if_it_had_not_been_left(make: Make, tmp_path: Path, a
     assert got == expected
     assert second.stats().n_read == first.stats().n_read == N_ANSWER + N_QUESTION
     for mine, theirs in zip(rows(second, len(got) - N_ANSWER), rows(first, len(got) - N_ANSWER), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_very_tokens_that_were_saved_are_answered(make: Make, tmp_path: Path) -> None:
+    """A file has no logits: those in memory are of what was read before."""
+    first, prompt = make(), DOCUMENT + prompt_of(N_QUESTION, 2)
+    expected = answer(first.llama, prompt, N_ANSWER)
+    first.save(tmp_path / "a.hkv", n_rows=len(prompt))
+    second = make()
+    answer(second.llama, prompt_of(700, 5), N_ANSWER)
+    second.load(tmp_path / "a.hkv")
+    assert second.llama.n_tokens == len(prompt)
+    assert answer(second.llama, prompt, N_ANSWER) == expected
+    assert second.is_compressed and second.stats().n_read == 16  # those that observe
+
+
+@pytest.mark.parametrize("is_emptied", [False, True])
+def test_loading_in_the_place_of_rows_in_an_archive(make: Make, tmp_path: Path, is_emptied: bool) -> None:
+    """As a reading leaves them that was stopped."""
+    reader = make()
+    reader.read_whole(DOCUMENT)
+    reader.save(tmp_path / "a.hkv")
+    headkv = make()
+    ask(headkv, prompt_of(700, 5), 2)
+    assert cut(headkv.llama, 400) and headkv.native.stats().n_pos_archive == 400 and not headkv.is_compressed
+    if is_emptied:
+        headkv.clear()
+        stats = headkv.native.stats()
+        assert stats.bytes_archive == stats.n_pos_archive == 0 and stats.n_cells < 400
+    headkv.load(tmp_path / "a.hkv")
+    for mine, theirs in zip(rows(headkv, N_DOCUMENT), rows(reader, N_DOCUMENT), strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
