@@ -1,7 +1,6 @@
 """One prompt, read and gone on with as everybody does it, in a process of its own: times and memory of either side.
 
-Resident memory (RSS) is the system's count of the whole process: model, compute buffers and Python included. It is None
-where there is no /proc to ask.
+Resident memory is None where the system does not say.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyheadkv.bench.setup import Setup, finish, no_memory_error
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.resident import resident
 from pyheadkv.errors import BenchError, HeadKVError
 from pyheadkv.policy.trial import Trial
 
@@ -151,12 +150,3 @@ def _decode(llama: llama_cpp.Llama, tokens: list[int]) -> None:
     for token in tokens:
         llama.eval([token])
         finish(llama)
-
-
-def resident(which: str = "VmRSS") -> int | None:
-    """Bytes of this process in memory now (VmRSS), or the most there ever were (VmHWM)."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    return int(status.partition(f"{which}:")[2].split()[0]) * 1024

@@ -163,6 +163,9 @@ class ServeOptions(SamplingOptions, ModelOptions):
         None, "Keep conversations there, so that each goes on where it was, also after a restart.", metavar="DIR"
     )
     memory_size: str = _option("20GiB", "Of the files there; those that were not used for longest go.", metavar="SIZE")
+    limit_memory: str | None = _option(
+        None, "Of the whole process: chooses as --fit does, and ends what takes more with status 503.", metavar="SIZE"
+    )
     max_waiting: int = _option(64, "Requests that may wait for the model; more are sent away.", min=1, max=4096)
     log_prompts: bool = _option(False, "Write prompts and answers to the log.", "--log-prompts")
 

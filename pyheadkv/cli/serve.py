@@ -6,6 +6,8 @@ import logging
 import socket
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pyheadkv.chat import demo
 from pyheadkv.chat.sampling import Sampling
@@ -18,6 +20,9 @@ from pyheadkv.cli.welcome import welcome_lines
 from pyheadkv.errors import UsageError
 from pyheadkv.server.conversations import Conversations
 from pyheadkv.server.folder import Folder
+
+if TYPE_CHECKING:
+    from pyheadkv.server.memory import MemoryLimit
 
 GRACE_SECONDS = 30  # for answers that are being given when the server is stopped
 MIN_BODY, MAX_BODY = 1 << 23, 1 << 26
@@ -41,6 +46,9 @@ def run(options: ServeOptions) -> None:
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: pip install 'pyheadkv[serve]'") from None
 
+    limit = _limit(options)
+    if limit:
+        options = replace(options, fit=f"{limit.bytes_model >> 20}MiB")
     choice = ModelChoice.read(options)
     Sampling().having(options.sampling)  # refuses what is out of range
     folder = _folder(options)
@@ -57,9 +65,11 @@ def run(options: ServeOptions) -> None:
                 sampling,
                 stop_loops=not options.no_loop_stop,
                 conversations=_conversations(folder, headkv) if folder else None,
+                limit=limit,
             )
-            max_body = min(max(MIN_BODY, BODY_PER_TOKEN * found.n_ctx), MAX_BODY)
-            rules = Rules(keys, options.allow_origin or (), max_body)
+            max_bodies = limit.max_bodies if limit else None
+            max_body = min(max(MIN_BODY, BODY_PER_TOKEN * found.n_ctx), MAX_BODY, max_bodies or MAX_BODY)
+            rules = Rules(keys, options.allow_origin or (), max_body, max_bodies)
             app = make_app(model, rules, max_waiting=options.max_waiting, log_prompts=options.log_prompts)
             for line in welcome_lines(headkv):
                 note(line)
@@ -71,6 +81,17 @@ def run(options: ServeOptions) -> None:
                 app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS, lifespan="on"
             )
             uvicorn.Server(config).run(sockets=[listener])
+
+
+def _limit(options: ServeOptions) -> MemoryLimit | None:
+    """Of the process's memory."""
+    from pyheadkv.server.memory import MemoryLimit
+
+    if not options.limit_memory:
+        return None
+    if options.fit:
+        raise UsageError(f"--limit-memory {options.limit_memory} chooses as --fit {options.fit} does: give one of both")
+    return MemoryLimit(parse_size(options.limit_memory, "--limit-memory"), options.limit_memory)
 
 
 def _folder(options: ServeOptions) -> Folder | None:

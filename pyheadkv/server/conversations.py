@@ -89,6 +89,10 @@ class Conversations:
             self._notify(f"a conversation was not saved: {error}")
             self._own = None  # what is in its file is right; the next answer gets another one
 
+    def forget(self) -> None:
+        """The cache was emptied."""
+        self._own = None
+
     def _load(self, found: Kept, *, goes_on: bool) -> None:
         own = found if goes_on and found.is_ours else None
         self._own = None

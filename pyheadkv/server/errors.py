@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pyheadkv.errors import HeadKVError, NativeError, one_line
 
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TIMEOUT, TOO_LARGE, TOO_MANY = 400, 401, 403, 408, 413, 429
-SERVER_ERROR = 500
+SERVER_ERROR, UNAVAILABLE = 500, 503
 _TYPES = {UNAUTHORIZED: "authentication_error", FORBIDDEN: "permission_error", TOO_MANY: "rate_limit_error"}
 
 

@@ -5,14 +5,16 @@ back. A page counts as our own where its origin is the address that the browser 
 localhost: a name may have been pointed here by whoever made the page.
 
 A body is read whole before anything is done with it, within a limit of bytes and of time, so that a slow client holds
-nothing but its own connection.
+nothing but its own connection. Where memory is limited, so are the bodies of all requests together, each until it is
+answered.
 """
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,7 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyheadkv.errors import UsageError
 from pyheadkv.files.plain_text import read_text
-from pyheadkv.server.errors import FORBIDDEN, TIMEOUT, TOO_LARGE, UNAUTHORIZED, ApiError, error_json
+from pyheadkv.server.errors import FORBIDDEN, TIMEOUT, TOO_LARGE, UNAUTHORIZED, UNAVAILABLE, ApiError, error_json
+from pyheadkv.server.memory import RETRY
 from pyheadkv.server.static import PAGE
 
 OPEN_PATHS = (*PAGE, "/health")  # tell nothing that is worth a key
@@ -61,6 +64,8 @@ class Rules:
         of other pages that may ask; "*" is all
     max_body
         bytes
+    max_bodies
+        bytes of all that are here at a time; None: no limit
     body_seconds
         for a body to come in
     """
@@ -68,6 +73,7 @@ class Rules:
     keys: tuple[bytes, ...]
     origins: Sequence[str]
     max_body: int
+    max_bodies: int | None = None
     body_seconds: float = BODY_SECONDS
 
 
@@ -76,18 +82,23 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
+        self._bodies = _Bodies(rules.max_bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through with its body, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with self._bodies.place() as take:
+            await self._let_through(scope, receive, send, take)
+
+    async def _let_through(self, scope: Scope, receive: Receive, send: Send, take: Callable[[int], None]) -> None:
         headers = Headers(scope=scope)
         try:
             self._check_origin(headers)
             if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
                 self._check_key(headers)
-            body = await self._read(headers, receive)
+            body = await self._read(headers, receive, take)
         except ApiError as error:
             # what was not read would be taken for the next request
             response = JSONResponse(error_json(error), error.status, {**error.headers, "Connection": "close"})
@@ -117,8 +128,8 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The body; None where the client went away."""
+    async def _read(self, headers: Headers, receive: Receive, take: Callable[[int], None]) -> bytes | None:
+        """The body, whose bytes are taken one part after the other; None where the client went away."""
         limit = self._rules.max_body
         too_large = ApiError(f"the body is larger than {limit} bytes", TOO_LARGE)
         length = headers.get("content-length", "0")
@@ -134,9 +145,39 @@ class Guard:
                 n_bytes += len(parts[-1])
                 if n_bytes > limit:
                     raise too_large
+                take(len(parts[-1]))
                 if not message.get("more_body"):
                     return b"".join(parts)
         raise ApiError(f"the body did not come within {self._rules.body_seconds:g} seconds", TIMEOUT)
+
+
+class _Bodies:
+    """Bytes of all bodies that are here."""
+
+    def __init__(self, n_max: int | None) -> None:
+        self._n_max, self._n_bytes = n_max, 0
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[int], None]]:
+        """For one body: what is called with its bytes as they come, which are gone behind the block."""
+        n_own = 0
+
+        def take(n_bytes: int) -> None:
+            nonlocal n_own
+            if self._n_max is not None and self._n_bytes + n_bytes > self._n_max:
+                raise ApiError(
+                    f"requests of {self._n_bytes} bytes are here already, and memory is limited to {self._n_max}: "
+                    "try again",
+                    UNAVAILABLE,
+                    headers=RETRY,
+                )
+            n_own += n_bytes
+            self._n_bytes += n_bytes
+
+        try:
+            yield take
+        finally:
+            self._n_bytes -= n_own
 
 
 def _is_own(origin: str, host: str) -> bool:

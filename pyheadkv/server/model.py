@@ -19,6 +19,7 @@ from pyheadkv.files.plain_text import BYTES_PER_TOKEN
 from pyheadkv.server.answer import Answer, Question
 from pyheadkv.server.conversations import Conversations
 from pyheadkv.server.errors import ApiError
+from pyheadkv.server.memory import MemoryLimit
 from pyheadkv.server.requests import ChatRequest, CompletionRequest, template_messages
 from pyheadkv.server.tools import answer_schema, template_tools
 
@@ -42,6 +43,8 @@ class Model:
         end answers that say the same over and over
     conversations
         where those are that are not in the cache; by default they are gone
+    limit
+        of memory; answers that reach it end
 
     Raises
     ------
@@ -57,8 +60,10 @@ class Model:
         *,
         stop_loops: bool = True,
         conversations: Conversations | None = None,
+        limit: MemoryLimit | None = None,
     ) -> None:
         self.headkv, self.name, self.conversations = headkv, name, conversations
+        self._limit = limit
         self.n_ctx = context_length(headkv.llama)
         self._llama: Any = headkv.llama
         self._sampling, self._stop_loops = sampling, stop_loops
@@ -94,12 +99,29 @@ class Model:
         """The answer; nothing is read before its pieces are asked for. `keep` is to be called behind it."""
         if self.conversations:
             self.conversations.take(question.tokens)
+        if self._limit:
+            is_cancelled = self._limit.ending(is_cancelled)
         return Answer(self.headkv, question, is_cancelled, stop_loops=self._stop_loops, on_progress=on_progress)
 
+    def check_memory(self) -> None:
+        """Refuse an answer that was ended for it.
+
+        Raises
+        ------
+        ApiError
+            the limit was reached
+        """
+        if self._limit and self._limit.was_reached:
+            raise self._limit.error()
+
     def keep(self, question: Question) -> None:
-        """Save what was read for a question, as far as conversations are saved."""
+        """Save what was read for a question, as far as conversations are saved, and free what was too much."""
         if self.conversations:
             self.conversations.keep(len(question.tokens))
+        if self._limit and self._limit.was_reached:
+            self.headkv.clear()
+            if self.conversations:
+                self.conversations.forget()
 
     def _check_size(self, n_chars: int) -> None:
         """Refuse what cannot fit before it is made into tokens, which takes seconds where it is long."""

@@ -162,6 +162,7 @@ class Worker:
         try:
             for piece in answer.pieces():
                 job.send(piece)
+            self._model.check_memory()
             self._n_answers += 1
             self.row_map = row_map(self._model.headkv, self._n_answers)
             finished = Finished(self._n_answers, answer.finish, answer.n_generated, self._model.headkv.stats())

@@ -13,10 +13,17 @@ import openai
 import pytest
 
 from pyheadkv.capsule.reader import read_contents
+from pyheadkv.chat.sampling import Sampling
 from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.errors import UsageError
+from pyheadkv.server import memory
+from pyheadkv.server.answer import Question
 from pyheadkv.server.conversations import Conversations
+from pyheadkv.server.errors import ApiError
 from pyheadkv.server.folder import Folder
+from pyheadkv.server.memory import MemoryLimit
+from pyheadkv.server.model import Model
+from pyheadkv.server.requests import ChatRequest
 from tests import architectures
 from tests.e2e.served import ENV, serving
 from tests.e2e.test_serve import GREEDY, N_CTX, PLAIN, QUESTIONS, hidden, metric, turns_in_python
@@ -101,6 +108,9 @@ def test_a_text_that_was_put_there(library: None, demo_path: Path, tmp_path: Pat
         (("--archive", "none"), "--memory needs an archive"),
         (("--no-sweep",), "--memory needs an archive"),
         (("--memory-size", "many"), "--memory-size"),
+        (("--limit-memory", "10%"), "--limit-memory is '10%', expected a size"),
+        (("--limit-memory", "1GiB", "--fit", "1GiB"), "give one of both"),
+        (("--limit-memory", "100MiB"), "nothing fits into 87 MiB"),
     ],
 )
 def test_refused_before_the_model_is_loaded(
@@ -119,6 +129,49 @@ def test_a_model_whose_rows_are_not_all_of_a_conversation(
     refused = pytest.raises(UsageError, match=r"--memory .*: .*sliding windows or recurrent states")
     with closing(llama), HeadKV(llama, policy="snapkv", budget=budget) as headkv, refused:
         Conversations(headkv, Folder(tmp_path, 1), print)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_prompt_that_reaches_the_limit_of_memory(
+    library: None, demo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped in its middle, the cache is emptied, and both that prompt and what was saved can be asked again."""
+    monkeypatch.setattr(memory, "_LOOK_SECONDS", 0)
+    llama: Any = load(demo_path, n_ctx=N_CTX, n_threads=1)
+    with closing(llama), HeadKV(llama, budget="25%") as headkv:
+        folder = Folder(tmp_path, 1 << 30)
+        model = Model(
+            headkv,
+            "demo",
+            Sampling(temp=0, max_tokens=8),
+            conversations=Conversations(headkv, folder, pytest.fail),
+            limit=MemoryLimit(1 << 40, "1TiB"),
+        )
+        first, other = (model.ask_chat(chat_request(hidden(number))) for number in NUMBERS[:2])
+        expected = answered(model, first)
+        answered(model, other)
+        monkeypatch.setattr(memory, "resident", lambda: 1 << (41 if headkv.native.stats().n_pos > 200 else 30))
+        with pytest.raises(ApiError, match=r"more than the .* MiB that --limit-memory 1TiB allows"):
+            answered(model, model.ask_chat(chat_request(hidden(9061))))
+        assert headkv.native.stats().n_pos == llama.n_tokens == 0 and folder.n_kept == 2
+        monkeypatch.undo()
+        assert answered(model, first) == expected
+        assert headkv.stats().n_read < N_NEW
+
+
+def chat_request(text: str) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": [{"role": "user", "content": text}]})
+
+
+def answered(model: Model, question: Question) -> str:
+    """As the worker has it answered."""
+    try:
+        answer = model.answer(question, lambda: False, lambda done, total: None)
+        text = "".join(piece.text for piece in answer.pieces())
+        model.check_memory()
+        return text
+    finally:
+        model.keep(question)
 
 
 def test_two_servers_in_one_folder(library: None, demo_path: Path, tmp_path: Path) -> None:

@@ -215,11 +215,3 @@ class Deadly:
 def test_a_process_that_ends_without_a_word() -> None:
     with pytest.raises(BenchError, match=r"deadly at 10%: the process .* ended with 7 before it was done"):
         read_apart(SETUP, 100, Deadly())  # type: ignore[arg-type]
-
-
-def test_resident_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status = tmp_path / "status"
-    monkeypatch.setattr(reading, "Path", lambda _: status)
-    assert reading.resident() is None
-    status.write_text("Name:\tx\nVmPeak:\t  9 kB\nVmHWM:\t   20 kB\nVmRSS:\t   10 kB\n")
-    assert (reading.resident(), reading.resident("VmHWM")) == (10240, 20480)

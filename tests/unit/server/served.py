@@ -120,8 +120,8 @@ def listening(app: Any) -> Iterator[str]:
             thread.join(30)
 
 
-def make_served(monkeypatch: pytest.MonkeyPatch, llama: ServedLlama | None = None) -> Served:
-    """A server on a Llama that has no model."""
+def make_served(monkeypatch: pytest.MonkeyPatch, llama: ServedLlama | None = None, **options: Any) -> Served:
+    """A server on a Llama that has no model; options of its `Model`."""
     llama = llama or ServedLlama()
     schemas: list[object] = []
     without_library(monkeypatch)
@@ -139,4 +139,5 @@ def make_served(monkeypatch: pytest.MonkeyPatch, llama: ServedLlama | None = Non
     monkeypatch.setattr(log_probs, "piece", lambda _, token: f"t{token}".encode())
     monkeypatch.setattr(model, "schema_grammar", grammar)
     stream: Any = llama
-    return Served(llama, Model(HeadKV(stream, policy="snapkv"), "fake", Sampling(temp=0.5)), schemas, follower)
+    served = Model(HeadKV(stream, policy="snapkv"), "fake", Sampling(temp=0.5), **options)
+    return Served(llama, served, schemas, follower)

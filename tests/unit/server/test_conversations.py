@@ -144,6 +144,15 @@ def test_a_restart_finds_all_of_them(asked: Asked) -> None:
     assert len(again.files()) == 3
 
 
+def test_a_cache_that_was_emptied_is_loaded_again(asked: Asked) -> None:
+    chat = text(0)
+    asked.ask(chat)
+    asked.headkv.tokens, asked.headkv.own = [], None  # HeadKV.clear
+    asked.talks.forget()
+    assert asked.ask(turn(chat, 1)) == 15 and asked.talks.n_loaded == 1
+    assert len(asked.files()) == 1 and asked.notices == []
+
+
 def test_two_chats_about_one_text_are_two(asked: Asked) -> None:
     document = text(0)
     first, second = document + text(1, 10), document + text(2, 10)
