@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import re
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -29,6 +32,9 @@ UNMADE = {
 # tensors that files of the architecture do not have; with them llama.cpp takes it for another one
 _ABSENT = {"rwkv6qwen2": "time_mix_first"}
 
+# tensors by which others are multiplied: with these near 0 nothing would depend on attention
+_FACTORS = ("norm.weight", "scale", "rope_freqs.weight")
+
 # files of an architecture that llama.cpp treats in another way: keys that are changed, or taken out
 VARIANTS: dict[str, tuple[str, dict[str, Value | None]]] = {
     "deepseek2, not absorbed": (
@@ -44,6 +50,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Value | None]]] = {
     "llama, both ways": ("llama", {"attention.causal": False}),
     "llama4, no window": ("llama4", {"attention.sliding_window": 0}),
     "gemma3, no window": ("gemma3", {"attention.sliding_window": None, "attention.sliding_window_pattern": None}),
+    "gemma3, a KV head of two": ("gemma3", {"attention.head_count_kv": 1}),
+    "gemma4, layers that read others' rows": (
+        "gemma4",
+        {
+            "block_count": 7,
+            "attention.shared_kv_layers": 2,
+            "attention.sliding_window_pattern": [1, 0, 1, 1, 0, 1, 0],
+        },
+    ),
+    "qwen2vl, three sections": ("qwen2vl", {"rope.dimension_sections": [16, 24, 24, 0]}),
+    "qwen3vl, three sections": ("qwen3vl", {"rope.dimension_sections": [22, 21, 21, 0]}),
     "exaone4, 64 layers": ("exaone4", {"block_count": 64}),
     "baichuan, 40 layers": ("baichuan", {"block_count": 40}),
     "glm4, sections": ("glm4", {"rope.dimension_sections": [16, 24, 24, 0]}),
@@ -155,6 +172,13 @@ def keys_of(arch: str) -> dict[str, Value]:
     if arch in _MLA:
         keys |= _mla(arch)
     return keys | _recurrent(arch, n_embd, n_head) | _own(arch, n_layer, n_embd, n_head, n_ff)
+
+
+def metadata_of(arch: str, changes: Mapping[str, Value | None] = MappingProxyType({})) -> dict[str, Value]:
+    """The keys of a tiny model as its file has them, some of them changed or taken out."""
+    keys = {key: value for key, value in (keys_of(arch) | dict(changes)).items() if value is not None}
+    own = {key if key.startswith("xielu.") else f"{arch}.{key}": value for key, value in keys.items()}
+    return {"general.architecture": arch, **own}
 
 
 def _mla(arch: str) -> dict[str, Value]:
@@ -307,27 +331,31 @@ def _own(arch: str, n_layer: int, n_embd: int, n_head: int, n_ff: int) -> dict[s
 def write(path: Path, name: str) -> Path:
     """Write a tiny random model of an architecture or one of `VARIANTS`; if it is `UNMADE`, its keys and one tensor."""
     arch, changes = VARIANTS.get(name, (name, {}))
-    keys = {key: value for key, value in (keys_of(arch) | changes).items() if value is not None}
+    keys = metadata_of(arch, changes)
+    del keys["general.architecture"]  # the writer has it
     _write(path, arch, keys, {})
     shapes = {"token_embd.weight": (N_VOCAB, 32)} if arch in UNMADE else _wanted_tensors(path)
-    rng = np.random.default_rng(0)
     absent = _ABSENT.get(arch)
     tensors = {tensor: shape for tensor, shape in shapes.items() if absent is None or absent not in tensor}
-    _write(path, arch, keys, {tensor: _values(rng, tensor, shape) for tensor, shape in tensors.items()})
+    _write(path, arch, keys, {tensor: _values(tensor, shape) for tensor, shape in tensors.items()})
     return path
 
 
-def _values(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    values = rng.normal(scale=0.1, size=shape).astype(np.float32)
-    return -np.abs(values) if "ssm_a" in name else values  # a state that decays
+def _values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The same for the same name and shape, in whatever architecture."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).normal(scale=0.1, size=shape).astype(np.float32)
+    if "ssm_a" in name:
+        return -np.abs(values)  # a state that decays
+    if "attn_q_norm" in name:
+        return (1 + values) / 4  # attention that is not scaled after it would be on one position alone
+    return 1 + values if name.endswith(_FACTORS) else values
 
 
 def _write(path: Path, arch: str, keys: dict[str, Value], tensors: dict[str, np.ndarray]) -> None:
     writer = gguf.GGUFWriter(path, arch)
     writer.add_tokenizer_model("no_vocab")  # tokens are numbers
     writer.add_token_type_count(2)
-    for name, value in keys.items():
-        key = name if name.startswith("xielu.") else f"{arch}.{name}"
+    for key, value in keys.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

@@ -1,7 +1,11 @@
-"""Models in which only some layers can be compressed: going back where windows and states cannot be cut."""
+"""Models in which only some layers can be compressed: going back where windows and states cannot be cut, and scores.
+
+That a ragged prefix is the masked oracle's is tested in tests/e2e/test_architectures.py, of each family.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,13 @@ import pytest
 
 from pyheadkv.cache.prefill import Prefill
 from pyheadkv.engine.llama import cut
+from pyheadkv.errors import HeadKVError
+from pyheadkv.policy.scorers import Scorer
 from tests import architectures
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import make_tokens, relative_error
+from tests.e2e.test_scorers import observe, scorer_of
+from tests.e2e.test_ubatch import FLAT_MAX_SWAPPED, LARGEST_NEAR_TIE, SCORER, assert_same_rows, scores_and_kept
 
 TOKENS = make_tokens(900, architectures.N_VOCAB)
 N_PROMPT, N_KEPT, N_OBS = 850, 300, 8
@@ -64,3 +72,52 @@ def test_without_a_store_it_is_stock(open_context: MakeContext, tmp_path: Path, 
     np.testing.assert_array_equal(
         open_context(path, **OPTIONS).decode(TOKENS[:N_PROMPT]), stock.decode(TOKENS[:N_PROMPT])
     )
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["gemma3, a KV head of two", "gpt-oss", "jamba", "qwen35", "qwen2vl"],
+)
+def test_same_rows_are_kept(open_context: MakeContext, tmp_path: Path, arch: str) -> None:
+    """However the prompt was cut into ubatches."""
+    path, runs = architectures.write(tmp_path / "model.gguf", arch), []
+    for n_ubatch in (128, 32, 512):
+        context = open_context(path, **OPTIONS | {"n_ubatch": n_ubatch, "n_batch": 512})
+        runs.append(scores_and_kept(context, TOKENS[:600], 100, 1, SCORER))
+    scores, truth = runs[0]
+    for _, kept in runs[1:]:
+        assert_same_rows(kept, truth, scores, LARGEST_NEAR_TIE, FLAT_MAX_SWAPPED)
+    _, other = scores_and_kept(open_context(path, **OPTIONS), TOKENS[:600], 100, 1, replace(SCORER, pool_kernel=5))
+    with pytest.raises(AssertionError):
+        assert_same_rows(other, truth, scores, LARGEST_NEAR_TIE, FLAT_MAX_SWAPPED)
+
+
+@pytest.mark.parametrize("arch", ["gemma3", "gemma3n", "gemma4, layers that read others' rows"])
+def test_attention_of_layers_that_read_rows_is_averaged(open_context: MakeContext, tmp_path: Path, arch: str) -> None:
+    context = open_context(architectures.write(tmp_path / "model.gguf", arch), **OPTIONS)
+    scorer = Scorer(n_obs=8, pool_kernel=1)
+    observe(context, TOKENS[:300], scorer, n_sink=4)
+    for i in range(len(context.native.layers())):
+        shares = context.native.score_read(i, scorer).sum(axis=1)
+        assert ((shares > 0.5) & (shares <= 1)).all(), "the rest is paid to the tokens that observe"
+
+
+@pytest.mark.parametrize(("twin", "arch"), [("qwen2", "qwen2vl"), ("qwen3", "qwen3vl")])
+def test_text_is_rotated_as_without_sections(open_context: MakeContext, tmp_path: Path, twin: str, arch: str) -> None:
+    """The first layers of both models have the same weights; text has the same position in each section."""
+    scorer, scores = scorer_of("expected_attention"), []
+    for name in (twin, f"{arch}, three sections"):
+        context = open_context(architectures.write(tmp_path / f"{name}.gguf", name), **OPTIONS)
+        observe(context, TOKENS[:300], scorer, n_sink=4)
+        scores.append(np.log(context.native.score_read(0, scorer)))
+        scores[-1] -= scores[-1].mean(axis=1, keepdims=True)  # what tells positions from one another
+    assert relative_error(scores[1], scores[0]) < MAX_ERROR
+
+
+def test_a_fourth_section_has_no_expected_attention(open_context: MakeContext, tmp_path: Path) -> None:
+    """Text has position 0 there."""
+    context = open_context(architectures.write(tmp_path / "model.gguf", "qwen2vl"), **OPTIONS)
+    scorer = scorer_of("expected_attention")
+    with pytest.raises(HeadKVError, match="before rotation cannot be found: take another scorer"):
+        observe(context, TOKENS[:300], scorer, n_sink=4)
+        context.native.score_read(0, scorer)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from pyheadkv.chat.session import HeadKV, load
-from pyheadkv.engine.llama import log_lines
+from pyheadkv.engine.llama import empty, log_lines
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import ModelError
 from pyheadkv.model.file import read_gguf_metadata
@@ -35,10 +35,11 @@ from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.model.support import unsupported_reason
 from tests import architectures
 from tests.e2e.context import Context, make_tokens, relative_error
+from tests.e2e.masked import masked_logits, random_kept
 from tests.e2e.sweep import differences
 
 N_CELLS = 64  # of a cache that starts small
-N_PROMPT, N_OBS, N_NEXT = 300, 8, 4
+N_PROMPT, N_OBS, N_NEXT = 300, 8, 128
 N_BATCH = 128  # where it is read layer by layer
 LIMIT_S = 60
 
@@ -66,8 +67,6 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
     except ModelError as error:
         return {"outcome": "whole", "words": str(error), "is_finite": evaluated(llama, tokens)}
     layers = native.layers()
-    error = distance(llama, native, tokens)
-    llama.reset()
     with HeadKV(llama, policy="snapkv", budget=0.25) as headkv:
         is_finite = evaluated(llama, tokens[:N_PROMPT]) and evaluated(llama, tokens[N_PROMPT:])
         kept = headkv.native.stats().n_rows_hot
@@ -75,7 +74,7 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
         "outcome": "compressed",
         **swept(path, n_cells, tokens),
         "layers": [asdict(layer) for layer in layers],
-        "error": error,
+        **distances(path, n_cells, tokens),
         "is_finite": is_finite,
         "n_rows_hot": kept,
     }
@@ -88,22 +87,19 @@ def evaluated(llama: Any, tokens: list[int]) -> bool:
     return bool(np.isfinite(llama.scores[first : llama.n_tokens]).all())
 
 
-def distance(llama: Any, native: Native, tokens: list[int]) -> float:
-    """How far the logits over a prefix that keeps every row are from those over the whole cache."""
-    import llama_cpp
-
-    prompt, following = tokens[:N_PROMPT], tokens[N_PROMPT:]
-    logits = []
-    for is_kept in (False, True):
-        llama.reset()
-        llama_cpp.llama_memory_clear(llama._ctx.memory, True)
-        llama.eval(prompt)
-        if is_kept:
-            n_heads = sum(layer.n_head_kv for layer in native.layers())
-            native.keep([np.arange(N_PROMPT - N_OBS)] * n_heads, N_OBS)
-        llama.eval(following)
-        logits.append(llama.scores[N_PROMPT : llama.n_tokens].copy())
-    return relative_error(logits[1], logits[0])
+def distances(path: Path, n_cells: int, tokens: list[int]) -> dict[str, float]:
+    """How far logits over a ragged prefix are from the masked oracle's, and how far those of the whole cache are."""
+    options: dict[str, Any] = {"n_ctx": 512, "n_batch": N_BATCH, "n_ubatch": N_BATCH, "swa_full": False}
+    context = Context(path, **options, n_cells=n_cells)
+    kept = random_kept(context.native, N_PROMPT - N_OBS)
+    whole = context.decode(tokens)[N_PROMPT:]
+    empty(context.llama)
+    context.decode(tokens[:N_PROMPT])
+    context.native.keep([positions for heads in kept.values() for positions in heads], N_OBS)
+    ragged = context.decode(tokens[N_PROMPT:])
+    context.close()
+    truth = masked_logits(path, tokens, N_PROMPT, kept, N_PROMPT - N_OBS, **options)
+    return {"error": relative_error(ragged, truth), "effect": relative_error(whole, truth)}
 
 
 def in_a_child(folder: Path, name: str) -> dict[str, Any]:
