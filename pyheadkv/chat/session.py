@@ -220,9 +220,18 @@ class HeadKV:
         bytes_per_token = self.shape.bytes_per_token(self.type_k, self.type_v)
         return self._prefill.turn.stats(self.native.stats(), bytes_per_token, str(self._place))
 
+    @property
+    def bytes_checkpoints(self) -> int:
+        """Main memory that copies of windows and states take, for going back; 0 of models that have neither."""
+        return self._prefill.checkpoints.n_bytes
+
     def report(self) -> dict[str, Any]:
-        """Objects "budget", "kv", "archive", "turn", "ms" and "tok_s" of the last turn, ready for JSON."""
-        return kv_report(self.stats(), self.plan, self.budget, self.shape, self.type_k, self.type_v)
+        """Objects "budget", "kv", "beside", "archive", "turn", "ms" and "tok_s" of the last turn, ready for JSON."""
+        stats = self.stats()
+        return {
+            **kv_report(stats, self.plan, self.budget, self.shape, self.type_k, self.type_v),
+            "beside": {"bytes": stats.native.bytes_beside, "checkpoint_bytes": self.bytes_checkpoints},
+        }
 
     def clear(self) -> None:
         """Forget the conversation and give its memory back."""

@@ -205,7 +205,7 @@ class Talk:
         elif name == "/stats":
             plan = self.headkv.plan
             words = f"{plan.policy}, budget {plan.budget.request}" if plan else "the cache is whole"
-            print(stats_text(self.headkv.stats(), words))
+            print(stats_text(self.headkv.stats(), words, self.headkv.bytes_checkpoints))
         elif name == "/clear":
             self.conversation.clear()
             note("a new conversation")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyheadkv.cli.options import InspectOptions, ModelOptions
 from pyheadkv.errors import BudgetError, UsageError
+from pyheadkv.model.beside import bytes_beside
 from pyheadkv.model.keys import Metadata
 from pyheadkv.model.shape import ModelShape
 from pyheadkv.model.weights import file_bytes
@@ -52,7 +53,15 @@ def choose_fit(
         budget=Budget.parse(options.budget) if options.budget else None,
     )
     n_embd, n_ff = (_width(metadata, f"{shape.architecture}.{key}_length") for key in ("embedding", "feed_forward"))
-    needs = Needs(shape, policy, profile, n_embd, n_ff or 4 * n_embd, file_bytes(path))
+    needs = Needs(
+        shape,
+        policy,
+        profile,
+        n_embd,
+        n_ff or 4 * n_embd,
+        file_bytes(path),
+        beside=lambda n_ctx, type_k, type_v: bytes_beside(metadata, n_ctx, type_k, type_v).n_bytes,
+    )
     if isinstance(options, ModelOptions):
         # beside a GPU auto takes main memory where there is room
         in_memory = options.archive == "ram" or (options.archive == "auto" and options.n_gpu_layers != 0)

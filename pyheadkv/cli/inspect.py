@@ -16,6 +16,7 @@ from pyheadkv.cli.options import InspectOptions
 from pyheadkv.cli.render import note
 from pyheadkv.engine.sources import resolve_model
 from pyheadkv.errors import ModelError, ProfileError, UsageError
+from pyheadkv.model.beside import bytes_beside
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import ModelShape, shape_from_metadata
 from pyheadkv.model.support import unsupported_reason
@@ -26,6 +27,8 @@ from pyheadkv.policy.plan import Plan, check_budget, choose_budget, make_plan
 from pyheadkv.policy.text import parse_policy
 from pyheadkv.profile import Profile, format_mix, mix_profile
 from pyheadkv.profile.find import find_profile
+
+_PROMPTS, _KEPT = (8192, 32768, 131072), 10  # tokens, and % of the rows, of which is told what compressing them frees
 
 
 @dataclass
@@ -114,6 +117,8 @@ def inspect_model(options: InspectOptions) -> Inspection:
         options = replace(options, n_ctx=fit.n_ctx, type_k=fit.type_k, type_v=fit.type_v, budget=fit.budget.request)
     report |= _shape_report(shape, options)
     if reason is None:
+        n_ctx = options.n_ctx or shape.n_ctx_train
+        report["beside"] = asdict(bytes_beside(metadata, n_ctx, options.type_k, options.type_v))
         _add_plan(inspection, options, int(str(metadata[f"{shape.architecture}.embedding_length"])))
     return inspection
 
@@ -164,7 +169,8 @@ def _shape_report(shape: ModelShape, options: InspectOptions) -> dict[str, Any]:
         },
         "type_k": options.type_k,
         "type_v": options.type_v,
-        "bytes_per_token": shape.bytes_per_token(options.type_k, options.type_v),
+        "bytes_per_token": (n_bytes := shape.bytes_per_token(options.type_k, options.type_v)),
+        "bytes_freed": {str(n_tokens): n_bytes * n_tokens * (100 - _KEPT) // 100 for n_tokens in _PROMPTS},
     }
 
 
@@ -174,7 +180,9 @@ def _plan_report(plan: Plan) -> dict[str, Any]:
     return {**plan.to_json(), "rows_spread": spread}
 
 
-def _peak_line(peaks: dict[str, int]) -> str:
+def _peak_line(peaks: dict[str, int], beside: int) -> str:
+    if beside:  # such models are read batch by batch
+        return f"while reading    {mib(peaks['whole'])} MiB, and {mib(beside)} MiB beside"
     by_layers = f"{mib(peaks['by_layers'])} MiB layer by layer, with {mib(peaks['hidden_states'])} MiB of hidden states"
     return f"while reading    {by_layers}; {mib(peaks['whole'])} MiB with --no-sweep"
 
@@ -195,12 +203,15 @@ def _lines(report: dict[str, Any]) -> list[str]:
         return [*lines, f"shape            unknown: {report['shape_error']}"]
     lines += [
         f"context          {report['n_ctx_train']} tokens in training",
-        f"layers           {shape['n_layer']} with a KV cache",
+        f"layers           {shape['n_layer']} with a KV cache of all positions",
         f"query heads      {_span(shape['n_head'])} in a layer",
         f"KV heads         {_span(shape['n_head_kv'])} in a layer, {sum(shape['n_head_kv'])} in all",
         f"head size        K {_span(shape['n_embd_head_k'])}, V {_span(shape['n_embd_head_v'])}",
         f"KV per token     {report['bytes_per_token']} bytes ({report['type_k']}/{report['type_v']})",
     ]
+    lines += _beside_lines(report)
+    freed = ", ".join(f"{mib(n)} of {int(tokens) // 1024}k" for tokens, n in report["bytes_freed"].items())
+    lines.append(f"freed at {_KEPT} %    {freed} (MiB)")
     lines += _profile_lines(report)
     if "fit" in report:
         lines.append(f"fit              {report['fit']['words']}")
@@ -212,11 +223,25 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"rows kept        {plan['rows_kept']} of {plan['rows_full']} ({100 * budget['keep_ratio']:.3g} %)",
             f"rows per head    min {spread['min']}, median {spread['median']:g}, max {spread['max']}",
             f"KV bytes         {mib(plan['bytes_kept'])} of {mib(plan['bytes_full'])} MiB",
-            _peak_line(plan["peak_bytes"]),
+            _peak_line(plan["peak_bytes"], report["beside"]["windows"] + report["beside"]["states"]),
         ]
     elif report.get("plan_note"):
         lines.append(f"plan             none: {report['plan_note']}")
     return lines
+
+
+def _beside_lines(report: dict[str, Any]) -> list[str]:
+    """What layers have whose rows are not compressed."""
+    if not (beside := report.get("beside")):
+        return []
+    return [
+        f"{name:<17}{mib(beside[what])} MiB beside, kept whole, in {beside[n_layers]} layers{words}"
+        for name, what, n_layers, words in (
+            ("windows", "windows", "n_window_layers", f" of the last {beside['n_window']} tokens"),
+            ("states", "states", "n_state_layers", ""),
+        )
+        if beside[n_layers]
+    ]
 
 
 def _profile_lines(report: dict[str, Any]) -> list[str]:

@@ -41,17 +41,19 @@ def footer_text(stats: SessionStats) -> str:
     memory = f"{mib(kept)} of {mib(full)} MiB ({100 * kept / full:.0f} %)" if kept < full else f"{mib(kept)} MiB"
     native = stats.native
     archive = f" | archive {mib(native.bytes_archive)} MiB {stats.archive}" if native.bytes_archive else ""
-    return f"[ prompt {read}{reused} | generation {_speed(stats.tok_s_decode)} t/s | KV {memory}{archive} ]"
+    beside = f" + {mib(native.bytes_beside)} MiB windows and states" if native.bytes_beside else ""
+    return f"[ prompt {read}{reused} | generation {_speed(stats.tok_s_decode)} t/s | KV {memory}{beside}{archive} ]"
 
 
 def _speed(tok_s: float) -> str:
     return f"{tok_s:.0f}" if tok_s >= 10 else f"{tok_s:.1f}"
 
 
-def stats_text(stats: SessionStats, plan_words: str) -> str:
-    """The answer to /stats."""
+def stats_text(stats: SessionStats, plan_words: str, bytes_checkpoints: int = 0) -> str:
+    """The answer to /stats; windows, states and their checkpoints where the model has some."""
     native = stats.native
     repeated = f", repeated in {stats.ms_reconstruction:.0f} ms" if stats.ms_reconstruction else ""
+    beside = f"beside       {mib(native.bytes_beside)} MiB windows and states, {mib(bytes_checkpoints)} MiB checkpoints"
     return "\n".join(
         (
             f"positions    {native.n_pos}, of which {native.n_pos_hot} compressed",
@@ -59,6 +61,7 @@ def stats_text(stats: SessionStats, plan_words: str) -> str:
             f"rows         {native.n_rows_hot} compressed + {native.n_rows_tail} whole of {native.n_rows_full}",
             f"KV memory    {mib(native.bytes_hot)} compressed + {mib(native.bytes_tail)} whole "
             f"of {mib(stats.bytes_full)} MiB, peak {mib(native.bytes_peak)} MiB",
+            *([beside] if native.bytes_beside else []),
             f"archive      {native.n_pos_archive} positions, {mib(native.bytes_archive)} MiB {stats.archive}",
             f"cells        {native.n_cells_used} used of {native.n_cells}, grown {native.n_grow} times",
             f"last turn    prompt {stats.n_prompt} ({stats.n_read} read in {stats.ms_prefill:.0f} ms{repeated}, "

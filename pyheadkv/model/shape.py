@@ -148,14 +148,21 @@ class ModelShape:
             the head size is no multiple of the cache type's block
         """
         layer = self.layers[il_index]
-        return _vector_bytes("K", layer.n_embd_head_k, type_k) + _vector_bytes("V", layer.n_embd_head_v, type_v)
+        return vector_bytes("K", layer.n_embd_head_k, type_k) + vector_bytes("V", layer.n_embd_head_v, type_v)
 
     def bytes_per_token(self, type_k: str = "f16", type_v: str = "f16") -> int:
         """Bytes that one position takes in a full cache, over all layers and KV heads."""
         return sum(layer.n_head_kv * self.row_bytes(i, type_k, type_v) for i, layer in enumerate(self.layers))
 
 
-def _vector_bytes(which: str, n_elems: int, type_text: str) -> int:
+def vector_bytes(which: str, n_elems: int, type_text: str) -> int:
+    """Bytes of a K or V vector of so many elements, in whole blocks of a cache type.
+
+    Raises
+    ------
+    ModelError
+        it is no multiple of the type's block
+    """
     cache_type = parse_cache_type(type_text)
     n_blocks, rest = divmod(n_elems, cache_type.block_elems)
     if rest:
@@ -194,9 +201,9 @@ def shape_from_metadata(metadata: Metadata) -> ModelShape:
     n_head = per_layer(metadata, f"{arch}.attention.head_count", n_block)
     n_head_kv = per_layer(metadata, f"{arch}.attention.head_count_kv", n_block, default=n_head)
     windows, rows = has_window(metadata, arch, n_block), has_rows(metadata, arch, n_head_kv)
-    default_head_size = _default_head_size(metadata, arch, n_head[0])
-    n_embd_head_k = positive(metadata, f"{arch}.attention.key_length", default_head_size)
-    n_embd_head_v = positive(metadata, f"{arch}.attention.value_length", default_head_size)
+    head_size = default_head_size(metadata, arch, n_head[0])
+    n_embd_head_k = positive(metadata, f"{arch}.attention.key_length", head_size)
+    n_embd_head_v = positive(metadata, f"{arch}.attention.value_length", head_size)
 
     layers: list[LayerShape] = []
     for il in range(n_block):
@@ -220,6 +227,7 @@ def shape_from_metadata(metadata: Metadata) -> ModelShape:
     return ModelShape(arch, name, positive(metadata, f"{arch}.context_length"), tuple(layers))
 
 
-def _default_head_size(metadata: Metadata, arch: str, n_head: int) -> int | None:
+def default_head_size(metadata: Metadata, arch: str, n_head: int) -> int | None:
+    """Elements of a head's vectors where the file does not tell; None where that cannot be known."""
     n_embd = count(metadata, f"{arch}.embedding_length", 0)
     return n_embd // n_head if n_embd and n_head else None

@@ -10,7 +10,7 @@ from above, held against processes by tests/e2e/test_fit.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyheadkv.errors import BudgetError, ModelError, UsageError
@@ -49,6 +49,9 @@ class Needs:
         prompts are read layer by layer
     has_archive
         in memory, of all rows
+    beside
+        bytes of sliding windows and recurrent states, of a context of so many tokens and these cache types; models that
+        have some are read batch by batch
     """
 
     shape: ModelShape
@@ -59,6 +62,7 @@ class Needs:
     bytes_weights: int
     by_layers: bool = True
     has_archive: bool = False
+    beside: Callable[[int, str, str], int] = lambda n_ctx, type_k, type_v: 0
 
 
 @dataclass(frozen=True)
@@ -139,14 +143,15 @@ def measure(needs: Needs, n_ctx: int, types: Types, budget: Budget) -> Fit:
     n_prompt = n_ctx - min(_ANSWER, n_ctx // 4)
     plan = make_plan(shape, needs.policy, budget, n_prompt, type_k=type_k, type_v=type_v, profile=needs.profile)
     per_token = shape.bytes_per_token(type_k, type_v)
-    beside = _beside(needs, n_ctx)
+    kept_whole = needs.beside(n_ctx, type_k, type_v)
+    beside = _beside(needs, n_ctx) + kept_whole
     if plan is None:
         whole = beside + n_ctx * per_token
         return Fit(n_ctx, type_k, type_v, budget, n_prompt, whole, whole)
     most = peak(shape, plan, type_k, type_v, needs.n_embd)
     beside += n_ctx * per_token if needs.has_archive else 0
     observed = 4 * n_prompt * sum(layer.n_head for layer in shape.layers)
-    rows = most.by_layers + most.hidden_states if needs.by_layers else most.whole
+    rows = most.by_layers + most.hidden_states if needs.by_layers and not kept_whole else most.whole
     reading = beside + rows + observed
     answering = beside + plan.bytes_kept + (n_ctx - n_prompt) * per_token
     return Fit(n_ctx, type_k, type_v, budget, n_prompt, reading, answering)

@@ -85,6 +85,7 @@ def check(report: dict[str, Any]) -> None:
         if start["outcome"] == "compressed":
             assert report["reason"] is None
             assert start["layers"] == report["layers"]
+            assert start["beside"] == report["beside"]
             assert start["error"] < MAX_SHARE * start["effect"]
             assert start["effect"] > MIN_EFFECT
             assert start["n_rows_hot"] > 0

@@ -30,6 +30,7 @@ from pyheadkv.chat.session import HeadKV, load
 from pyheadkv.engine.llama import empty, log_lines
 from pyheadkv.engine.native import Native
 from pyheadkv.errors import ModelError
+from pyheadkv.model.beside import bytes_beside
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.shape import shape_from_metadata
 from pyheadkv.model.support import unsupported_reason
@@ -38,6 +39,7 @@ from tests.e2e.context import Context, make_tokens, relative_error
 from tests.e2e.masked import masked_logits, random_kept
 from tests.e2e.sweep import differences
 
+N_CTX = 512
 N_CELLS = 64  # of a cache that starts small
 N_PROMPT, N_OBS, N_NEXT = 300, 8, 128
 N_BATCH = 128  # where it is read layer by layer
@@ -49,16 +51,17 @@ def judged(path: Path) -> dict[str, Any]:
     try:
         metadata = read_gguf_metadata(path)
     except ModelError as error:
-        return {"reason": str(error), "layers": []}
+        return {"reason": str(error), "layers": [], "beside": 0}
     reason = unsupported_reason(metadata)
     layers = [] if reason else [asdict(layer) for layer in shape_from_metadata(metadata).layers]
-    return {"reason": reason, "layers": layers}
+    n_beside = 0 if reason else bytes_beside(metadata, N_CTX, "f16", "f16").n_bytes
+    return {"reason": reason, "layers": layers, "beside": n_beside}
 
 
 def tried(path: Path, n_cells: int) -> dict[str, Any]:
     """Load, and compress if that can be."""
     try:
-        llama: Any = load(path, n_ctx=512, n_threads=1, n_cells=n_cells, logits_all=True)
+        llama: Any = load(path, n_ctx=N_CTX, n_threads=1, n_cells=n_cells, logits_all=True)
     except ModelError as error:
         return {"outcome": "refused", "words": str(error)}
     tokens = make_tokens(N_PROMPT + N_NEXT, architectures.N_VOCAB)
@@ -66,7 +69,7 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
         native = Native(llama)
     except ModelError as error:
         return {"outcome": "whole", "words": str(error), "is_finite": evaluated(llama, tokens)}
-    layers = native.layers()
+    layers, n_beside = native.layers(), native.stats().bytes_beside
     with HeadKV(llama, policy="snapkv", budget=0.25) as headkv:
         is_finite = evaluated(llama, tokens[:N_PROMPT]) and evaluated(llama, tokens[N_PROMPT:])
         kept = headkv.native.stats().n_rows_hot
@@ -74,6 +77,7 @@ def tried(path: Path, n_cells: int) -> dict[str, Any]:
         "outcome": "compressed",
         **swept(path, n_cells, tokens),
         "layers": [asdict(layer) for layer in layers],
+        "beside": n_beside,
         **distances(path, n_cells, tokens),
         "is_finite": is_finite,
         "n_rows_hot": kept,
@@ -89,7 +93,7 @@ def evaluated(llama: Any, tokens: list[int]) -> bool:
 
 def distances(path: Path, n_cells: int, tokens: list[int]) -> dict[str, float]:
     """How far logits over a ragged prefix are from the masked oracle's, and how far those of the whole cache are."""
-    options: dict[str, Any] = {"n_ctx": 512, "n_batch": N_BATCH, "n_ubatch": N_BATCH, "swa_full": False}
+    options: dict[str, Any] = {"n_ctx": N_CTX, "n_batch": N_BATCH, "n_ubatch": N_BATCH, "swa_full": False}
     context = Context(path, **options, n_cells=n_cells)
     kept = random_kept(context.native, N_PROMPT - N_OBS)
     whole = context.decode(tokens)[N_PROMPT:]
@@ -138,7 +142,7 @@ def examined(path: Path, name: str) -> dict[str, Any]:
 
 def swept(path: Path, n_cells: int, tokens: list[int]) -> dict[str, Any]:
     """Read the prompt as stock does and layer by layer, if that can be, and a token more."""
-    options: dict[str, Any] = {"n_ctx": 512, "n_batch": N_BATCH, "logits_all": False}
+    options: dict[str, Any] = {"n_ctx": N_CTX, "n_batch": N_BATCH, "logits_all": False}
     stock, ours = Context(path, **options, attach=False), Context(path, **options, n_cells=n_cells)
     if reason := ours.native.read_reason():
         return {"crosses": reason}

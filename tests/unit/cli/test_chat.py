@@ -17,7 +17,7 @@ from pyheadkv.cli import chat
 from pyheadkv.cli.chat import Talk
 from pyheadkv.cli.model import chosen_template
 from pyheadkv.cli.options import ChatOptions
-from pyheadkv.cli.render import ReadingBar, footer_text
+from pyheadkv.cli.render import ReadingBar, footer_text, stats_text
 from pyheadkv.errors import ModelError, UsageError
 from tests.unit.fake_llama import FakeLlama, without_library
 from tests.unit.fake_vocabulary import CONTROL, FakeVocabulary
@@ -177,7 +177,9 @@ def test_json_holds_what_was_measured(talk: Talk) -> None:
         "turn",
         "ms",
         "tok_s",
+        "beside",
     ]
+    assert report["beside"] == {"bytes": 0, "checkpoint_bytes": 0}
     keys = "type_k type_v rows_full rows_kept rows_per_head bytes_full bytes_kept bytes_measured peak_bytes"
     assert " ".join(report["kv"]) == keys
     assert list(report["budget"]) == ["request", "rows", "keep_ratio", "bytes"]
@@ -206,6 +208,10 @@ def test_footer_counts_memory_against_a_whole_cache(talk: Talk) -> None:
     stats = replace(stats, n_prompt=900, n_read=100, native=replace(stats.native, bytes_archive=3 << 20))
     text = footer_text(stats)
     assert " t/s, 800 tokens reused | " in text and text.endswith(" | archive 3.0 MiB on disk ]")
+    beside = replace(stats, native=replace(stats.native, bytes_beside=5 << 20))
+    assert " MiB (27 %) + 5.0 MiB windows and states | archive " in footer_text(beside)
+    assert "beside       5.0 MiB windows and states, 2.0 MiB checkpoints\n" in stats_text(beside, "", 2 << 20)
+    assert "windows" not in stats_text(stats, "") + text
     talk.conversation.clear()
     assert footer_text(talk.headkv.stats()).endswith(" | KV 0.0 MiB ]")
 

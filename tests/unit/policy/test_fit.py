@@ -33,6 +33,16 @@ def test_all_of_it_fits() -> None:
     assert 0 < fit.reading - 4_900_000_000 - 131072 * TOKEN < GIB
 
 
+def test_what_is_beside_the_rows_counts_and_is_read_batch_by_batch() -> None:
+    budget, types = Budget.parse("10%"), ("q8_0", "f16")
+    with_windows = replace(LLAMA_8B, beside=lambda n_ctx, type_k, type_v: n_ctx if (type_k, type_v) == types else 0)
+    by_batches = measure(replace(LLAMA_8B, by_layers=False), 8192, types, budget)
+    fit = measure(with_windows, 8192, types, budget)
+    assert (fit.reading, fit.answering) == (by_batches.reading + 8192, by_batches.answering + 8192)
+    whole = [measure(needs, 8192, types, Budget.parse("full")).reading for needs in (with_windows, LLAMA_8B)]
+    assert whole[0] - whole[1] == 8192
+
+
 def test_less_memory_takes_quantised_rows_then_fewer_rows_then_a_shorter_context() -> None:
     chosen = [str(find_fit(LLAMA_8B, gib * GIB, Wanted())) for gib in (24, 16, 10, 8, 7, 6)]
     contexts = [int(text.split()[1]) for text in chosen]
