@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--update-golden", action="store_true", help="write golden files and tables anew instead of comparing"
     )
     parser.addoption("--load-chats", type=int, default=64, help="chats of the load test, which is slow")
+    parser.addoption("--load-turns", type=int, default=16, help="turns of each of them")
 
 
 @pytest.fixture(scope="session")
