@@ -11,6 +11,7 @@ from pyheadkv.errors import HeadKVError, NativeError, one_line
 
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TIMEOUT, TOO_LARGE, TOO_MANY = 400, 401, 403, 408, 413, 429
 SERVER_ERROR, UNAVAILABLE = 500, 503
+_MAX_CHARS = 1000
 _TYPES = {UNAUTHORIZED: "authentication_error", FORBIDDEN: "permission_error", TOO_MANY: "rate_limit_error"}
 
 
@@ -70,11 +71,11 @@ def as_api_error(error: Exception) -> ApiError:
 def error_json(error: ApiError) -> dict[str, Any]:
     """The body."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= SERVER_ERROR else "invalid_request_error")
-    words = one_line(error).encode("utf-8", "replace").decode()  # a request may have half a character
-    detail = {
-        "message": words,
-        "type": kind,
-        "param": error.param and error.param.encode("utf-8", "replace").decode(),
-        "code": error.code,
-    }
-    return {"error": detail}
+    param = error.param and _sayable(error.param)
+    return {"error": {"message": _sayable(one_line(error)), "type": kind, "param": param, "code": error.code}}
+
+
+def _sayable(words: str) -> str:
+    """Words that may be a request's own: it can have half a character, and megabytes in the place of a name."""
+    words = words.encode("utf-8", "replace").decode()
+    return words if len(words) <= _MAX_CHARS else f"{words[: _MAX_CHARS - 3]}..."

@@ -229,6 +229,8 @@ def test_a_grammar_without_a_way_on(served: Served, client: TestClient, is_strea
         ({"messages": [{"role": "user", "content": "half \ud800"}]}, "half a character"),
         ({"\ud800": 1}, "half a character"),
         ({"unknown": 1}, "unknown: Extra inputs are not permitted"),
+        ({"x" * 5000: 1}, "xx..."),
+        ({"messages": [{"role": {"x" * 5000: 1}}]}, "x..."),
         ({"temperature": -1}, "temperature: "),
         ({"temperature": float("nan")}, "temperature: "),
         ({"top_p": 2}, "top_p: "),
@@ -255,7 +257,7 @@ def test_bad_requests_are_400_with_one_line(
     response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     error = response.json()["error"]
     assert response.status_code == 400 and error["type"] == "invalid_request_error", error
-    assert words in error["message"] and "\n" not in error["message"]
+    assert words in error["message"] and "\n" not in error["message"] and len(response.content) < 4000
     assert served.llama.prompts == []
 
 
