@@ -153,6 +153,8 @@ class HeadKV:
         self.profile = self._find_profile(profile, score_mix)
         self.budget = choose_budget(budget, self.profile)
         self._check_settings()
+        self._n_text = int(llama.n_tokens)  # tokens that were there when this side read last
+        self._image_at: int | None = None  # where something begins that others read, of no tokens
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
         self._place = place = self._archive(archive)
@@ -223,7 +225,7 @@ class HeadKV:
     @property
     def bytes_checkpoints(self) -> int:
         """Main memory that copies of windows and states take, for going back; 0 of models that have neither."""
-        return self._prefill.checkpoints.n_bytes
+        return self._prefill.checkpoints.n_bytes if self.native.stats().bytes_beside else 0
 
     def report(self) -> dict[str, Any]:
         """Objects "budget", "kv", "beside", "archive", "turn", "ms" and "tok_s" of the last turn, ready for JSON."""
@@ -255,6 +257,7 @@ class HeadKV:
         self._prefill.turn = TurnTimer(n_prompt=len(tokens))
         with self._prefill.turn.prefill():
             self._prefill.read_whole(tokens)
+        self._n_text = int(self.llama.n_tokens)
 
     def save(
         self,
@@ -289,10 +292,14 @@ class HeadKV:
         Raises
         ------
         UsageError
-            nothing was read yet, or no archive of all rows was kept
+            nothing was read yet, no archive of all rows was kept, or there is an image among them
         CapsuleError
             there is such a file, or it cannot be written; what was there is there
         """
+        if self._has_image():
+            raise UsageError(
+                "a conversation with an image or sound cannot be saved: its tokens do not tell what came in"
+            )
         return self._saving.save(path, name, messages, attachments, n_rows_max=n_rows, overwrite=overwrite)
 
     def check_capsule(self, contents: Contents) -> None:
@@ -317,7 +324,10 @@ class HeadKV:
         NativeError
             there is no room for the rows; the conversation is empty then
         """
-        return self._saving.load(path, is_shared=is_shared)
+        try:
+            return self._saving.load(path, is_shared=is_shared)
+        finally:
+            self._n_text, self._image_at = int(self.llama.n_tokens), None
 
     def close(self) -> None:
         """Take the wrappers off the Llama. Hot rows stay until the Llama drops it."""
@@ -376,10 +386,29 @@ class HeadKV:
 
     def _eval(self, tokens: Sequence[int]) -> None:
         tokens = list(tokens)
-        if tokens and self._is_prompt(tokens):
-            self._turns.read_prompt(tokens)
-        else:
-            self._turns.read_answer(tokens)
+        try:
+            if self._has_image():
+                self._prefill.stop_observing()
+                self._prefill.decode(tokens)
+            elif tokens and self._is_prompt(tokens):
+                self._turns.read_prompt(tokens)
+            else:
+                self._turns.read_answer(tokens)
+        finally:
+            self._n_text = int(self.llama.n_tokens)
+
+    def _has_image(self) -> bool:
+        """Whether the conversation holds an image or sound, whose rows nobody could read again from tokens.
+
+        A chat_handler for images evaluates them itself, and moves the Llama on.
+        """
+        n_tokens = int(self.llama.n_tokens)
+        if self._image_at is not None and n_tokens <= self._image_at:
+            self._image_at = None
+        if n_tokens > self._n_text and self._image_at is None:
+            self._image_at = self._n_text
+            self.on_notice("an image or sound came in: it is kept whole, as is what follows it")
+        return self._image_at is not None
 
     def _is_prompt(self, tokens: list[int]) -> bool:
         if self._is_generating is None:
@@ -402,6 +431,7 @@ class HeadKV:
         self._prefill.stop_observing()
         self.native.reserve(max(1, state.n_tokens))
         self._stock["load_state"](state)
+        self._n_text, self._image_at = int(self.llama.n_tokens), None
 
     def _close(self) -> None:
         """Llama.close; whatever asks for the model or its context afterwards gets an error."""
