@@ -20,9 +20,18 @@ from pyheadkv.errors import UsageError
 from pyheadkv.model.shape import MAX_CTX
 
 if TYPE_CHECKING:
+    from pyheadkv.capsule.reader import Contents
     from pyheadkv.chat.conversation import Conversation
 
-_OPENING = ("gguf", "budget", "policy", "n_ctx", "n_threads", "n_gpu_layers")  # options that a loaded model depends on
+_OPENING = (
+    "gguf",
+    "memory",
+    "budget",
+    "policy",
+    "n_ctx",
+    "n_threads",
+    "n_gpu_layers",
+)  # options that a loaded model depends on
 _SAMPLING = ("temp", "n_predict", "seed")
 
 
@@ -30,6 +39,7 @@ class HeadKVOptions(llm.Model.Options):
     """What `-o NAME VALUE` takes; `llm models options set pyheadkv NAME VALUE` makes a value the default."""
 
     gguf: str = Field("demo", description="GGUF file, demo, or user/repo[:quant]")
+    memory: str | None = Field(None, description="File of pyheadkv ingest to begin with; nothing of it is read again")
     budget: str | None = Field(None, description="Rows to keep: 10%, 512, 64MiB, full; else the profile's, or 25%")
     policy: str = Field("auto", description="What to keep, with settings; pyheadkv policies lists them")
     n_ctx: int = Field(0, ge=0, le=MAX_CTX, description="Context in tokens; 0 is the model's own")
@@ -50,6 +60,7 @@ class HeadKVModel(llm.Model):
     def __init__(self) -> None:
         self._wanted: tuple[Any, ...] | None = None
         self._conversation: Conversation | None = None
+        self._memory: Contents | None = None  # that it begins with
         self._open = ExitStack()  # the loaded model
         atexit.register(lambda: self._open.close())
 
@@ -69,6 +80,8 @@ class HeadKVModel(llm.Model):
         if not messages or messages[-1]["role"] != "user":
             raise UsageError("there is no message to answer")
         talk = self._talk(options)
+        if self._memory:
+            messages = _behind(self._memory, messages)
         if talk.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": talk.system})
         given = {name.replace("_", "-"): getattr(options, name) for name in _SAMPLING}
@@ -91,7 +104,9 @@ class HeadKVModel(llm.Model):
             self._conversation = None
             self._open.close()
             with ExitStack() as stack:
-                self._conversation = _open(options, stack)
+                self._conversation = talk = _open(options, stack)
+                self._memory = talk.load(options.memory, is_shared=True) if options.memory else None
+                talk.attachments = []  # they stand in the first message, which llm has
                 self._open, self._wanted = stack.pop_all(), wanted
         return self._conversation
 
@@ -115,6 +130,14 @@ def _open(options: HeadKVOptions, stack: ExitStack) -> Conversation:
     llama = stack.enter_context(opened(path, **sizes, on_notice=_note))
     headkv = stack.enter_context(HeadKV(llama, policy=options.policy, budget=options.budget, on_notice=_note))
     return Conversation(headkv, demo.SYSTEM if demo.is_demo(path) else None, demo.sampling_of(llama, _note))
+
+
+def _behind(memory: Contents, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Messages of a chat that begins with a file, whose texts stand before the first of them."""
+    first, *others = messages
+    if first["role"] == "system":
+        raise UsageError("a system prompt does not go with memory, whose own was read before it: ingest -sys")
+    return [*memory.messages, {**first, "content": "\n".join([*memory.attachments, first["content"]])}, *others]
 
 
 def _text_of(message: Message) -> str:

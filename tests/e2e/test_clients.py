@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from pydantic import BaseModel, Field
 
 from pyheadkv import __version__
 from pyheadkv.chat import demo
-from pyheadkv.chat.session import load
-from pyheadkv.errors import BudgetError
+from pyheadkv.chat.conversation import Conversation
+from pyheadkv.chat.session import HeadKV, load
+from pyheadkv.errors import BudgetError, UsageError
 from pyheadkv.llm_plugin import HeadKVModel
 from tests.e2e.served import ENV, ROOT, ServerProcess, serving
 
@@ -196,6 +198,29 @@ def test_llm_finds_the_model_by_its_entry_point(library: None, demo_path: Path, 
     assert log["model"] == "pyheadkv" and log["options_json"]["budget"] == "10%" and log["output_tokens"] > 1
     refused = llm(llm_env, "-m", "pyheadkv", "-o", "budget", "0%", "hello")
     assert (refused.returncode, refused.stderr) == (1, "Error: budget 0% must be above 0\n")
+
+
+def test_llm_begins_with_a_file(library: None, demo_path: Path, tmp_path: Path) -> None:
+    """As a chat does that begins with it, turn by turn; another conversation begins with it as well."""
+    text, path = tmp_path / "log.txt", tmp_path / "log.hkv"
+    text.write_text("The ferry leaves at nine. It is cold. " * 20 + "The secret number of the mill is 7702.")
+    command = ["ingest", demo_path, "-f", text, "-o", path, "-c", N_CTX, "-t", "1", "-sys", demo.SYSTEM]
+    subprocess.run([sys.executable, "-m", "pyheadkv.cli.app", *map(str, command)], env=ENV, check=True)
+    asked = ["What is the secret number of the mill?", "When does the ferry leave?"]
+    with closing(load(demo_path, n_ctx=N_CTX, n_threads=1)) as llama, HeadKV(llama, budget="25%") as headkv:
+        chat = Conversation(headkv, None, demo.SAMPLING.having({"temp": 0, "n-predict": 12}))
+        chat.load(path, is_shared=True)
+        expected = ["".join(chat.answer(question)) for question in asked]
+    settings: dict[str, Any] = {"gguf": str(demo_path), "memory": str(path), "budget": "25%", "n_ctx": N_CTX}
+    settings |= {"n_threads": 1, "temp": 0, "n_predict": 12}
+    model = HeadKVModel()
+    for _ in range(2):
+        talk = model.conversation()
+        for question, answer in zip(asked, expected, strict=True):
+            assert talk.prompt(question, **settings).text() == answer
+            assert model._conversation and model._conversation.headkv.stats().n_read < 80
+    with pytest.raises(UsageError, match="ingest -sys"):
+        model.prompt("Hello", system="Be brief.", **settings).text()
 
 
 def test_llm_loads_another_model_when_settings_change(library: None, demo_path: Path) -> None:
