@@ -42,7 +42,7 @@
 #    define HEADKV_API __attribute__((visibility("default")))
 #endif
 
-#define HEADKV_ABI_VERSION 9
+#define HEADKV_ABI_VERSION 10
 
 #ifdef __cplusplus
 extern "C" {
@@ -179,6 +179,10 @@ struct headkv_read_params {
     // the last tokens whose logits and embeddings are left where llama_get_logits_ith() and llama_get_embeddings_ith() find them, by
     // their numbers in the last batch, of which they can be all; 0: 1
     uint32_t n_outputs;
+
+    // batches of at most so many tokens attend by the kernel of hot rows, where a layer's rows are in main memory: upstream's takes
+    // several times as long below 64. Their sums are rounded in another order then; 0: the bits of llama_decode()
+    uint32_t n_fused;
 
     size_t bytes_hidden; // the tokens are read in blocks whose hidden states take at most so many bytes; 0: 256 MiB
 

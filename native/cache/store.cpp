@@ -433,12 +433,16 @@ void headkv_store::transition(const headkv_view & now, const headkv_plan & plan,
     return_memory_to_system();
 }
 
-headkv_transition headkv_store::room_for(const headkv_view & now, const headkv_plan & plan) const {
-    std::vector<headkv_layer_rows> sources;
+static std::vector<headkv_layer_rows> rows_of(const headkv_view & now) {
+    std::vector<headkv_layer_rows> res;
     for (const auto & layer : now.layers) {
-        sources.push_back(layer.rows);
+        res.push_back(layer.rows);
     }
-    return headkv_transition_room(kv, bufts, plan, sources, std::min(pad_cells(plan.n_obs + 1, false), n_cells_max));
+    return res;
+}
+
+headkv_transition headkv_store::room_for(const headkv_view & now, const headkv_plan & plan) const {
+    return headkv_transition_room(kv, bufts, plan, rows_of(now), std::min(pad_cells(plan.n_obs + 1, false), n_cells_max));
 }
 
 // nothing fails here. Old graphs are retired before the tensors that they point to are freed
@@ -579,6 +583,14 @@ bool headkv_store::remove(int32_t p0, int32_t p1) {
 // attention
 //
 
+headkv_hot headkv_store::make_no_rows() {
+    headkv_plan plan;
+    for (const uint32_t n : n_head_kv()) {
+        plan.layers.emplace_back(std::vector<uint32_t>(n, 0));
+    }
+    return headkv_hot(plan, rows_of(view()));
+}
+
 void headkv_store::set_unfused(bool value) {
     is_unfused = value;
     bump_epoch();
@@ -593,5 +605,9 @@ ggml_tensor * headkv_store::attend(const llm_graph_context & g, ggml_tensor * fa
     if (observation.is_on() && (headkv_observes_attention(observation.what()) || shapes[it->second].il == (uint32_t) il)) {
         headkv_observe_build(*g.res, observation, it->second, fa, g.ubatch);
     }
-    return hot_rows.exist() ? headkv_attn_build(*g.res, hot_rows.layer(it->second), fa, is_unfused) : fa;
+    if (hot_rows.exist()) {
+        return headkv_attn_build(*g.res, hot_rows.layer(it->second), fa, is_unfused);
+    }
+    const bool is_whole_fused = g.n_tokens <= n_fused && ggml_backend_buft_is_host(bufts[index(it->second)]);
+    return is_whole_fused ? headkv_attn_build(*g.res, no_rows.layer(it->second), fa, /*.is_unfused =*/ false) : fa;
 }

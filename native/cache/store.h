@@ -127,6 +127,10 @@ private:
 
     headkv_sweep * sweep = nullptr; // while tokens are read by one
 
+    // batches of at most n_fused tokens of a sweep attend to the whole cache by the kernel of hot rows, of which there are none
+    uint32_t   n_fused = 0;
+    headkv_hot no_rows;
+
     bool is_unfused = false;
 
     uint64_t n_grow     = 0;
@@ -161,6 +165,7 @@ private:
     // place: memory for what is gathered; by default the archive's, where there is one
     void start_observing(headkv_window window, headkv_observe_what what, const headkv_place & place = {});
 
+    headkv_hot        make_no_rows();
     headkv_transition room_for(const headkv_view & now, const headkv_plan & plan) const;
 
     // store_rows.cpp

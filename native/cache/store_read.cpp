@@ -68,15 +68,24 @@ void headkv_store::run_sweep(const int32_t * tokens, uint32_t n, const headkv_re
         steps.progress = [&](uint64_t n_done, uint64_t n_total) { return params.progress(n_done, n_total, params.progress_data); };
     }
     headkv_sweep work(*lctx, cut_layers(), cut_bufts(), n_block);
+    if (params.n_fused > 0) {
+        no_rows = make_no_rows();
+        n_fused = params.n_fused;
+    }
     sweep = &work;
+    const auto end = [&] {
+        sweep   = nullptr;
+        n_fused = 0;
+        no_rows = headkv_hot();
+    };
     try {
         work.run({ tokens, n, std::max(params.n_outputs, 1u), (int32_t) n_pos() }, steps);
     } catch (...) {
         lctx->synchronize(); // nothing is computed any more
-        sweep = nullptr;
+        end();
         throw;
     }
-    sweep = nullptr;
+    end();
 }
 
 bool headkv_store::cut(llm_graph_result & graph, uint32_t n_tokens) noexcept {

@@ -32,6 +32,11 @@ def prefill_table(records: Sequence[Record]) -> Table:
     return _table("Reading a prompt and choosing its rows", _prefill, records)
 
 
+def follow_up_table(records: Sequence[Record]) -> Table:
+    """Of `pyheadkv.bench.follow_up.run_follow_ups`."""
+    return _table("A second question, to the first token of its answer", _follow_up, records)
+
+
 def _table(title: str, row_of: Callable[[Record], Row], records: Sequence[Record]) -> Table:
     table = Table(title=title, title_justify="left", box=box.MARKDOWN)
     rows = [[*_head(record), *row_of(record)] for record in records]
@@ -68,6 +73,16 @@ def _prefill(record: Record) -> Row:
         ("ours s", _seconds(record["ours_ms"]["median"])),
         ("ours / stock", _spread(record["ours_to_stock"], digits=3)),
         ("K and V at the peak, MiB", f"{mib(record['bytes_peak'])} of {mib(record['bytes_full'])} ({share:.1f} %)"),
+    ]
+
+
+def _follow_up(record: Record) -> Row:
+    return [
+        ("question", str(record["n_question"])),
+        ("read by", record["way"]),
+        ("stock ms", f"{record['stock_ms']['median']:.0f}"),
+        ("ours ms", f"{record['ours_ms']['median']:.0f}"),
+        ("ours / stock", _spread(record["ours_to_stock"])),
     ]
 
 

@@ -2,7 +2,8 @@
 
     memory   | layer 7: K, V of all tokens | hidden states |        file   | layers 0 .. 6 ...... | 7 | ... |
 
-What comes out is what reading them batch by batch gives, bit for bit (native/README.md says how). Where the archive is
+What comes out is what reading them batch by batch gives, bit for bit (native/README.md says how); but for a few tokens
+behind many, which attend by a faster kernel that rounds otherwise, unless all is to be exact. Where the archive is
 kept, the file stays while the cache is compressed: `Sweep.reopen` makes all of it the cache again, to be read on.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import llama_cpp
 
 MIN_TOKENS = 512  # fewer take less memory than what is needed beside them
+N_FUSED = 63  # upstream's attention on the CPU computes tiles of 64 queries, and fewer one by one
 
 
 class Sweep:
@@ -37,6 +39,8 @@ class Sweep:
         called with one line where it cannot be done
     min_tokens
         fewer are not read so, unless the archive is kept
+    is_exact
+        a few tokens attend to many as upstream has it too, bit for bit; otherwise by the kernel of hot rows, faster
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class Sweep:
         archive: Archive,
         on_notice: Callable[[str], None],
         min_tokens: int = MIN_TOKENS,
+        is_exact: bool = False,
     ) -> None:
         self._llama, self._native = llama, native
         self._archive = archive
         self._notify = on_notice
         self._min_tokens = 1 if archive.is_kept else min_tokens
+        self._n_fused = 0 if is_exact else N_FUSED
         self._n_exact: int | None = None  # positions in the archive before those whose rows came of hot rows
         native.keep_archive(archive.is_kept)
 
@@ -133,6 +139,7 @@ class Sweep:
                 self._native.read(
                     tokens,
                     observe=observe,
+                    n_fused=self._n_fused,
                     folder=folder,
                     compression=compression,
                     on_progress=on_progress,

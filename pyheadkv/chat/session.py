@@ -112,6 +112,9 @@ class HeadKV:
     rereads_answers
         with an archive: answers are read again with the next question, exactly; otherwise their rows stay as they
         were generated
+    exact
+        with an archive: short questions attend to it with llama.cpp's own kernel, so that what is read is what it
+        would read, bit for bit; otherwise with ours, which is faster on the CPU and rounds otherwise
 
     Raises
     ------
@@ -139,6 +142,7 @@ class HeadKV:
         sweep: bool = True,
         archive: str = "auto",
         rereads_answers: bool = True,
+        exact: bool = False,
     ) -> None:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.protect = tuple(typed_text(text, "protect") for text in protect if text.strip())
@@ -158,7 +162,7 @@ class HeadKV:
         self._is_generating: bool | None = None  # None outside of generate(), which a caller's own loop does without
         self._stock = {name: getattr(llama, name) for name in _WRAPPED}
         self._place = place = self._archive(archive)
-        by_layers = Sweep(llama, self.native, place, self.on_notice) if sweep else None
+        by_layers = Sweep(llama, self.native, place, self.on_notice, is_exact=exact) if sweep else None
         self._prefill = Prefill(llama, self.native, self._stock["eval"], self._progress, by_layers)
         self._turns = Turns(
             self._prefill,

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pyheadkv.bench import Setup, run_bench
+from pyheadkv.bench.follow_up import run_follow_ups
 from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.prefill import run_prefill
-from pyheadkv.bench.report import NOTE, RANDOM_NOTE, prefill_table, tables
+from pyheadkv.bench.report import NOTE, RANDOM_NOTE, follow_up_table, prefill_table, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
 from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.parsing import make_folder, make_trials, parse_budgets, parse_lengths, split_policies
@@ -41,6 +42,7 @@ def run(options: BenchOptions) -> None:
         anything that the user can mend
     """
     lengths = parse_lengths(options.lengths)
+    n_questions = parse_lengths(options.follow_ups, "--follow-ups", least=1) if options.follow_ups else ()
     policies = split_policies(options.policies)
     budgets = parse_budgets("100%" if options.equal_rows else options.budgets)
     block = Block.parse(options.readme) if options.readme else None
@@ -48,13 +50,17 @@ def run(options: BenchOptions) -> None:
     setup, profile = _setup(options)
     trials = make_trials(policies, budgets, profile)
     with progress_bar("measuring") as on_progress:
-        if options.is_prefill:
+        if n_questions:
+            records = run_follow_ups(setup, lengths, n_questions, trials, on_progress)
+            shown: Iterable[Table] = [follow_up_table(records)]
+        elif options.is_prefill:
             records = run_prefill(setup, lengths, trials, on_progress)
+            shown = [prefill_table(records)]
         else:
             records = run_bench(
                 setup, lengths, trials, with_memory=options.with_memory, on_progress=on_progress, on_record=file.add
             )
-    shown = [prefill_table(records)] if options.is_prefill else tables(records, options.shape is not None)
+            shown = tables(records, options.shape is not None)
     text = _text(setup, shown, options.shape is not None)
     if options.as_json:
         print(json.dumps({"random_weights": options.shape is not None, "results": records}))
@@ -62,7 +68,7 @@ def run(options: BenchOptions) -> None:
         print(text)
     if block:
         block.write(f"{measured_head(sys.argv)}\n\n{text}", BenchError)
-    if options.output and not options.is_prefill:
+    if options.output and not (options.is_prefill or n_questions):
         _draw(setup, records, options.output / PICTURE)
 
 

@@ -141,6 +141,8 @@ class FoundModel:
             on_progress=on_progress,
             sweep=not self.choice.options.no_sweep,
             archive=self.choice.options.archive,
+            rereads_answers=not self.choice.options.as_generated,
+            exact=self.choice.options.exact,
         )
 
 

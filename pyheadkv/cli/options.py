@@ -107,6 +107,14 @@ class ModelOptions:
         False, "Read prompts batch by batch: the whole cache of a prompt exists before it is compressed.", "--no-sweep"
     )
     archive: str = _archive()
+    exact: bool = _option(
+        False, "Read short questions as llama.cpp does, bit for bit: slower, on the CPU.", "--exact"
+    )
+    as_generated: bool = _option(
+        False,
+        "Keep the rows of answers as they were generated; by default answers are read again with the next question.",
+        "--as-generated",
+    )
     verbose: bool = _verbose()
 
 
@@ -331,6 +339,11 @@ class BenchOptions:
         False,
         "Read prompts in turns instead, layer by layer and batch by batch: time, and K and V at their peak.",
         "--prefill",
+    )
+    follow_ups: str | None = _option(
+        None,
+        "Ask second questions of so many tokens in turns instead, as 10,30,60: time to the first token of the answer.",
+        metavar="LENGTHS",
     )
     n_rounds: int = _option(5, "Turns of each side.", "--rounds", min=1)
     n_tokens: int = _option(24, "Decoded in one turn.", "--tokens", min=1)

@@ -40,8 +40,8 @@ def make_trials(policies: Sequence[str], budgets: Sequence[Budget], profile: Pro
     return [Trial(text, policy, budget, profile) for text, policy in parsed.items() for budget in budgets]
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
-    """2k,4k or numbers of tokens.
+def parse_lengths(text: str, option: str = "--ctx", least: int = MIN_LENGTH) -> tuple[int, ...]:
+    """2k,4k or numbers of tokens, as an option has them.
 
     Raises
     ------
@@ -52,10 +52,10 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     for part in text.lower().split(","):
         digits, is_kilo = part.strip().removesuffix("k"), part.strip().endswith("k")
         if not digits.isdecimal():
-            raise UsageError(f"--ctx {part.strip()[:40]!r} cannot be read, expected lengths as in 2k,4k or 1000")
+            raise UsageError(f"{option} {part.strip()[:40]!r} cannot be read, expected lengths as in 2k,4k or 1000")
         length = int(digits) * (1024 if is_kilo else 1)
-        if length < MIN_LENGTH:
-            raise UsageError(f"--ctx {length} is too short, at least {MIN_LENGTH} tokens are needed")
+        if length < least:
+            raise UsageError(f"{option} {length} is too short, at least {least} tokens are needed")
         lengths[length] = None
     return tuple(lengths)
 

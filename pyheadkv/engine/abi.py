@@ -3,7 +3,7 @@
 Written by hand; a test compares names, order and values with the header.
 """
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 
 STATUS_OK = 0
 STATUS_UNSUPPORTED = -2
@@ -89,6 +89,7 @@ struct headkv_read_params {
     uint32_t n_ahead;
     int32_t  what;
     uint32_t n_outputs;
+    uint32_t n_fused;
     size_t bytes_hidden;
     const char * dir;
     const struct headkv_compress_params * compress;

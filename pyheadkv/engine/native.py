@@ -362,6 +362,7 @@ class Native:
         *,
         observe: Observe | None = None,
         n_outputs: int = 1,
+        n_fused: int = 0,
         folder: Path | None = None,
         compression: Compression | None = None,
         bytes_hidden: int = 0,
@@ -369,7 +370,7 @@ class Native:
     ) -> None:
         """Read tokens after those in the cache layer by layer: the rows of the other layers lie in a file.
 
-        Logits and rows are those that llama_decode leaves of batches of n_batch tokens. The cache stays in the file
+        Logits and rows are those that llama_decode leaves of batches of n_batch tokens, bit for bit without n_fused. The cache stays in the file
         until it is compressed.
 
         Parameters
@@ -378,6 +379,8 @@ class Native:
             which tokens observe; by default those of an observation that has begun
         n_outputs
             tokens at the end whose logits are left, as llama_decode leaves them; all of them in the last batch
+        n_fused
+            batches of at most so many tokens attend by the kernel of hot rows, on the CPU: faster, rounded otherwise
         folder
             where the file lies, which has no name and is gone with the process; by default the rows lie in memory
         compression
@@ -398,7 +401,7 @@ class Native:
 
         values = np.ascontiguousarray(tokens, dtype=np.int32)
         params = _ffi.new("struct headkv_read_params *", {"bytes_hidden": bytes_hidden})
-        params.n_outputs = n_outputs
+        params.n_outputs, params.n_fused = n_outputs, n_fused
         if observe is not None:
             params.n_observe, params.n_ahead, params.what = observe.n_tokens, observe.n_ahead, OBSERVES[observe.what]
         directory = _ffi.new("char[]", os.fsencode(folder)) if folder else _ffi.NULL

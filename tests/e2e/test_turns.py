@@ -29,7 +29,7 @@ def make(tiny: Path) -> Iterator[Callable[..., HeadKV]]:
 
     def make(**options: Any) -> HeadKV:
         opened.append(load(tiny, n_ctx=2048, n_threads=1))
-        return HeadKV(opened[-1], **{"policy": "snapkv", "budget": 0.1} | options)
+        return HeadKV(opened[-1], **{"policy": "snapkv", "budget": 0.1, "exact": True} | options)
 
     yield make
     for llama in opened:
