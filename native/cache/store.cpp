@@ -172,7 +172,12 @@ void headkv_store::bump_epoch() noexcept {
 
 // bytes_extra: buffers that exist at this moment besides those of the store and the tail
 void headkv_store::account(size_t bytes_extra) {
-    const uint64_t now = hot_rows.bytes() + bytes_tail() + observation.bytes() + bytes_extra;
+    account_peak(bytes_tail() + bytes_extra);
+}
+
+// bytes: besides hot rows and what is observed
+void headkv_store::account_peak(uint64_t bytes) {
+    const uint64_t now = hot_rows.bytes() + observation.bytes() + bytes;
     for (uint64_t peak = bytes_peak; peak < now && !bytes_peak.compare_exchange_weak(peak, now);) {}
 }
 
@@ -184,7 +189,7 @@ void headkv_store::prefetch(size_t i, uint32_t n_cells) const noexcept {
 
 void headkv_store::give_back(size_t i, size_t bytes_extra) {
     if (archive) {
-        account(bytes_extra);
+        account_peak(archive->bytes_resident(index(i)) + bytes_extra);
         archive->give_back(index(i));
     }
 }

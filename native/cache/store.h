@@ -175,10 +175,16 @@ private:
     ggml_tensor * whole_rows(size_t i, bool is_k, uint32_t first, uint32_t n, size_t n_bytes, std::vector<uint32_t> & cells) const;
 
     // store_read.cpp
-    void read_into_archive  (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
+    void read_into_archive  (const int32_t * tokens, uint32_t n, const headkv_read_params & params, bool is_by_layer); // compressed
     void read_and_compress  (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
-    void sweep_into_archive (const int32_t * tokens, uint32_t n, const headkv_read_params & params);
     void run_sweep          (const int32_t * tokens, uint32_t n, const headkv_read_params & params, headkv_sweep_steps steps);
+
+    struct compressing; // while tokens are read
+    compressing begin_compressing  (uint32_t n, const headkv_compress_params & how); // n tokens more
+    void        sweep_into_archive (const int32_t * tokens, uint32_t n, const headkv_read_params & params, compressing * now);
+    void        observe_read_tokens(uint32_t n, const headkv_read_params & params, compressing * now);
+    void        begin_layer(size_t i, const headkv_read_params & params);
+    void        end_layer  (size_t i, compressing & now);
 
     uint32_t block_size(const headkv_read_params & params) const; // tokens whose hidden states exist at once
 
@@ -197,4 +203,5 @@ private:
 
     void bump_epoch() noexcept;
     void account(size_t bytes_extra = 0);
+    void account_peak(uint64_t bytes);
 };

@@ -52,8 +52,8 @@ void headkv_store::read(const int32_t * tokens, uint32_t n, const headkv_read_pa
             headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_ahead = %u tokens are to come before the cache is compressed", params.n_ahead);
         }
     }
-    const bool is_by_layer = params.compress && !is_archive_kept && !archive && !params.compress->vote_weights && !params.compress->scores && n <= block_size(params);
-    is_by_layer ? read_and_compress(tokens, n, params) : read_into_archive(tokens, n, params);
+    const bool is_by_layer = params.compress && !params.compress->vote_weights && !params.compress->scores && n <= block_size(params);
+    is_by_layer && !is_archive_kept && !archive ? read_and_compress(tokens, n, params) : read_into_archive(tokens, n, params, is_by_layer);
     return_memory_to_system();
 }
 
@@ -96,78 +96,8 @@ bool headkv_store::cut(llm_graph_result & graph, uint32_t n_tokens) noexcept {
     return sweep->cut(graph, n_tokens);
 }
 
-static headkv_window window_of(uint32_t n_past, uint32_t n, const headkv_read_params & params) {
-    return { (int32_t) (n_past + n + params.n_ahead - params.n_observe), params.n_observe };
-}
-
 //
-// into the archive
-//
-
-void headkv_store::read_into_archive(const int32_t * tokens, uint32_t n, const headkv_read_params & params) {
-    const uint32_t n_past = n_pos();
-
-    std::optional<headkv_transition> before; // what the cache was
-    if (!archive) {
-        before = headkv_transition_archive(kv, n_cells_max, params.dir ? params.dir : "");
-        account(before->bytes());
-        swap(*before);
-    }
-    try {
-        sweep_into_archive(tokens, n, params);
-        if (params.compress) {
-            compress(*params.compress);
-        }
-    } catch (...) {
-        stop_observing();
-        if (before) {
-            swap(*before);
-        } else {
-            kv.seq_rm(0, (int32_t) n_past, -1);
-        }
-        bump_epoch();
-        throw;
-    }
-}
-
-void headkv_store::sweep_into_archive(const int32_t * tokens, uint32_t n, const headkv_read_params & params) {
-    const uint32_t end = n_pos() + n;
-    archive->hold(end);
-    if (params.n_observe > 0) {
-        start_observing(window_of(n_pos(), n, params), (headkv_observe_what) params.what);
-    }
-
-    const auto rows = headkv_access::rows(kv);
-    headkv_scratch scratch(rows, bufts, std::min(kv.get_size(), (uint32_t) GGML_PAD(end, N_CELLS_STOCK)), /*.is_for_all =*/ false);
-    const auto use = [&](bool in_scratch) noexcept {
-        for (size_t i = 0; i < rows.size(); ++i) {
-            headkv_access::set_rows(kv, i, in_scratch ? scratch.at(i) : rows[i]);
-        }
-    };
-
-    headkv_sweep_steps steps;
-    steps.begin_layer = [&](size_t i, int32_t pos) {
-        prefetch(i, pos);
-        scratch.load(index(i), 0, pos);
-    };
-    steps.end_batch   = [&](size_t i, int32_t pos, int32_t pos_end) { archive->write_behind(index(i), pos, pos_end); };
-    steps.end_layer   = [&](size_t i, int32_t pos, int32_t pos_end) {
-        scratch.store(index(i), pos, pos_end, [this, i, n_bytes = scratch.bytes()] { give_back(i, n_bytes); });
-    };
-    use(true);
-    try {
-        run_sweep(tokens, n, params, steps);
-        scratch.wait();
-    } catch (...) {
-        use(false);
-        throw;
-    }
-    use(false);
-    bump_epoch();
-}
-
-//
-// and compress
+// choosing rows while they are read
 //
 
 namespace {
@@ -196,59 +126,175 @@ struct shared_place {
     }
 };
 
+
 } // namespace
 
+// what a cache is compressed to while it is read: of each layer the rows are chosen and gathered as soon as it was computed
+struct headkv_store::compressing {
+    const headkv_compress_params & how;
+    const headkv_plan              plan;
+    headkv_transition              fresh;
+    shared_place                   observed;
+
+    double ms = 0; // choosing
+
+    size_t bytes() const { return fresh.bytes() + observed.bytes(); }
+};
+
+headkv_store::compressing headkv_store::begin_compressing(uint32_t n, const headkv_compress_params & how) {
+    headkv_plan plan = headkv_plan_make({
+        n_pos() + n, how.score.n_obs, how.n_sink, how.n_rows, how.n_rows_size, how.spans, how.n_spans,
+    }, n_head_kv());
+    headkv_transition fresh = room_for(view(), plan);
+    return { how, std::move(plan), std::move(fresh), {} };
+}
+
+// place: memory for what is observed, which a layer has when the one before it is done with
+void headkv_store::observe_read_tokens(uint32_t n, const headkv_read_params & params, compressing * now) {
+    if (params.n_observe == 0) {
+        return;
+    }
+    headkv_place place;
+    if (now) {
+        place = [this, now](size_t i, ggml_tensor * t) { return now->observed(bufts[index(i)], t); };
+    }
+    const int32_t begin = (int32_t) (n_pos() + n + params.n_ahead - params.n_observe);
+    start_observing({ begin, params.n_observe }, (headkv_observe_what) params.what, place);
+}
+
+void headkv_store::begin_layer(size_t i, const headkv_read_params & params) {
+    if (params.n_observe > 0) {
+        ggml_tensor * t = observation.at(i).gathered;
+        ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
+    }
+}
+
+void headkv_store::end_layer(size_t i, compressing & now) {
+    const int64_t t_start = ggml_time_us();
+    const headkv_view current = view();
+    auto pos = headkv_select_layer(current, now.plan, now.how, i);
+    now.ms += (ggml_time_us() - t_start)/1000.0;
+    headkv_transition_fill(now.fresh, kv, now.plan, i, std::move(pos), current.layers[i].rows, now.how.n_threads);
+}
+
+//
+// into the archive
+//
+
+void headkv_store::read_into_archive(const int32_t * tokens, uint32_t n, const headkv_read_params & params, bool is_by_layer) {
+    const uint32_t n_past = n_pos();
+
+    std::optional<headkv_transition> before; // what the cache was
+    std::optional<compressing>       now;
+    if (!archive) {
+        before = headkv_transition_archive(kv, n_cells_max, params.dir ? params.dir : "");
+        account(before->bytes());
+        swap(*before);
+    }
+    try {
+        if (is_by_layer) {
+            now.emplace(begin_compressing(n, *params.compress));
+        }
+        sweep_into_archive(tokens, n, params, now ? &*now : nullptr);
+        if (now) {
+            headkv_transition_finish(now->fresh, kv, now->plan);
+            stop_observing();
+            commit(std::move(now->fresh));
+            ms_select = now->ms;
+        } else if (params.compress) {
+            compress(*params.compress);
+        }
+    } catch (...) {
+        stop_observing();
+        if (before) {
+            swap(*before);
+        } else {
+            kv.seq_rm(0, (int32_t) n_past, -1);
+        }
+        bump_epoch();
+        throw;
+    }
+}
+
+void headkv_store::sweep_into_archive(const int32_t * tokens, uint32_t n, const headkv_read_params & params, compressing * now) {
+    const uint32_t end = n_pos() + n;
+    archive->hold(end);
+    observe_read_tokens(n, params, now);
+
+    const auto rows = headkv_access::rows(kv);
+    headkv_scratch scratch(rows, bufts, std::min(kv.get_size(), (uint32_t) GGML_PAD(end, N_CELLS_STOCK)), /*.is_for_all =*/ false);
+    const auto use = [&](bool in_scratch) noexcept {
+        for (size_t i = 0; i < rows.size(); ++i) {
+            headkv_access::set_rows(kv, i, in_scratch ? scratch.at(i) : rows[i]);
+        }
+    };
+
+    headkv_sweep_steps steps;
+    steps.begin_layer = [&](size_t i, int32_t pos) {
+        prefetch(i, pos);
+        scratch.load(index(i), 0, pos);
+        if (now) {
+            begin_layer(i, params);
+        }
+    };
+    steps.end_batch   = [&](size_t i, int32_t pos, int32_t pos_end) { archive->write_behind(index(i), pos, pos_end); };
+    steps.end_layer   = [&](size_t i, int32_t pos, int32_t pos_end) {
+        if (now) {
+            end_layer(i, *now);
+        }
+        const size_t n_bytes = scratch.bytes() + (now ? now->bytes() : 0);
+        scratch.store(index(i), pos, pos_end, [this, i, n_bytes] { give_back(i, n_bytes); });
+    };
+    use(true);
+    try {
+        run_sweep(tokens, n, params, steps);
+        scratch.wait();
+    } catch (...) {
+        use(false);
+        throw;
+    }
+    use(false);
+    bump_epoch();
+}
+
+//
+// into a scratch
+//
+
 void headkv_store::read_and_compress(const int32_t * tokens, uint32_t n, const headkv_read_params & params) {
-    const headkv_compress_params & how = *params.compress;
     const uint32_t n_past  = n_pos();
     const uint32_t n_cells = std::min(n_cells_max, (uint32_t) GGML_PAD(n_past + n, N_CELLS_STOCK));
 
-    const headkv_plan plan = headkv_plan_make({
-        n_past + n, how.score.n_obs, how.n_sink, how.n_rows, how.n_rows_size, how.spans, how.n_spans,
-    }, n_head_kv());
-
-    headkv_transition    fresh = room_for(view(), plan);
+    compressing          now = begin_compressing(n, *params.compress);
     const headkv_scratch scratch(headkv_access::rows(kv), bufts, n_cells, /*.is_for_all =*/ true);
-    shared_place         observed;
 
     const auto there = headkv_access::cells_of(kv, 0, (int32_t) n_past);
     const auto rows  = headkv_access::rows(kv);
-    const auto bytes = [&] { return fresh.bytes() + scratch.bytes() + observed.bytes(); };
+    const auto bytes = [&] { return now.bytes() + scratch.bytes(); };
 
     // before: while the layers are computed in the scratch, what the cache was
     headkv_transition before { std::nullopt, headkv_access::make_tail(kv, scratch, n_cells, there), nullptr };
-    double ms = 0;
     account(bytes());
     swap(before);
     try {
-        if (params.n_observe > 0) {
-            start_observing(window_of(n_past, n, params), (headkv_observe_what) params.what,
-                [&](size_t i, ggml_tensor * t) { return observed(bufts[index(i)], t); });
-        }
+        observe_read_tokens(n, params, &now);
         headkv_sweep_steps steps;
         steps.begin_layer = [&](size_t i, int32_t) {
             headkv_access::copy_cells(rows[index(i)], there, scratch.at(index(i)));
-            if (params.n_observe > 0) {
-                ggml_tensor * t = observation.at(i).gathered;
-                ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
-            }
+            begin_layer(i, params);
         };
         steps.end_layer = [&](size_t i, int32_t, int32_t) {
-            const int64_t t_start = ggml_time_us();
-            const headkv_view now = view();
-            auto pos = headkv_select_layer(now, plan, how, i);
-            ms += (ggml_time_us() - t_start)/1000.0;
-            headkv_transition_fill(fresh, kv, plan, i, std::move(pos), now.layers[i].rows, how.n_threads);
+            end_layer(i, now);
             account(bytes() + before.bytes());
         };
         run_sweep(tokens, n, params, steps);
-        headkv_transition_finish(fresh, kv, plan);
+        headkv_transition_finish(now.fresh, kv, now.plan);
     } catch (...) {
         stop_observing();
         swap(before);
         throw;
     }
     stop_observing();
-    swap(fresh);
-    ms_select = ms;
+    swap(now.fresh);
+    ms_select = now.ms;
 }

@@ -165,21 +165,30 @@ void headkv_archive::write_behind(size_t i, size_t begin, size_t end) const noex
 #endif
 }
 
-void headkv_archive::give_back(size_t first, size_t n) const noexcept {
+void headkv_archive::drop(const area & a) const noexcept {
+#if defined(__linux__)
+    madvise(base + a.offset, a.n_held, MADV_DONTNEED);
+    sync_file_range(fd, (off_t) a.offset, (off_t) a.n_held,
+        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+    posix_fadvise(fd, (off_t) a.offset, (off_t) a.n_held, POSIX_FADV_DONTNEED); // those that are on the disk
+#elif !defined(_WIN32)
+    msync(base + a.offset, a.n_held, MS_ASYNC);
+    madvise(base + a.offset, a.n_held, MADV_DONTNEED);
+#else
+    (void) a;
+#endif
+}
+
+void headkv_archive::give_back(size_t first, size_t n) noexcept {
     for (size_t i = first; i < first + n; ++i) {
-        const area & a = areas[i];
-        if (fd < 0 || a.n_held == 0) {
+        area & a = areas[i];
+        if (a.n_held == 0) {
             continue;
         }
-#if defined(__linux__)
-        madvise(base + a.offset, a.n_held, MADV_DONTNEED);
-        sync_file_range(fd, (off_t) a.offset, (off_t) a.n_held,
-            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
-        posix_fadvise(fd, (off_t) a.offset, (off_t) a.n_held, POSIX_FADV_DONTNEED); // those that are on the disk
-#elif !defined(_WIN32)
-        msync(base + a.offset, a.n_held, MS_ASYNC);
-        madvise(base + a.offset, a.n_held, MADV_DONTNEED);
-#endif
+        if (fd >= 0) {
+            drop(a);
+        }
+        a.n_left = measure(a);
     }
 }
 
@@ -191,18 +200,27 @@ size_t headkv_archive::bytes() const {
     return res;
 }
 
-size_t headkv_archive::bytes_resident() const {
+size_t headkv_archive::measure(const area & a) const {
 #if defined(__linux__)
     const size_t page = (size_t) sysconf(_SC_PAGESIZE);
+    std::vector<unsigned char> in_memory(a.n_held/page);
+    if (!in_memory.empty() && mincore(base + a.offset, a.n_held, in_memory.data()) == 0) {
+        return page*std::count_if(in_memory.begin(), in_memory.end(), [](unsigned char x) { return x & 1; });
+    }
+    return 0;
+#else
+    return a.n_held;
+#endif
+}
+
+size_t headkv_archive::bytes_resident() const {
+    return bytes_resident(0, areas.size());
+}
+
+size_t headkv_archive::bytes_resident(size_t first, size_t n) const {
     size_t res = 0;
-    for (const area & a : areas) {
-        std::vector<unsigned char> in_memory(a.n_held/page);
-        if (!in_memory.empty() && mincore(base + a.offset, a.n_held, in_memory.data()) == 0) {
-            res += page*std::count_if(in_memory.begin(), in_memory.end(), [](unsigned char x) { return x & 1; });
-        }
+    for (size_t i = 0; i < areas.size(); ++i) {
+        res += i >= first && i < first + n ? measure(areas[i]) : areas[i].n_left;
     }
     return res;
-#else
-    return bytes();
-#endif
 }

@@ -41,12 +41,16 @@ public:
     void write_behind(size_t area, size_t begin, size_t end) const noexcept;
 
     // the pages of n areas leave memory, when the disk has what was not written yet. What is in them stays
-    void give_back(size_t first, size_t n) const noexcept;
+    void give_back(size_t first, size_t n) noexcept;
 
     size_t size(size_t area) const { return areas[area].size; }
 
     size_t bytes()          const; // that may be written: of the disk, or of host memory
     size_t bytes_resident() const; // in memory now
+
+    // the same, but for other areas than these n, which nobody has read or written since they were given back, as it was then: to ask
+    // for all pages of a large archive takes milliseconds
+    size_t bytes_resident(size_t first, size_t n) const;
     size_t bytes_reserved() const { return n_bytes; }
 
 private:
@@ -54,7 +58,11 @@ private:
         size_t offset;
         size_t size;
         size_t n_held = 0;
+        size_t n_left = 0; // in memory after it was given back
     };
+
+    size_t measure(const area & a) const; // in memory now
+    void   drop   (const area & a) const noexcept;
 
     std::vector<area> areas;
 

@@ -54,4 +54,4 @@ void headkv_layer_archive::write_behind(size_t i, uint32_t first, uint32_t end) 
     memory.write_behind(N_AREAS*i + AREA_V, first*layers[i].v, end*layers[i].v);
 }
 
-void headkv_layer_archive::give_back(size_t i) const noexcept { memory.give_back(N_AREAS*i, N_AREAS); }
+void headkv_layer_archive::give_back(size_t i) noexcept { memory.give_back(N_AREAS*i, N_AREAS); }

@@ -40,12 +40,13 @@ public:
     void write_behind(size_t i, uint32_t first, uint32_t end) const noexcept;
 
     // what there is of a layer need not stay in memory
-    void give_back(size_t i) const noexcept;
+    void give_back(size_t i) noexcept;
 
     ggml_backend_buffer_ptr buffer() const { return memory.buffer(); } // owns nothing, must not outlive this
 
     size_t bytes()          const { return memory.bytes(); } // of the disk, or of host memory
     size_t bytes_resident() const { return memory.bytes_resident(); }
+    size_t bytes_resident(size_t i) const { return memory.bytes_resident(N_AREAS*i, N_AREAS); } // others as when they were given back
     size_t bytes_reserved() const { return memory.bytes_reserved(); } // of addresses: the size of buffer()
 
 private:

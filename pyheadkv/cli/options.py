@@ -107,9 +107,7 @@ class ModelOptions:
         False, "Read prompts batch by batch: the whole cache of a prompt exists before it is compressed.", "--no-sweep"
     )
     archive: str = _archive()
-    exact: bool = _option(
-        False, "Read short questions as llama.cpp does, bit for bit: slower, on the CPU.", "--exact"
-    )
+    exact: bool = _option(False, "Read short questions as llama.cpp does, bit for bit: slower, on the CPU.", "--exact")
     as_generated: bool = _option(
         False,
         "Keep the rows of answers as they were generated; by default answers are read again with the next question.",

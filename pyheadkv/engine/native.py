@@ -370,8 +370,8 @@ class Native:
     ) -> None:
         """Read tokens after those in the cache layer by layer: the rows of the other layers lie in a file.
 
-        Logits and rows are those that llama_decode leaves of batches of n_batch tokens, bit for bit without n_fused. The cache stays in the file
-        until it is compressed.
+        Logits and rows are those that llama_decode leaves of batches of n_batch tokens, bit for bit without n_fused.
+        The cache stays in the file until it is compressed.
 
         Parameters
         ----------

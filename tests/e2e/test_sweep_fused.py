@@ -1,19 +1,21 @@
-"""A few tokens behind many, read layer by layer with our kernel: the rows and logits of upstream's, but for rounding."""
+"""A few tokens behind many, read layer by layer with our kernel: what upstream's leaves, but for rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pyheadkv.chat.session import HeadKV
+from pyheadkv.engine.llama import logits
+from pyheadkv.engine.load import opened
 from pyheadkv.model.shape import CACHE_TYPES
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import relative_error
 from tests.e2e.sweep import differences
 from tests.e2e.test_sweep import TINY, TOKENS, open_pair
-from tests.e2e.test_turns import Talk, make, tiny  # noqa: F401 (fixtures)
+from tests.e2e.test_turns import N_QUESTION, Talk, make, tiny  # noqa: F401 (fixtures)
 
 N_DOCUMENT, N_FUSED = 600, 63
 MAX_ERROR = 2e-2  # upstream rounds queries as the cache's type has it, ours stay f32
@@ -22,7 +24,7 @@ MAX_ERROR = 2e-2  # upstream rounds queries as the cache's type has it, ours sta
 @pytest.mark.parametrize("n", [1, 8, 25, N_FUSED])
 @pytest.mark.parametrize("kind", CACHE_TYPES)
 def test_few_tokens_attend_by_our_kernel(open_context: MakeContext, kind: str, n: int) -> None:
-    exact, ours = open_pair(open_context, TINY, cache_type=kind)
+    exact, ours = open_pair(open_context, TINY, attach=True, cache_type=kind)
     for context, n_fused in ((exact, 0), (ours, N_FUSED)):
         context.read(TOKENS[:N_DOCUMENT], n_fused=n_fused)
         context.read(TOKENS[N_DOCUMENT : N_DOCUMENT + n], n_fused=n_fused)
@@ -41,7 +43,7 @@ def test_more_tokens_do_not(open_context: MakeContext) -> None:
 
 def test_decoding_afterwards_does_not(open_context: MakeContext) -> None:
     """It ends with the reading: what is decoded behind attends as stock has it."""
-    exact, ours = open_pair(open_context, TINY)
+    exact, ours = open_pair(open_context, TINY, attach=True)
     exact.read(TOKENS[:N_DOCUMENT])
     ours.read(TOKENS[:N_DOCUMENT], n_fused=N_FUSED)
     assert not differences(exact, ours, TOKENS[N_DOCUMENT])
@@ -50,14 +52,16 @@ def test_decoding_afterwards_does_not(open_context: MakeContext) -> None:
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_questions_are_read_so_unless_all_is_to_be_exact(
     make: Callable[..., HeadKV],  # noqa: F811
+    tiny: Path,  # noqa: F811
     is_exact: bool,
 ) -> None:
-    talk, whole = Talk(make(exact=is_exact)), make(exact=True)
+    talk = Talk(make(exact=is_exact))
     talk.ask(2)
+    n_first = N_DOCUMENT + N_QUESTION
     asked = [*talk.tokens, *TOKENS[:20]]
-    logits = []
-    for headkv in (talk.headkv, whole):
-        next(headkv.llama.generate(asked, temp=0.0))
-        logits.append(np.array(headkv.llama._scores[-1]))
-    error = relative_error(*logits)
+    next(talk.headkv.llama.generate(asked, temp=0.0))
+    with opened(tiny, n_ctx=2048, n_cells=0, n_threads=1) as stock:
+        stock.eval(asked[:n_first])
+        stock.eval(asked[n_first:])
+        error = relative_error(logits(talk.headkv.llama), logits(stock))
     assert error == 0 if is_exact else 0 < error < MAX_ERROR
