@@ -15,6 +15,13 @@
 //
 // KV head ih owns the hot rows [row_ptr[ih], row_ptr[ih + 1]), maybe none, which every query sees. One softmax covers them and
 // the visible tail cells. A query that sees no row at all gets zeros.
+//
+// With src[8] set too, the node tells what a whole cache's cells are worth to the queries instead, on the CPU alone:
+//
+//     src[0], src[1], src[3], src[4]   q, k, mask and sinks as above
+//     src[2], src[5], src[8]           k again: upstream and is_observing() look at them
+//     op_params[4]                     1: maximum, 0: sum
+//     dst F32 [n_kv, n_head]           attention of the tokens to each cell, their sum or maximum
 
 #pragma once
 
@@ -31,6 +38,7 @@ enum headkv_src {
     HEADKV_SRC_K_HOT   = 5,
     HEADKV_SRC_V_HOT   = 6,
     HEADKV_SRC_ROW_PTR = 7,
+    HEADKV_SRC_OBSERVE = 8,
 };
 
 struct headkv_node {
@@ -63,6 +71,10 @@ struct headkv_node {
     float logit_scale() const { return softcap != 0.0f ? scale/softcap : scale; }
 
     int64_t n_gqa() const { return q->ne[2]/k->ne[2]; }
+
+    bool is_maximum() const { return dst->op_params[4] != 0; } // of a node that observes
+
+    static bool is_observing(const ggml_tensor * dst) { return dst->src[HEADKV_SRC_OBSERVE] != nullptr; }
 
     // the contract above is kept
     bool is_valid() const {

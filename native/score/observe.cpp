@@ -54,38 +54,31 @@ static ggml_tensor * build_attention(ggml_context * ctx, const ggml_tensor * fa,
     return headkv_build_softmax(ctx, kq, mask, { node.scale, node.softcap, fa->src[HEADKV_SRC_SINKS] });
 }
 
-// build_reduced() in host memory; every thread takes an equal slice of the positions
-template <headkv_observe_what what>
-static void reduce_on_host(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
-    const ggml_tensor * kq = dst->src[0];
+// the same in host memory, of our kernel: F32 [n_kv, n_head], the sum over the queries or their maximum
+static ggml_tensor * build_observing(ggml_context * ctx, const ggml_tensor * fa, int64_t first, int64_t n, headkv_observe_what what) {
+    ggml_tensor * q    = fa->src[HEADKV_SRC_Q];
+    ggml_tensor * k    = fa->src[HEADKV_SRC_K];
+    ggml_tensor * mask = fa->src[HEADKV_SRC_MASK];
 
-    const int64_t first = kq->ne[0]*ith/nth;
-    const int64_t n     = kq->ne[0]*(ith + 1)/nth - first;
+    ggml_tensor * res = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, k->ne[1], q->ne[2]);
+    res->op = fa->op;
+    memcpy(res->op_params, fa->op_params, sizeof(res->op_params));
+    res->op_params[4] = what == HEADKV_OBSERVE_ATTN_MAX;
 
-    for (int64_t ih = 0; ih < kq->ne[2]; ih++) {
-        const float * row = (const float *) ((const char *) kq->data + ih*kq->nb[2]) + first;
-        float       * res = (float *) ((char *) dst->data + ih*dst->nb[1]) + first;
-
-        memcpy(res, row, n*sizeof(float));
-        for (int64_t iq = 1; iq < kq->ne[1]; iq++) {
-            row += kq->ne[0];
-            for (int64_t i = 0; i < n; i++) {
-                res[i] = what == HEADKV_OBSERVE_ATTN_MAX ? std::max(res[i], row[i]) : res[i] + row[i];
-            }
-        }
+    for (const int i : { HEADKV_SRC_K, HEADKV_SRC_V, HEADKV_SRC_K_HOT, HEADKV_SRC_OBSERVE }) {
+        res->src[i] = k;
     }
+    res->src[HEADKV_SRC_Q]     = ggml_view_3d(ctx, q, q->ne[0], n, q->ne[2], q->nb[1], q->nb[2], first*q->nb[1]);
+    res->src[HEADKV_SRC_MASK]  = ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], first*mask->nb[1]);
+    res->src[HEADKV_SRC_SINKS] = fa->src[HEADKV_SRC_SINKS];
+    return res;
 }
 
 // kq: F32 [n_kv, n_tokens, n_head] -> F32 [n_kv, n_head], the sum over the tokens or their maximum
-static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_observe_what what, bool is_host) {
+static ggml_tensor * build_reduced(ggml_context * ctx, ggml_tensor * kq, headkv_observe_what what) {
     const int64_t n_kv     = kq->ne[0];
     const int64_t n_tokens = kq->ne[1];
     const int64_t n_head   = kq->ne[2];
-
-    if (is_host) { // pooling there uses one thread, and goes down one column after the other
-        const ggml_custom_op_t fun = what == HEADKV_OBSERVE_ATTN_MAX ? reduce_on_host<HEADKV_OBSERVE_ATTN_MAX> : reduce_on_host<HEADKV_OBSERVE_ATTN_MEAN>;
-        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_kv, n_head, 1, 1, &kq, 1, fun, GGML_N_TASKS_MAX, nullptr);
-    }
 
     const ggml_op_pool op = what == HEADKV_OBSERVE_ATTN_MAX ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG;
 
@@ -109,7 +102,9 @@ static void build_attention_sums(llm_graph_result & graph, ggml_tensor * sums, c
     for (int64_t first = begin; first < n_tokens; first += N_QUERIES_AT_ONCE) {
         const int64_t n = std::min(N_QUERIES_AT_ONCE, n_tokens - first);
 
-        ggml_tensor * batch = build_reduced(ctx, build_attention(ctx, fa, first, n), what, is_host); // F32 [n_kv, n_head]
+        ggml_tensor * batch = is_host // F32 [n_kv, n_head]
+            ? build_observing(ctx, fa, first, n, what)
+            : build_reduced(ctx, build_attention(ctx, fa, first, n), what);
 
         all = what == HEADKV_OBSERVE_ATTN_MAX
             ? ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, batch, all)), all) // the larger of both

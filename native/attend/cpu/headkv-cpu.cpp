@@ -15,6 +15,7 @@
 
 #include "headkv-cpu.h"
 #include "headkv-cpu-node.h"
+#include "headkv-cpu-observe.h"
 #include "headkv-cpu-rows.h"
 #include "headkv-cpu-simd.h"
 
@@ -380,6 +381,9 @@ size_t headkv_cpu_work_size(const struct ggml_tensor * node, int n_tasks) {
     if (!node->src[5]) {
         return 0;
     }
+    if (headkv_node::is_observing(node)) {
+        return headkv::observe_work_size(node, n_tasks);
+    }
     headkv::scratch s;
     return headkv::scratch_layout(s, headkv::node_view(node), nullptr)*n_tasks + headkv::CACHE_LINE;
 }
@@ -387,6 +391,10 @@ size_t headkv_cpu_work_size(const struct ggml_tensor * node, int n_tasks) {
 void headkv_cpu_flash_attn(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
     using namespace headkv;
 
+    if (headkv_node::is_observing(dst)) {
+        observe(params, dst);
+        return;
+    }
     const node_view node(dst);
     GGML_ASSERT(node.is_valid());
     scratch s = scratch_of(node, params->wdata, params->ith);

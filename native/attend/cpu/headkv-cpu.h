@@ -1,7 +1,7 @@
 // headkv-cpu.h: attention over hot rows and a tail of ordinary cells, on the CPU.
 //
-// A GGML_OP_FLASH_ATTN_EXT node with src[5] set is ours (attend/node.h); ggml-cpu calls the two functions below for it. Every cache
-// type and head size is taken.
+// A GGML_OP_FLASH_ATTN_EXT node with src[5] set is ours (attend/node.h), one that observes too; ggml-cpu calls the two functions
+// below for it. Every cache type and head size is taken.
 //
 // Called by ggml-cpu.c and ops.cpp (patches/). C linkage, no failure: a node that breaks the rules above is our bug and
 // stops in a GGML_ASSERT.
