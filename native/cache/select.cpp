@@ -58,7 +58,7 @@ static void for_layers(const headkv_view & view, const headkv_compress_params & 
 // scores that were observed or are of the rows, of each layer [n_head_kv][n_pos - n_obs]; not pooled
 static std::vector<std::vector<float>> score_layers(const headkv_view & view, const headkv_compress_params & params) {
     std::vector<std::vector<float>> scores(view.layers.size());
-    for_layers(view, params, /*.is_scoring =*/ true, [&](size_t i) { scores[i] = headkv_score_layer(view, i, params.score); });
+    for_layers(view, params, /*.is_scoring =*/ true, [&](size_t i) { scores[i] = headkv_select_scores(view, params, i); });
     return scores;
 }
 
@@ -111,9 +111,13 @@ static std::vector<std::vector<int32_t>> choose(
     return pos;
 }
 
+std::vector<float> headkv_select_scores(const headkv_view & view, const headkv_compress_params & params, size_t i) {
+    return headkv_score_layer(view, i, params.score);
+}
+
 std::vector<std::vector<int32_t>> headkv_select_layer(
         const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params, size_t i) {
-    return choose(view, plan, params, i, headkv_score_layer(view, i, params.score), {});
+    return choose(view, plan, params, i, headkv_select_scores(view, params, i), {});
 }
 
 headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params) {
@@ -122,7 +126,12 @@ headkv_kept_positions headkv_select(const headkv_view & view, const headkv_plan 
         for_layers(view, params, /*.is_scoring =*/ true, [&](size_t i) { pos[i] = headkv_select_layer(view, plan, params, i); });
         return pos;
     }
-    auto scores = params.scores ? given_scores(view, plan, params) : score_layers(view, params);
+    return headkv_select_voted(view, plan, params, params.scores ? given_scores(view, plan, params) : score_layers(view, params));
+}
+
+headkv_kept_positions headkv_select_voted(
+        const headkv_view & view, const headkv_plan & plan, const headkv_compress_params & params, std::vector<std::vector<float>> scores) {
+    headkv_kept_positions pos(view.layers.size());
     const auto vote = params.vote_weights ? vote_of_heads(scores, plan.n_pos_hot(), plan, params) : std::vector<float>();
     for_layers(view, params, /*.is_scoring =*/ false, [&](size_t i) { pos[i] = choose(view, plan, params, i, std::move(scores[i]), vote); });
     return pos;

@@ -428,14 +428,19 @@ void headkv_store::keep(
 
 void headkv_store::transition(const headkv_view & now, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads) {
     headkv_transition fresh = room_for(now, plan);
+    fill(fresh, now, plan, std::move(pos), n_threads);
+    headkv_transition_finish(fresh, kv, plan);
+    commit(std::move(fresh));
+    return_memory_to_system();
+}
+
+void headkv_store::fill(
+        headkv_transition & fresh, const headkv_view & now, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads) {
     for (size_t i = 0; i < now.layers.size(); ++i) {
         prefetch(i, n_pos());
         headkv_transition_fill(fresh, kv, plan, i, std::move(pos[i]), now.layers[i].rows, n_threads);
         give_back(i, fresh.bytes());
     }
-    headkv_transition_finish(fresh, kv, plan);
-    commit(std::move(fresh));
-    return_memory_to_system();
 }
 
 static std::vector<headkv_layer_rows> rows_of(const headkv_view & now) {

@@ -185,6 +185,7 @@ private:
     void        observe_read_tokens(uint32_t n, const headkv_read_params & params, compressing * now);
     void        begin_layer(size_t i, const headkv_read_params & params);
     void        end_layer  (size_t i, compressing & now);
+    void        end_compressing(compressing & now);
 
     uint32_t block_size(const headkv_read_params & params) const; // tokens whose hidden states exist at once
 
@@ -198,6 +199,7 @@ private:
 
     void stop_observing();
     void transition(const headkv_view & view, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads);
+    void fill(headkv_transition & fresh, const headkv_view & view, const headkv_plan & plan, headkv_kept_positions pos, uint32_t n_threads);
     void commit(headkv_transition fresh);
     void swap(headkv_transition & other) noexcept;
 

@@ -52,8 +52,9 @@ void headkv_store::read(const int32_t * tokens, uint32_t n, const headkv_read_pa
             headkv_fail(HEADKV_STATUS_INVALID_ARGUMENT, "n_ahead = %u tokens are to come before the cache is compressed", params.n_ahead);
         }
     }
-    const bool is_by_layer = params.compress && !params.compress->vote_weights && !params.compress->scores && n <= block_size(params);
-    is_by_layer && !is_archive_kept && !archive ? read_and_compress(tokens, n, params) : read_into_archive(tokens, n, params, is_by_layer);
+    const bool is_scored = params.compress && !params.compress->scores && n <= block_size(params); // by layer
+    const bool is_alone  = is_scored && !params.compress->vote_weights && !is_archive_kept && !archive;
+    is_alone ? read_and_compress(tokens, n, params) : read_into_archive(tokens, n, params, is_scored);
     return_memory_to_system();
 }
 
@@ -129,24 +130,36 @@ struct shared_place {
 
 } // namespace
 
-// what a cache is compressed to while it is read: of each layer the rows are chosen and gathered as soon as it was computed
+// what a cache is compressed to while it is read: of each layer the rows are chosen and gathered as soon as it was computed, or, where
+// the heads of all layers vote, scored
 struct headkv_store::compressing {
     const headkv_compress_params & how;
     const headkv_plan              plan;
     headkv_transition              fresh;
     shared_place                   observed;
 
-    double ms = 0; // choosing
+    std::vector<std::vector<float>> scores; // of each layer, for a vote
 
-    size_t bytes() const { return fresh.bytes() + observed.bytes(); }
+    double ms = 0; // scoring and choosing
+
+    size_t bytes() const {
+        size_t res = fresh.bytes() + observed.bytes();
+        for (const auto & layer : scores) {
+            res += layer.size()*sizeof(float);
+        }
+        return res;
+    }
 };
 
 headkv_store::compressing headkv_store::begin_compressing(uint32_t n, const headkv_compress_params & how) {
     headkv_plan plan = headkv_plan_make({
         n_pos() + n, how.score.n_obs, how.n_sink, how.n_rows, how.n_rows_size, how.spans, how.n_spans,
     }, n_head_kv());
-    headkv_transition fresh = room_for(view(), plan);
-    return { how, std::move(plan), std::move(fresh), {} };
+    headkv_transition fresh;
+    if (!how.vote_weights) {
+        fresh = room_for(view(), plan);
+    }
+    return { how, std::move(plan), std::move(fresh), {}, {} };
 }
 
 // place: memory for what is observed, which a layer has when the one before it is done with
@@ -172,9 +185,32 @@ void headkv_store::begin_layer(size_t i, const headkv_read_params & params) {
 void headkv_store::end_layer(size_t i, compressing & now) {
     const int64_t t_start = ggml_time_us();
     const headkv_view current = view();
-    auto pos = headkv_select_layer(current, now.plan, now.how, i);
+    std::vector<std::vector<int32_t>> pos;
+    if (now.how.vote_weights) {
+        now.scores.push_back(headkv_select_scores(current, now.how, i));
+    } else {
+        pos = headkv_select_layer(current, now.plan, now.how, i);
+    }
     now.ms += (ggml_time_us() - t_start)/1000.0;
-    headkv_transition_fill(now.fresh, kv, now.plan, i, std::move(pos), current.layers[i].rows, now.how.n_threads);
+    if (!now.how.vote_weights) {
+        headkv_transition_fill(now.fresh, kv, now.plan, i, std::move(pos), current.layers[i].rows, now.how.n_threads);
+    }
+}
+
+// all layers were read
+void headkv_store::end_compressing(compressing & now) {
+    if (now.how.vote_weights) {
+        const int64_t t_start = ggml_time_us();
+        const headkv_view current = view();
+        auto pos = headkv_select_voted(current, now.plan, now.how, std::move(now.scores));
+        now.ms += (ggml_time_us() - t_start)/1000.0;
+        now.fresh = room_for(current, now.plan);
+        fill(now.fresh, current, now.plan, std::move(pos), now.how.n_threads);
+    }
+    headkv_transition_finish(now.fresh, kv, now.plan);
+    stop_observing();
+    commit(std::move(now.fresh));
+    ms_select = now.ms;
 }
 
 //
@@ -197,10 +233,7 @@ void headkv_store::read_into_archive(const int32_t * tokens, uint32_t n, const h
         }
         sweep_into_archive(tokens, n, params, now ? &*now : nullptr);
         if (now) {
-            headkv_transition_finish(now->fresh, kv, now->plan);
-            stop_observing();
-            commit(std::move(now->fresh));
-            ms_select = now->ms;
+            end_compressing(*now);
         } else if (params.compress) {
             compress(*params.compress);
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from pyheadkv.engine.abi import STATUS_NO_MEMORY
 from pyheadkv.engine.native import Compression, Observe, debug_alloc_fail
 from pyheadkv.errors import NativeError
+from pyheadkv.policy.retrieval_heads import HeadScoring
 from pyheadkv.policy.scorers import SCORERS, Scorer
 from tests.e2e.conftest import MakeContext
 from tests.e2e.context import Context
@@ -64,6 +66,28 @@ def test_a_prompt(open_context: MakeContext, tmp_path: Path, start: str, cache_t
         read(context, compression(), context is ours, folder=tmp_path)
     assert ours.native.stats().ms_select > 0
     assert_same(ours, behind)
+
+
+@pytest.mark.parametrize("votes", [False, True])
+@pytest.mark.parametrize("start", STARTS)
+def test_beside_an_archive_that_stays(open_context: MakeContext, tmp_path: Path, start: str, votes: bool) -> None:
+    """The rows are chosen as layers are read there too, by votes when all are; the archive is what it is without."""
+    how = compression()
+    if votes:
+        how = replace(how, scoring=HeadScoring((5,) * 5, (1.0, 0.5, 0.2, 0.1, 2.0), (0.5,) * 5, 7))
+    ours, behind = (open_context(TINY, **OPTIONS) for _ in range(2))
+    for context in (ours, behind):
+        STARTS[start](context, tmp_path)
+        context.native.keep_archive(True)
+        read(context, how, context is ours, folder=tmp_path)
+    stats = [context.native.stats() for context in (ours, behind)]
+    assert stats[0].n_pos_archive == stats[1].n_pos_archive == N_POS
+    assert stats[0].bytes_archive <= stats[1].bytes_archive, "what is observed takes no room there"
+    for i in range(len(ours.native.layers())):
+        for is_k in (True, False):
+            assert np.array_equal(*(context.native.rows_get(i, is_k, 0, N_POS) for context in (ours, behind)))
+    for a, b in zip(left(ours), left(behind), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("scorer", [name for name in SCORERS if name != "kvzip"])
