@@ -9,6 +9,7 @@ import gguf
 import pytest
 
 from pyheadkv.bench import Setup, Trial, run_bench
+from pyheadkv.bench.follow_up import WAYS, run_follow_ups
 from pyheadkv.bench.random_model import RandomModel, write_model
 from pyheadkv.bench.reading import read_apart
 from pyheadkv.bench.setup import ROOM
@@ -46,6 +47,15 @@ def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
     assert quarter["bytes"]["kept"] == 75 * row and whole["bytes"]["kept"] == 300 * row
     assert quarter["bytes"]["measured"] < 300 * row <= whole["bytes"]["measured"]
     assert quarter["bytes"]["peak"] >= 300 * row  # the whole prompt is there until rows are chosen
+
+
+def test_follow_ups_are_asked_in_both_ways(setup: Setup) -> None:
+    records = run_follow_ups(setup, [300], [5, 20], [trial("25%")])
+    assert [(record["way"], record["n_question"]) for record in records] == [(way, n) for way in WAYS for n in (5, 20)]
+    for record in records:
+        assert 0.2 < record["keep_ratio"] < 0.3 and record["n_prompt"] == 300
+        spread = record["ours_to_stock"]
+        assert 0 < spread["low"] <= spread["median"] <= spread["high"]
 
 
 def test_observing_or_repeating_all_needs_no_room_for_the_prompt_twice(setup: Setup) -> None:

@@ -307,6 +307,9 @@ def test_calibrate_and_choose(opened: list[dict[str, Any]], monkeypatch: pytest.
 def test_policies_and_lengths() -> None:
     assert split_policies("auto,headkv:beta=2,n_obs=32,snapkv, auto") == ["auto", "headkv:beta=2,n_obs=32", "snapkv"]
     assert split_policies("headkv:pool=5,fold=max,headkv:beta=1.5") == ["headkv:pool=5,fold=max", "headkv:beta=1.5"]
+    assert parse_lengths("10,30", "--follow-ups", least=1) == (10, 30)
+    with pytest.raises(UsageError, match="--follow-ups 0 is too short, at least 1 tokens are needed"):
+        parse_lengths("0", "--follow-ups", least=1)
     assert parse_lengths("2k, 4K,1000") == (2048, 4096, 1000)
     with pytest.raises(UsageError, match="--ctx 100 is too short"):
         parse_lengths("100")
