@@ -138,6 +138,8 @@ struct headkv_store::compressing {
     headkv_transition              fresh;
     shared_place                   observed;
 
+    std::optional<headkv_view> current; // of the cache when a layer was read, the same for all layers
+
     std::vector<std::vector<float>> scores; // of each layer, for a vote
 
     double ms = 0; // scoring and choosing
@@ -159,7 +161,7 @@ headkv_store::compressing headkv_store::begin_compressing(uint32_t n, const head
     if (!how.vote_weights) {
         fresh = room_for(view(), plan);
     }
-    return { how, std::move(plan), std::move(fresh), {}, {} };
+    return { how, std::move(plan), std::move(fresh), {}, {}, {} };
 }
 
 // place: memory for what is observed, which a layer has when the one before it is done with
@@ -184,7 +186,10 @@ void headkv_store::begin_layer(size_t i, const headkv_read_params & params) {
 
 void headkv_store::end_layer(size_t i, compressing & now) {
     const int64_t t_start = ggml_time_us();
-    const headkv_view current = view();
+    if (!now.current) {
+        now.current = view();
+    }
+    const headkv_view & current = *now.current;
     std::vector<std::vector<int32_t>> pos;
     if (now.how.vote_weights) {
         now.scores.push_back(headkv_select_scores(current, now.how, i));

@@ -76,15 +76,13 @@ def _race(setup: Setup, n_prompt: int, n_questions: Sequence[int], trial: Trial,
     n_all = n_prompt + max(n_questions)
     with setup.open_stock(n_all) as stock, setup.open_ours(n_all) as ours, HeadKV(ours, min_prompt=0, **options):
         prompt = setup.prompt(stock, n_prompt)
-        random = np.random.default_rng(setup.seed + 1)
         records = []
         for llama in (stock, ours):
-            _first_token_ms(llama, prompt)
+            first_token_ms(llama, prompt)
         for n_question in n_questions:
-            rounds: list[tuple[float, float]] = []
-            for _ in range(setup.n_rounds):
-                asked = prompt + random.integers(0, stock.n_vocab(), n_question).tolist()
-                rounds.append((_first_token_ms(stock, asked), _first_token_ms(ours, asked)))
+            rounds = []
+            for question in questions(setup, stock, n_question):
+                rounds.append((first_token_ms(stock, prompt + question), first_token_ms(ours, prompt + question)))
             records.append(
                 {
                     "model": setup.path.name,
@@ -103,7 +101,14 @@ def _race(setup: Setup, n_prompt: int, n_questions: Sequence[int], trial: Trial,
     return records
 
 
-def _first_token_ms(llama: llama_cpp.Llama, tokens: list[int]) -> float:
+def questions(setup: Setup, llama: llama_cpp.Llama, n_tokens: int) -> list[list[int]]:
+    """One for each round, of token ids drawn evenly from the vocabulary; the same every time."""
+    random = np.random.default_rng(setup.seed + 1)
+    ids: list[list[int]] = random.integers(0, llama.n_vocab(), (setup.n_rounds, n_tokens)).tolist()
+    return ids
+
+
+def first_token_ms(llama: llama_cpp.Llama, tokens: list[int]) -> float:
     """What of the tokens is in the cache is not read again."""
     start = time.perf_counter()
     answer = llama.generate(tokens, temp=0.0)

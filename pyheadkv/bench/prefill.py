@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyheadkv.bench.reading import N_WARM_UP, read_apart, read_from_disk
 from pyheadkv.bench.setup import Setup, finish, no_memory_error
 from pyheadkv.bench.speed import Spread
 from pyheadkv.chat.session import HeadKV
@@ -31,6 +32,7 @@ def run_prefill(
     n_prompts: Sequence[int],
     trials: Sequence[Trial],
     on_progress: Callable[[int, int, str], None] | None = None,
+    with_memory: bool = True,
 ) -> list[Record]:
     """Measure all `WAYS` of each trial against stock.
 
@@ -38,11 +40,14 @@ def run_prefill(
     ----------
     on_progress
         called with (cost done, cost of all, what comes next); costs are tokens read
+    with_memory
+        of processes too, each of which reads the prompt once, ours as `HeadKV` does by default
 
     Returns
     -------
     a record for each length, trial and way: times in ms with their quartiles, "ours_to_stock" of each round's pair,
-    bytes of K and V at the peak and of a whole cache
+    bytes of K and V at the peak and of a whole cache, bytes that were read from a disk meanwhile (the most of a round),
+    and "rss_above", those of a process at its peak above those with the model loaded, of stock and ours
 
     Raises
     ------
@@ -60,18 +65,17 @@ def run_prefill(
     for n, trial, way in runs:
         if on_progress:
             on_progress(done, total, f"{n} tokens: {trial.name} {trial.budget.request}, {way}")
-        records.append(_race(setup, n, trial, way))
+        is_default = not WAYS[way]
+        above = _rss_above(setup, n, trial) if with_memory and is_default else [None, None]
+        records.append(_race(setup, n, trial, way) | {"rss_above": above})
         done += n
     return records
 
 
 def _race(setup: Setup, n_prompt: int, trial: Trial, way: str) -> Record:
     options = {"policy": trial.policy, "budget": trial.budget, "profile": trial.profile, **WAYS[way]}
-    rounds, peaks = [], []
-    for _ in range(setup.n_rounds):
-        plan, times, peak = _round(setup, n_prompt, trial, options)
-        rounds.append(times)
-        peaks.append(peak)
+    rounds = [_round(setup, n_prompt, trial, options) for _ in range(setup.n_rounds)]
+    plan = rounds[0].plan
     return {
         "model": setup.path.name,
         "n_layer": setup.shape.n_layer,
@@ -81,19 +85,38 @@ def _race(setup: Setup, n_prompt: int, trial: Trial, way: str) -> Record:
         "budget": trial.budget.request,
         "keep_ratio": plan.keep_ratio,
         "way": way,
-        "stock_ms": asdict(Spread.of([a for a, _ in rounds])),
-        "ours_ms": asdict(Spread.of([b for _, b in rounds])),
-        "ours_to_stock": asdict(Spread.of([b / a for a, b in rounds])),
-        "bytes_peak": max(peaks),
+        "stock_ms": asdict(Spread.of([one.stock.ms for one in rounds])),
+        "ours_ms": asdict(Spread.of([one.ours.ms for one in rounds])),
+        "ours_to_stock": asdict(Spread.of([one.ours.ms / one.stock.ms for one in rounds])),
+        "stock_disk": max((one.stock.disk for one in rounds if one.stock.disk is not None), default=None),
+        "ours_disk": max((one.ours.disk for one in rounds if one.ours.disk is not None), default=None),
+        "bytes_peak": max(one.bytes_peak for one in rounds),
         "bytes_full": plan.bytes_full,
     }
 
 
-def _round(setup: Setup, n_prompt: int, trial: Trial, options: dict[str, Any]) -> tuple[Plan, tuple[float, float], int]:
-    """The plan, times of stock and ours, and our peak.
+def _rss_above(setup: Setup, n_prompt: int, trial: Trial) -> list[int | None]:
+    """Bytes of a process at its peak above those with the model loaded, of stock and ours."""
+    found = [read_apart(setup, n_prompt, which).rss for which in (None, trial)]
+    return [None if rss["peak"] is None or rss["loaded"] is None else rss["peak"] - rss["loaded"] for rss in found]
 
-    Each round has caches of its own: what memory a cache happens to get makes up to a fifth of its time.
-    """
+
+@dataclass(frozen=True)
+class _Read:
+    ms: float
+    disk: int | None  # bytes
+
+
+@dataclass(frozen=True)
+class _Round:
+    plan: Plan
+    stock: _Read
+    ours: _Read
+    bytes_peak: int
+
+
+def _round(setup: Setup, n_prompt: int, trial: Trial, options: dict[str, Any]) -> _Round:
+    """Stock and ours, with caches of their own: what memory a cache happens to get makes up to a fifth of its time."""
     with (
         setup.open_stock(n_prompt) as stock,
         setup.open_ours(n_prompt) as ours,
@@ -101,17 +124,18 @@ def _round(setup: Setup, n_prompt: int, trial: Trial, options: dict[str, Any]) -
     ):
         prompt = setup.prompt(stock, n_prompt)
         for llama in (stock, ours):  # weights are in memory then
-            llama.eval(prompt[:64])
-        times = _read_ms(stock, prompt), _read_ms(ours, prompt, headkv.native.reset_peak)
+            llama.eval(prompt[:N_WARM_UP])
+        by_stock, by_ours = _read(stock, prompt), _read(ours, prompt, headkv.native.reset_peak)
         if headkv.plan is None:
             raise no_memory_error(trial)
-        return headkv.plan, times, headkv.native.stats().bytes_peak
+        return _Round(headkv.plan, by_stock, by_ours, headkv.native.stats().bytes_peak)
 
 
-def _read_ms(llama: llama_cpp.Llama, prompt: list[int], begin: Callable[[], None] = lambda: None) -> float:
+def _read(llama: llama_cpp.Llama, prompt: list[int], begin: Callable[[], None] = lambda: None) -> _Read:
     empty(llama)
     begin()
-    start = time.perf_counter()
+    disk, start = read_from_disk(), time.perf_counter()
     llama.eval(prompt)
     finish(llama)
-    return (time.perf_counter() - start) * 1000
+    ms, after = (time.perf_counter() - start) * 1000, read_from_disk()
+    return _Read(ms, None if disk is None or after is None else after - disk)

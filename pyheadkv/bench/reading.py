@@ -10,6 +10,7 @@ import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyheadkv.bench.setup import Setup, finish, no_memory_error
@@ -37,8 +38,8 @@ class Reading:
     ms_select
         a reconstruction pass if the policy has one, reading scores, choosing, gathering, freeing the full cache
     rss
-        bytes: "loaded", the model; "whole", the prompt read, its cache whole; "read", after the compression; "decoded",
-        some tokens later; "peak", the most there ever were
+        bytes: "loaded", the model; "whole", the last of the prompt read, before or while rows are chosen; "read", after
+        the compression; "decoded", some tokens later; "peak", the most there ever were
     bytes_peak
         of K and V buffers, the most there ever was
     """
@@ -129,7 +130,7 @@ def measure_ours(setup: Setup, n_prompt: int, trial: Trial) -> Reading:
             return Reading(
                 stats.ms_prefill,
                 stats.ms_reconstruction + stats.ms_select,
-                _memory(loaded, whole[-1], read, decoded),  # whole: the last batch is read, nothing is compressed yet
+                _memory(loaded, whole[-1], read, decoded),
                 headkv.stats().native.bytes_peak,
             )
 
@@ -150,3 +151,12 @@ def _decode(llama: llama_cpp.Llama, tokens: list[int]) -> None:
     for token in tokens:
         llama.eval([token])
         finish(llama)
+
+
+def read_from_disk() -> int | None:
+    """Bytes that this process has caused to be read from a disk so far."""
+    try:
+        counts = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return int(counts.partition("read_bytes: ")[2].split()[0])

@@ -37,6 +37,11 @@ def follow_up_table(records: Sequence[Record]) -> Table:
     return _table("A second question, to the first token of its answer", _follow_up, records)
 
 
+def capsule_table(records: Sequence[Record]) -> Table:
+    """Of `pyheadkv.bench.capsule.run_capsules`."""
+    return _table("A capsule opened and a question asked, to the first token of its answer", _capsule, records)
+
+
 def _table(title: str, row_of: Callable[[Record], Row], records: Sequence[Record]) -> Table:
     table = Table(title=title, title_justify="left", box=box.MARKDOWN)
     rows = [[*_head(record), *row_of(record)] for record in records]
@@ -73,6 +78,8 @@ def _prefill(record: Record) -> Row:
         ("ours s", _seconds(record["ours_ms"]["median"])),
         ("ours / stock", _spread(record["ours_to_stock"], digits=3)),
         ("K and V at the peak, MiB", f"{mib(record['bytes_peak'])} of {mib(record['bytes_full'])} ({share:.1f} %)"),
+        ("read from disk, MiB, stock and ours", ", ".join(_mib(record[f"{side}_disk"]) for side in ("stock", "ours"))),
+        ("RSS above the model at the peak, MiB, stock and ours", ", ".join(map(_mib, record["rss_above"]))),
     ]
 
 
@@ -83,6 +90,17 @@ def _follow_up(record: Record) -> Row:
         ("stock ms", f"{record['stock_ms']['median']:.0f}"),
         ("ours ms", f"{record['ours_ms']['median']:.0f}"),
         ("ours / stock", _spread(record["ours_to_stock"])),
+    ]
+
+
+def _capsule(record: Record) -> Row:
+    return [
+        ("question", str(record["n_question"])),
+        ("page cache", record["way"]),
+        ("capsule MiB", mib(record["bytes"])),
+        ("stock reads all, s", _seconds(record["stock_ms"]["median"])),
+        ("ours ms", f"{record['ours_ms']['median']:.0f}"),
+        ("ours / stock", _spread(record["ours_to_stock"], digits=3)),
     ]
 
 
@@ -98,7 +116,7 @@ def _resident(record: Record) -> Row:
         ("prompt read", mib(stock["whole"])),
         ("peak", mib(stock["peak"])),
         ("ours, loaded", mib(ours["loaded"])),
-        ("prompt read, whole", mib(ours["whole"])),
+        ("prompt read, not yet compressed", mib(ours["whole"])),
         ("compressed", mib(ours["read"])),
         ("some tokens later", mib(ours["decoded"])),
         ("peak", mib(ours["peak"])),
@@ -114,6 +132,10 @@ def _layer(record: Record) -> Row:
 def _spread(spread: Record, digits: int = 2) -> str:
     median, low, high = (f"{spread[name]:.{digits}f}" for name in ("median", "low", "high"))
     return f"{median} [{low}, {high}]"
+
+
+def _mib(n_bytes: int | None) -> str:
+    return "-" if n_bytes is None else mib(n_bytes)
 
 
 def _seconds(ms: float | None) -> str:

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pyheadkv.bench import Setup, run_bench
+from pyheadkv.bench.capsule import run_capsules
 from pyheadkv.bench.follow_up import run_follow_ups
 from pyheadkv.bench.plots import write_plot
 from pyheadkv.bench.prefill import run_prefill
-from pyheadkv.bench.report import NOTE, RANDOM_NOTE, follow_up_table, prefill_table, tables
+from pyheadkv.bench.report import NOTE, RANDOM_NOTE, capsule_table, follow_up_table, prefill_table, tables
 from pyheadkv.bench.shapes import ShapeModel, shape_file
 from pyheadkv.cli.options import BenchOptions
 from pyheadkv.cli.parsing import make_folder, make_trials, parse_budgets, parse_lengths, split_policies
@@ -42,7 +43,7 @@ def run(options: BenchOptions) -> None:
         anything that the user can mend
     """
     lengths = parse_lengths(options.lengths)
-    n_questions = parse_lengths(options.follow_ups, "--follow-ups", least=1) if options.follow_ups else ()
+    n_questions = _question_lengths(options)
     policies = split_policies(options.policies)
     budgets = parse_budgets("100%" if options.equal_rows else options.budgets)
     block = Block.parse(options.readme) if options.readme else None
@@ -50,11 +51,14 @@ def run(options: BenchOptions) -> None:
     setup, profile = _setup(options)
     trials = make_trials(policies, budgets, profile)
     with progress_bar("measuring") as on_progress:
-        if n_questions:
+        if options.follow_ups:
             records = run_follow_ups(setup, lengths, n_questions, trials, on_progress)
             shown: Iterable[Table] = [follow_up_table(records)]
+        elif options.capsules:
+            records = run_capsules(setup, lengths, n_questions, trials, on_progress)
+            shown = [capsule_table(records)]
         elif options.is_prefill:
-            records = run_prefill(setup, lengths, trials, on_progress)
+            records = run_prefill(setup, lengths, trials, on_progress, options.with_memory)
             shown = [prefill_table(records)]
         else:
             records = run_bench(
@@ -70,6 +74,19 @@ def run(options: BenchOptions) -> None:
         block.write(f"{measured_head(sys.argv)}\n\n{text}", BenchError)
     if options.output and not (options.is_prefill or n_questions):
         _draw(setup, records, options.output / PICTURE)
+
+
+def _question_lengths(options: BenchOptions) -> tuple[int, ...]:
+    given = {
+        "--prefill": options.is_prefill or None,
+        "--follow-ups": options.follow_ups,
+        "--capsules": options.capsules,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise UsageError(f"{' and '.join(names)} measure different things: give one of them")
+    lengths = options.follow_ups or options.capsules
+    return parse_lengths(lengths, names[0], least=1) if lengths else ()
 
 
 def _result_file(folder: Path | None) -> JsonLines:

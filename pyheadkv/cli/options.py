@@ -343,6 +343,11 @@ class BenchOptions:
         "Ask second questions of so many tokens in turns instead, as 10,30,60: time to the first token of the answer.",
         metavar="LENGTHS",
     )
+    capsules: str | None = _option(
+        None,
+        "Open capsules of the prompts instead, and ask questions of so many tokens: time to the first token.",
+        metavar="LENGTHS",
+    )
     n_rounds: int = _option(5, "Turns of each side.", "--rounds", min=1)
     n_tokens: int = _option(24, "Decoded in one turn.", "--tokens", min=1)
     with_memory: bool = _option(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
-from pyheadkv.bench import Setup, Trial, run_bench
-from pyheadkv.bench.follow_up import WAYS, run_follow_ups
+from pyheadkv.bench import Setup, Trial, capsule, follow_up, run_bench
+from pyheadkv.bench.capsule import run_capsules
+from pyheadkv.bench.follow_up import run_follow_ups
+from pyheadkv.bench.prefill import run_prefill
 from pyheadkv.bench.random_model import RandomModel, write_model
-from pyheadkv.bench.reading import read_apart
+from pyheadkv.bench.reading import read_apart, read_from_disk
 from pyheadkv.bench.setup import ROOM
+from pyheadkv.engine.native import Native
 from pyheadkv.errors import BenchError
+from pyheadkv.files.jsonl import Record
 from pyheadkv.model.file import read_gguf_metadata
 from pyheadkv.model.support import supported_shape
 from pyheadkv.policy.budget import Budget
@@ -49,13 +54,34 @@ def test_stock_is_whole_and_ours_is_compressed(setup: Setup) -> None:
     assert quarter["bytes"]["peak"] >= 300 * row  # the whole prompt is there until rows are chosen
 
 
-def test_follow_ups_are_asked_in_both_ways(setup: Setup) -> None:
-    records = run_follow_ups(setup, [300], [5, 20], [trial("25%")])
-    assert [(record["way"], record["n_question"]) for record in records] == [(way, n) for way in WAYS for n in (5, 20)]
+@pytest.mark.parametrize(("run", "ways"), [(run_follow_ups, follow_up.WAYS), (run_capsules, capsule.WAYS)])
+def test_questions_are_asked_in_every_way(setup: Setup, run: Callable[..., list[Record]], ways: Iterable[str]) -> None:
+    records = run(setup, [300], [5, 20], [trial("25%")])
+    asked = [(record["way"], record["n_question"]) for record in records]
+    assert sorted(asked) == sorted((way, n) for way in ways for n in (5, 20))
     for record in records:
         assert 0.2 < record["keep_ratio"] < 0.3 and record["n_prompt"] == 300
         spread = record["ours_to_stock"]
         assert 0 < spread["low"] <= spread["median"] <= spread["high"]
+
+
+def test_a_prompt_is_read_in_little_memory(setup: Setup) -> None:
+    by_layers, without, by_batches = run_prefill(setup, [1000], [trial("25%")])
+    full = 1000 * setup.shape.bytes_per_token("f16", "f16")
+    assert by_layers["bytes_peak"] < full < by_batches["bytes_peak"]
+    assert without["rss_above"] == by_batches["rss_above"] == [None, None]
+    if read_from_disk() is not None:
+        assert min(by_layers["rss_above"]) > 0 and by_layers["stock_disk"] >= 0
+
+
+def test_a_capsule_is_not_read_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = Native.read
+    monkeypatch.setattr(
+        Native, "read", lambda self, tokens, **more: read.append(len(tokens)) or real(self, tokens, **more)
+    )
+    run_capsules(setup, [300], [20], [trial("25%")])
+    assert read == [300, *[64, 20] * 2 * setup.n_rounds]
 
 
 def test_observing_or_repeating_all_needs_no_room_for_the_prompt_twice(setup: Setup) -> None:

@@ -38,7 +38,7 @@ def make(library: None, tiny_path: WriteTiny) -> Iterator[Make]:
     def make(model: Tiny | Path = EQUAL, llama: dict[str, Any] | None = None, **options: Any) -> HeadKV:
         path = tiny_path(model) if isinstance(model, Tiny) else model
         opened.append(load(path, **{"n_ctx": 2048, "n_threads": 1} | (llama or {})))
-        return HeadKV(opened[-1], **{"policy": "snapkv", "budget": 0.1} | options)
+        return HeadKV(opened[-1], **{"policy": "snapkv", "budget": 0.1, "exact": True} | options)
 
     yield make
     for llama in opened:
