@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # what becomes of rows that are not kept, and of answers: name -> options of HeadKV
 ARCHIVES: dict[str, dict[str, Any]] = {
-    "archive": {"archive": "disk", "rereads_answers": True},
-    "as-generated": {"archive": "disk", "rereads_answers": False},
+    "archive": {"archive": "disk", "rereads_answers": True, "exact": True},
+    "as-generated": {"archive": "disk", "rereads_answers": False, "exact": True},
     "none": {"archive": "none"},
 }
 _TURN_ROOM = 96  # tokens of a question, an answer, and what stands around them
