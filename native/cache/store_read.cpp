@@ -187,7 +187,7 @@ void headkv_store::begin_layer(size_t i, const headkv_read_params & params) {
 void headkv_store::end_layer(size_t i, compressing & now) {
     const int64_t t_start = ggml_time_us();
     if (!now.current) {
-        now.current = view();
+        now.current.emplace(view());
     }
     const headkv_view & current = *now.current;
     std::vector<std::vector<int32_t>> pos;
