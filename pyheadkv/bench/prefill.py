@@ -47,7 +47,7 @@ def run_prefill(
     -------
     a record for each length, trial and way: times in ms with their quartiles, "ours_to_stock" of each round's pair,
     bytes of K and V at the peak and of a whole cache, bytes that were read from a disk meanwhile (the most of a round),
-    and "rss_above", those of a process at its peak above those with the model loaded, of stock and ours
+    and "rss_peak", those of a whole process at its peak, of stock and ours
 
     Raises
     ------
@@ -66,8 +66,8 @@ def run_prefill(
         if on_progress:
             on_progress(done, total, f"{n} tokens: {trial.name} {trial.budget.request}, {way}")
         is_default = not WAYS[way]
-        above = _rss_above(setup, n, trial) if with_memory and is_default else [None, None]
-        records.append(_race(setup, n, trial, way) | {"rss_above": above})
+        rss = _rss_peak(setup, n, trial) if with_memory and is_default else [None, None]
+        records.append(_race(setup, n, trial, way) | {"rss_peak": rss})
         done += n
     return records
 
@@ -95,10 +95,9 @@ def _race(setup: Setup, n_prompt: int, trial: Trial, way: str) -> Record:
     }
 
 
-def _rss_above(setup: Setup, n_prompt: int, trial: Trial) -> list[int | None]:
-    """Bytes of a process at its peak above those with the model loaded, of stock and ours."""
-    found = [read_apart(setup, n_prompt, which).rss for which in (None, trial)]
-    return [None if rss["peak"] is None or rss["loaded"] is None else rss["peak"] - rss["loaded"] for rss in found]
+def _rss_peak(setup: Setup, n_prompt: int, trial: Trial) -> list[int | None]:
+    """Bytes of a process at its peak, of stock and ours."""
+    return [read_apart(setup, n_prompt, which).rss["peak"] for which in (None, trial)]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _prefill(record: Record) -> Row:
         ("ours / stock", _spread(record["ours_to_stock"], digits=3)),
         ("K and V at the peak, MiB", f"{mib(record['bytes_peak'])} of {mib(record['bytes_full'])} ({share:.1f} %)"),
         ("read from disk, MiB, stock and ours", ", ".join(_mib(record[f"{side}_disk"]) for side in ("stock", "ours"))),
-        ("RSS above the model at the peak, MiB, stock and ours", ", ".join(map(_mib, record["rss_above"]))),
+        ("RSS at the peak, MiB, stock and ours", ", ".join(map(_mib, record["rss_peak"]))),
     ]
 
 

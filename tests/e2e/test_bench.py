@@ -69,9 +69,9 @@ def test_a_prompt_is_read_in_little_memory(setup: Setup) -> None:
     by_layers, without, by_batches = run_prefill(setup, [1000], [trial("25%")])
     full = 1000 * setup.shape.bytes_per_token("f16", "f16")
     assert by_layers["bytes_peak"] < full < by_batches["bytes_peak"]
-    assert without["rss_above"] == by_batches["rss_above"] == [None, None]
+    assert without["rss_peak"] == by_batches["rss_peak"] == [None, None]
     if read_from_disk() is not None:
-        assert min(by_layers["rss_above"]) > 0 and by_layers["stock_disk"] >= 0
+        assert min(by_layers["rss_peak"]) > 0 and by_layers["stock_disk"] >= 0
 
 
 def test_a_capsule_is_not_read_again(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

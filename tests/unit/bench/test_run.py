@@ -119,7 +119,7 @@ def test_prompts_are_read_in_turns_and_in_every_way(world: World) -> None:
             assert by_layers == (way == "by layers, archive kept")
             assert by_layers == 1 or sum(ours.batches) == 64 + 100
         assert record["keep_ratio"] == 0.25 and record["bytes_full"] == 100 * 4 * 256
-        assert record["rss_above"] == [None, None]
+        assert record["rss_peak"] == [None, None]
         assert record["ours_to_stock"]["low"] <= record["ours_to_stock"]["median"] <= record["ours_to_stock"]["high"]
 
 
