@@ -183,9 +183,9 @@ private:
     compressing begin_compressing  (uint32_t n, const headkv_compress_params & how); // n tokens more
     void        sweep_into_archive (const int32_t * tokens, uint32_t n, const headkv_read_params & params, compressing * now);
     void        observe_read_tokens(uint32_t n, const headkv_read_params & params, compressing * now);
-    void        begin_layer(size_t i, const headkv_read_params & params);
-    void        end_layer  (size_t i, compressing & now);
-    void        end_compressing(compressing & now);
+    void        clear_observed(size_t i, const headkv_read_params & params); // of layer i
+    void        choose(size_t i, compressing & now); // layer i was computed
+    void        end_compressing(compressing & now); // all were
 
     uint32_t block_size(const headkv_read_params & params) const; // tokens whose hidden states exist at once
 

@@ -127,7 +127,6 @@ struct shared_place {
     }
 };
 
-
 } // namespace
 
 // what a cache is compressed to while it is read: of each layer the rows are chosen and gathered as soon as it was computed, or, where
@@ -177,14 +176,14 @@ void headkv_store::observe_read_tokens(uint32_t n, const headkv_read_params & pa
     start_observing({ begin, params.n_observe }, (headkv_observe_what) params.what, place);
 }
 
-void headkv_store::begin_layer(size_t i, const headkv_read_params & params) {
+void headkv_store::clear_observed(size_t i, const headkv_read_params & params) {
     if (params.n_observe > 0) {
         ggml_tensor * t = observation.at(i).gathered;
         ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
     }
 }
 
-void headkv_store::end_layer(size_t i, compressing & now) {
+void headkv_store::choose(size_t i, compressing & now) {
     const int64_t t_start = ggml_time_us();
     if (!now.current) {
         now.current.emplace(view());
@@ -272,13 +271,13 @@ void headkv_store::sweep_into_archive(const int32_t * tokens, uint32_t n, const 
         prefetch(i, pos);
         scratch.load(index(i), 0, pos);
         if (now) {
-            begin_layer(i, params);
+            clear_observed(i, params);
         }
     };
     steps.end_batch   = [&](size_t i, int32_t pos, int32_t pos_end) { archive->write_behind(index(i), pos, pos_end); };
     steps.end_layer   = [&](size_t i, int32_t pos, int32_t pos_end) {
         if (now) {
-            end_layer(i, *now);
+            choose(i, *now);
         }
         const size_t n_bytes = scratch.bytes() + (now ? now->bytes() : 0);
         scratch.store(index(i), pos, pos_end, [this, i, n_bytes] { give_back(i, n_bytes); });
@@ -319,10 +318,10 @@ void headkv_store::read_and_compress(const int32_t * tokens, uint32_t n, const h
         headkv_sweep_steps steps;
         steps.begin_layer = [&](size_t i, int32_t) {
             headkv_access::copy_cells(rows[index(i)], there, scratch.at(index(i)));
-            begin_layer(i, params);
+            clear_observed(i, params);
         };
         steps.end_layer = [&](size_t i, int32_t, int32_t) {
-            end_layer(i, now);
+            choose(i, now);
             account(bytes() + before.bytes());
         };
         run_sweep(tokens, n, params, steps);
